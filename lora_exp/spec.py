@@ -1,0 +1,247 @@
+"""What a run is: frozen dataclasses, one for each config group, and the checks that a config passes to become one.
+
+`RunSpec` holds everything that determines the numbers of a run and nothing else, so its `key` names the
+result. Where files lie, what is tracked and how many threads work are settings, read in `settings.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+DATA_SETS = ("mnist", "fashion_mnist", "kmnist", "qmnist")
+CLASSES = 10
+
+
+class SpecError(ValueError):
+    """A config value that is not allowed; the message is one line: key, value, what is allowed."""
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_digits(value: Any) -> bool:
+    digits = value if isinstance(value, list | tuple) else (value,)
+    return (
+        0 < len(digits) < CLASSES
+        and len(set(digits)) == len(digits)
+        and all(_is_int(digit) and 0 <= digit < CLASSES for digit in digits)
+    )
+
+
+def _key(allowed: str, check: Callable[[Any], bool], **default: Any) -> Any:
+    """A field whose metadata says in words and in code what is allowed."""
+    return field(metadata={"allowed": allowed, "check": check}, **default)
+
+
+def _integer(least: int, **default: Any) -> Any:
+    return _key(f"an integer of at least {least}", lambda v: _is_int(v) and v >= least, **default)
+
+
+def _positive(**default: Any) -> Any:
+    return _key("a number above 0", lambda v: _is_number(v) and v > 0, **default)
+
+
+def _flag(**default: Any) -> Any:
+    return _key("true or false", lambda v: isinstance(v, bool), **default)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A multilayer perceptron: images -> hidden layers with ReLU -> ten logits."""
+
+    hidden: tuple[int, ...] = _key(
+        "a list of layer widths of at least 2, such as [1000,2000]",
+        lambda v: isinstance(v, list | tuple) and all(_is_int(w) and w >= 2 for w in v),
+    )
+    rectify_logits: bool = _flag(default=False)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which images are trained on; the test set is always whole."""
+
+    name: str = _key("one of " + ", ".join(DATA_SETS), lambda v: v in DATA_SETS)
+    validation: int = _key(
+        "0 or an integer from 2 to 30000", lambda v: _is_int(v) and (v == 0 or 2 <= v <= 30000), default=0
+    )
+    limit: int | None = _key(
+        "null or an integer of at least 100", lambda v: v is None or (_is_int(v) and v >= 100), default=None
+    )
+
+
+@dataclass(frozen=True)
+class BaseSpec:
+    """How the base classifier is trained (Adam, cross-entropy)."""
+
+    epochs: int = _integer(1, default=1)
+    batch_size: int = _integer(1, default=10)
+    learning_rate: float = _positive(default=1e-3)
+    seed: int = _integer(0, default=0)
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """The low-rank update W + (alpha/rank) B A of Hu et al. 2021, section 4.1 (arXiv:2106.09685)."""
+
+    rank: int = _integer(1, default=1)
+    alpha: float | str = _key(
+        "a number above 0, or rank (scaling 1 at every rank)",
+        lambda v: v == "rank" or (_is_number(v) and v > 0),
+        default=1.0,
+    )
+    init_std: float = _positive(default=1.0)
+    layers: tuple[str, ...] = _key(
+        "a list of layer names or patterns, such as [linear1] or ['*']",
+        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(name, str) for name in v),
+        default=("*",),
+    )
+
+    @property
+    def scaling(self) -> float:
+        """alpha / rank, the factor of the low-rank product."""
+        return 1.0 if isinstance(self.alpha, str) else self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class FinetuneSpec:
+    """How the adapter is trained on the target digit(s) (Adam, cross-entropy)."""
+
+    digit: tuple[int, ...] = _key("a digit from 0 to 9, or a list of one to nine different ones", _is_digits)
+    steps: int = _integer(1, default=100)
+    epochs: float | None = _key(
+        "null (then finetune.steps counts) or a number above 0",
+        lambda v: v is None or (_is_number(v) and v > 0),
+        default=None,
+    )
+    batch_size: int = _integer(1, default=10)
+    learning_rate: float = _positive(default=1e-3)
+    seed: int = _integer(0, default=0)
+    replay: float = _key(
+        "a share of at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1, default=0.0
+    )
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that determines the numbers of one run."""
+
+    model: ModelSpec
+    data: DataSpec
+    base: BaseSpec
+    adapter: AdapterSpec
+    finetune: FinetuneSpec
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the spec: the same for equal specs, in any process."""
+        return digest(dataclasses.asdict(self))
+
+    @property
+    def base_key(self) -> str:
+        """SHA-256 of what determines the base model: every job with this key shares one base."""
+        return digest([dataclasses.asdict(part) for part in (self.model, self.data, self.base)])
+
+    @property
+    def name(self) -> str:
+        """Short and readable: `digit-9_rank-4_alpha-1_seed-0`."""
+        digits = "".join(str(digit) for digit in self.finetune.digit)
+        alpha = self.adapter.alpha if isinstance(self.adapter.alpha, str) else f"{self.adapter.alpha:g}"
+        return f"digit-{digits}_rank-{self.adapter.rank}_alpha-{alpha}_seed-{self.finetune.seed}"
+
+
+PARTS: dict[str, type[Any]] = {
+    "model": ModelSpec,
+    "data": DataSpec,
+    "base": BaseSpec,
+    "adapter": AdapterSpec,
+    "finetune": FinetuneSpec,
+}
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `value`."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def checked(cls: type[T], group: str, values: Mapping[str, Any]) -> T:
+    """Build dataclass `cls` from config values; each must pass the check of its field.
+
+    Raises SpecError for the first value that does not, and for unknown or missing keys.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for unknown in sorted(set(values) - set(fields)):
+        raise SpecError(f"{group}.{unknown}: no such key; allowed: {', '.join(sorted(fields))}")
+    clean: dict[str, Any] = {}
+    for name, spec_field in fields.items():
+        if name not in values:
+            if spec_field.default is dataclasses.MISSING:
+                raise SpecError(f"{group}.{name}: missing; needs {spec_field.metadata['allowed']}")
+            continue
+        value = values[name]
+        if not spec_field.metadata["check"](value):
+            raise SpecError(f"{group}.{name}={_shown(value)}: must be {spec_field.metadata['allowed']}")
+        clean[name] = _normal(name, spec_field.type, value)
+    return cls(**clean)
+
+
+def allowed(key: str) -> str | None:
+    """In words, what config key `group.name` may hold; None for a key that is not one of a spec."""
+    group, _, name = key.partition(".")
+    for spec_field in dataclasses.fields(PARTS[group]) if group in PARTS else ():
+        if spec_field.name == name:
+            return str(spec_field.metadata["allowed"])
+    return None
+
+
+def spec_from(config: Mapping[str, Any]) -> RunSpec:
+    """The spec of a resolved config (plain dicts, lists and scalars).
+
+    Keys of a group that no spec field has are settings (`data.root`); `settings.py` checks them.
+    Raises SpecError with one line that names key, value and what is allowed.
+    """
+    parts = {}
+    for group, cls in PARTS.items():
+        values = config.get(group)
+        if not isinstance(values, Mapping):
+            raise SpecError(f"{group}={_shown(values)}: must be a config group")
+        own = {k: v for k, v in values.items() if (group, k) not in NOT_SPEC}
+        parts[group] = checked(cls, group, own)
+    return RunSpec(**parts)
+
+
+# Keys of spec groups that say where or how, not what: they never change a number.
+NOT_SPEC = {("data", "root"), ("model", "name")}
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str) if isinstance(value, list | tuple | dict | bool) else str(value)
+    text = "null" if value is None else text
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _normal(name: str, kind: Any, value: Any) -> Any:
+    """Equal settings in one form, so that `rank=4`, `alpha=1` and `alpha=1.0` have one key."""
+    if name == "digit":
+        return tuple(sorted(value)) if isinstance(value, list | tuple) else (value,)
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return float(value) if "float" in str(kind) and _is_number(value) else value
+
+
+def from_dict(values: Mapping[str, Any]) -> RunSpec:
+    """The spec that `dataclasses.asdict` was taken of (JSON turns tuples into lists)."""
+    return RunSpec(**{group: checked(cls, group, values[group]) for group, cls in PARTS.items()})
