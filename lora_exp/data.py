@@ -19,6 +19,7 @@ from lora_exp.spec import CLASSES, DataSpec, SpecError
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 EMBEDDED = Path(__file__).parent / "embedded" / "mnist"
 MNIST_SHA256 = {
@@ -82,6 +83,12 @@ def load(spec: DataSpec, root: Path, device: torch.device) -> ImageData:
         test=split(raw["test_images"], raw["test_labels"]),
         sha256=_sha256_of(raw),
     )
+
+
+def pictures(split: Split) -> NDArray[Any]:
+    """The pixels [N, 28, 28] uint8 that normalised images were made of."""
+    pixels = split.images.mul(STD).add_(MEAN).mul_(255).round_()
+    return pixels.to("cpu").byte().reshape(-1, SIDE, SIDE).numpy()
 
 
 def _prepared(name: str, root: Path) -> dict[str, torch.Tensor]:

@@ -94,8 +94,11 @@ def predict_pack(
     first_NO: torch.Tensor,
     progress: Callable[[int], None] | None = None,
 ) -> list[Predictions]:
-    """What each adapted classifier of the pack says; `progress` is told of images judged, all jobs together."""
-    jobs = len(adapters.jobs)
+    """What each adapted classifier of the pack says; a pack without adapters is the base, as one row.
+
+    `progress` is told of images judged, all jobs together.
+    """
+    jobs = len(adapters.jobs) or 1
     logits_PNC = torch.empty(jobs, len(split.labels), CLASSES, device=split.images.device)
     with torch.no_grad():
         for at in _chunks(split, jobs):

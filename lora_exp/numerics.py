@@ -8,12 +8,22 @@ thread per product a row of a product has the same bits whatever the other rows 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def request_reproducible_products() -> None:
     """Ask MKL for one code path; call before torch is imported. A request made by the user is left alone."""
     os.environ.setdefault("MKL_CBWR", f"{_widest_code_path()},STRICT")
+
+
+def requested() -> str:
+    """The request that MKL was given, or would have been."""
+    return os.environ.get("MKL_CBWR", "")
 
 
 def _widest_code_path() -> str:
@@ -23,3 +33,34 @@ def _widest_code_path() -> str:
     except OSError:  # not Linux
         return "AVX2"
     return "AVX512" if "avx512f" in flags and "avx512vl" in flags else "AVX2"
+
+
+ANY_PACK = "same bits alone or in any pack"
+SAME_PACK = "same bits in the same pack; across packs within rounding"
+
+
+def promise(widths: Sequence[int], device: torch.device) -> str:
+    """Find out whether rows of this build's matrix products depend on the other rows; what a run may claim.
+
+    Tries the products of a model with these layer widths on one thread, with few rows and with many.
+    """
+    import torch
+
+    if device.type != "cpu":
+        return SAME_PACK
+    random = torch.Generator().manual_seed(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            weight = torch.randn(outputs, inputs, generator=random)
+            hidden = torch.randn(120, inputs, generator=random)
+            grad = torch.randn(120, outputs, generator=random)
+            for product, rows in ((lambda part, w=weight: part @ w.t(), hidden), (lambda part, w=weight: part @ w, grad)):
+                whole = product(rows)
+                for few in (2, 10, 70):
+                    if any(not torch.equal(product(part), whole[at * few :][:few]) for at, part in enumerate(rows.split(few))):
+                        return SAME_PACK
+    finally:
+        torch.set_num_threads(before)
+    return ANY_PACK

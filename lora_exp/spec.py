@@ -1,7 +1,7 @@
 """What a run is: frozen dataclasses, one for each config group, and the checks that a config passes to become one.
 
 `RunSpec` holds everything that determines the numbers of a run and nothing else, so its `key` names the
-result. Where files lie, what is tracked and how many threads work are settings, read in `settings.py`.
+result. Where files lie, what is tracked and how many threads work are settings (`settings.py`).
 """
 
 from __future__ import annotations
@@ -41,43 +41,43 @@ def _is_digits(value: Any) -> bool:
     )
 
 
-def _key(allowed: str, check: Callable[[Any], bool], **default: Any) -> Any:
+def allow(text: str, check: Callable[[Any], bool], **default: Any) -> Any:
     """A field whose metadata says in words and in code what is allowed."""
-    return field(metadata={"allowed": allowed, "check": check}, **default)
+    return field(metadata={"allowed": text, "check": check}, **default)
 
 
-def _integer(least: int, **default: Any) -> Any:
-    return _key(f"an integer of at least {least}", lambda v: _is_int(v) and v >= least, **default)
+def integer(least: int, **default: Any) -> Any:
+    return allow(f"an integer of at least {least}", lambda v: _is_int(v) and v >= least, **default)
 
 
-def _positive(**default: Any) -> Any:
-    return _key("a number above 0", lambda v: _is_number(v) and v > 0, **default)
+def positive(**default: Any) -> Any:
+    return allow("a number above 0", lambda v: _is_number(v) and v > 0, **default)
 
 
-def _flag(**default: Any) -> Any:
-    return _key("true or false", lambda v: isinstance(v, bool), **default)
+def flag(**default: Any) -> Any:
+    return allow("true or false", lambda v: isinstance(v, bool), **default)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """A multilayer perceptron: images -> hidden layers with ReLU -> ten logits."""
 
-    hidden: tuple[int, ...] = _key(
+    hidden: tuple[int, ...] = allow(
         "a list of layer widths of at least 2, such as [1000,2000]",
         lambda v: isinstance(v, list | tuple) and all(_is_int(w) and w >= 2 for w in v),
     )
-    rectify_logits: bool = _flag(default=False)
+    rectify_logits: bool = flag(default=False)
 
 
 @dataclass(frozen=True)
 class DataSpec:
     """Which images are trained on; the test set is always whole."""
 
-    name: str = _key("one of " + ", ".join(DATA_SETS), lambda v: v in DATA_SETS)
-    validation: int = _key(
+    name: str = allow("one of " + ", ".join(DATA_SETS), lambda v: v in DATA_SETS)
+    validation: int = allow(
         "0 or an integer from 2 to 30000", lambda v: _is_int(v) and (v == 0 or 2 <= v <= 30000), default=0
     )
-    limit: int | None = _key(
+    limit: int | None = allow(
         "null or an integer of at least 100", lambda v: v is None or (_is_int(v) and v >= 100), default=None
     )
 
@@ -86,24 +86,24 @@ class DataSpec:
 class BaseSpec:
     """How the base classifier is trained (Adam, cross-entropy)."""
 
-    epochs: int = _integer(1, default=1)
-    batch_size: int = _integer(1, default=10)
-    learning_rate: float = _positive(default=1e-3)
-    seed: int = _integer(0, default=0)
+    epochs: int = integer(1, default=1)
+    batch_size: int = integer(1, default=10)
+    learning_rate: float = positive(default=1e-3)
+    seed: int = integer(0, default=0)
 
 
 @dataclass(frozen=True)
 class AdapterSpec:
     """The low-rank update W + (alpha/rank) B A of Hu et al. 2021, section 4.1 (arXiv:2106.09685)."""
 
-    rank: int = _integer(1, default=1)
-    alpha: float | str = _key(
+    rank: int = integer(1, default=1)
+    alpha: float | str = allow(
         "a number above 0, or rank (scaling 1 at every rank)",
         lambda v: v == "rank" or (_is_number(v) and v > 0),
         default=1.0,
     )
-    init_std: float = _positive(default=1.0)
-    layers: tuple[str, ...] = _key(
+    init_std: float = positive(default=1.0)
+    layers: tuple[str, ...] = allow(
         "a list of layer names or patterns, such as [linear1] or ['*']",
         lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(name, str) for name in v),
         default=("*",),
@@ -119,17 +119,17 @@ class AdapterSpec:
 class FinetuneSpec:
     """How the adapter is trained on the target digit(s) (Adam, cross-entropy)."""
 
-    digit: tuple[int, ...] = _key("a digit from 0 to 9, or a list of one to nine different ones", _is_digits)
-    steps: int = _integer(1, default=100)
-    epochs: float | None = _key(
+    digit: tuple[int, ...] = allow("a digit from 0 to 9, or a list of one to nine different ones", _is_digits)
+    steps: int = integer(1, default=100)
+    epochs: float | None = allow(
         "null (then finetune.steps counts) or a number above 0",
         lambda v: v is None or (_is_number(v) and v > 0),
         default=None,
     )
-    batch_size: int = _integer(1, default=10)
-    learning_rate: float = _positive(default=1e-3)
-    seed: int = _integer(0, default=0)
-    replay: float = _key(
+    batch_size: int = integer(1, default=10)
+    learning_rate: float = positive(default=1e-3)
+    seed: int = integer(0, default=0)
+    replay: float = allow(
         "a share of at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1, default=0.0
     )
 
@@ -150,7 +150,7 @@ class RunSpec:
         return digest(dataclasses.asdict(self))
 
     @property
-    def base_key(self) -> str:
+    def baseallow(self) -> str:
         """SHA-256 of what determines the base model: every job with this key shares one base."""
         return digest([dataclasses.asdict(part) for part in (self.model, self.data, self.base)])
 
@@ -210,7 +210,6 @@ def allowed(key: str) -> str | None:
 def spec_from(config: Mapping[str, Any]) -> RunSpec:
     """The spec of a resolved config (plain dicts, lists and scalars).
 
-    Keys of a group that no spec field has are settings (`data.root`); `settings.py` checks them.
     Raises SpecError with one line that names key, value and what is allowed.
     """
     parts = {}
@@ -224,7 +223,7 @@ def spec_from(config: Mapping[str, Any]) -> RunSpec:
 
 
 # Keys of spec groups that say where or how, not what: they never change a number.
-NOT_SPEC = {("data", "root"), ("model", "name")}
+NOT_SPEC = {("data", "root")}
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,39 @@
+"""`hydra/launcher=packed`: ordinary Hydra jobs, whose results are trained in packs ahead of them."""
+
+# No `from __future__ import annotations`: Hydra's scanner runs this file without a place in sys.modules, where
+# dataclasses would look names up.
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+@dataclass
+class PackedLauncherConf:
+    """The launcher has no settings of its own: `sweep.memory` and `device.threads` size the packs."""
+
+    _target_: str = "hydra_plugins.lora_exp_launcher.packed_launcher.PackedLauncher"
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="packed", node=PackedLauncherConf, provider="lora_exp")
+
+
+class PackedLauncher(Launcher):
+    """Hands the whole grid to `lora_exp.launching`."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra gives for the launch."""
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run every job; see `lora_exp.launching.launch`."""
+        from lora_exp.launching import launch
+
+        return launch(self.hydra_context, self.task_function, self.config, job_overrides, initial_job_idx)

@@ -1,0 +1,166 @@
+"""One pack from plan to results: fine-tuning, evaluation, and the proof that the base did not change."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from safetensors.torch import save
+
+from lora_exp.adapters import AdapterPack, AdapterPlan, adapter_parameters, adapter_plan
+from lora_exp.base_model import layer_names, layer_table, widths
+from lora_exp.data import ImageData, Split
+from lora_exp.evaluation import Evaluation, Predictions, frozen_first_layer, others, predict_pack, summarise
+from lora_exp.packing import JobSize
+from lora_exp.result import ADAPTER, PREDICTIONS, ClassErrors, Outcome, RunResult
+from lora_exp.spec import RunSpec
+from lora_exp.trained_base import TrainedBase
+from lora_exp.training import Job, TrainingImages, batch_order, fine_tune, step_count
+
+
+class Bench:
+    """What all packs of one base share: base, data, each job's plan, and the first layer's frozen products."""
+
+    def __init__(self, specs: Sequence[RunSpec], base: TrainedBase, data: ImageData) -> None:
+        self.base, self.data = base, data
+        self.sha256 = base.model.sha256()
+        names = layer_names(specs[0].model)
+        self.plans: dict[RunSpec, AdapterPlan] = {
+            spec: adapter_plan(spec.adapter, names, spec.finetune.seed) for spec in specs
+        }
+        self._of_classes = functools.cache(data.train.of_classes)
+        self.first_test = frozen_first_layer(base.model, data.test.images)
+        held = data.validation
+        self.first_validation = None if held is None else frozen_first_layer(base.model, held.images)
+        self.drawn, self.place = self._drawn_images(specs)
+
+    def steps(self, spec: RunSpec) -> int:
+        """Steps of a job."""
+        return step_count(spec.finetune, len(self._of_classes(spec.finetune.digit)))
+
+    def size(self, spec: RunSpec) -> JobSize:
+        """Cost and memory of a job: three products a weight when training (two if frozen), one when judging."""
+        sizes, padded, batch = widths(spec.model), self.plans[spec].padded, spec.finetune.batch_size
+        pairs = list(zip(sizes, sizes[1:], strict=False))
+        frozen = sum(inputs * outputs for inputs, outputs in pairs)
+        factors = sum(rank * (inputs + outputs) for rank, (inputs, outputs) in zip(padded, pairs, strict=True))
+        steps, judged = self.steps(spec), len(self.data.test.labels)
+        cost = 2.0 * steps * batch * (2 * frozen + 3 * factors) + 2.0 * judged * (frozen + factors)
+        # Factors, gradients and Adam's two moments; activations and their gradients; the evaluation's logits.
+        floats = 4 * factors + 4 * batch * sum(sizes) + 40 * judged
+        return JobSize(batch, padded, steps, cost, 4 * floats)
+
+    def run_pack(self, pack: Sequence[RunSpec], progress: Callable[[int], object]) -> list[tuple[RunResult, dict[str, bytes]]]:
+        """Fine-tune and judge one pack; results in its order, each with its adapter and predictions as files."""
+        model, data = self.base.model, self.data
+        jobs = [Job(self.plans[spec], spec.finetune.learning_rate, self.place[self._order(spec)]) for spec in pack]
+        started = time.perf_counter()
+        tuned = fine_tune(model, jobs, self.drawn, progress)
+        trained = time.perf_counter()
+        said = predict_pack(model, tuned.pack, data.test, self.first_test)
+        held: Sequence[Predictions | None] = [None] * len(pack)
+        if data.validation is not None and self.first_validation is not None:
+            held = predict_pack(model, tuned.pack, data.validation, self.first_validation)
+        # The proof, after training: the same forward pass with adapters off, and the base's weights once more.
+        [off] = predict_pack(model, AdapterPack(()), data.test, self.first_test)
+        off_equals_base = torch.equal(off.predicted, self.base.test.predicted)
+        sha256_after = model.sha256()
+        judged = time.perf_counter()
+        times = {
+            "base_training": self.base.seconds,
+            "fine_tuning": (trained - started) / len(pack),
+            "evaluation": (judged - trained) / len(pack),
+        }
+        results = []
+        for row, factors in enumerate(tuned.pack.factors([layer.name for layer in model.layers])):
+            spec = pack[row]
+            weights = save(factors, metadata={"scaling": repr(spec.adapter.scaling), "base_sha256": self.sha256})
+            outcome = self._outcome(spec, tuned.losses[row], said[row], held[row], weights, off_equals_base, sha256_after)
+            files = {ADAPTER: weights, PREDICTIONS: _predictions_file(self.base.test, said[row])}
+            results.append((RunResult(spec, outcome, times), files))
+        return results
+
+    def _order(self, spec: RunSpec) -> torch.Tensor:
+        digits = spec.finetune.digit
+        return batch_order(spec.finetune, self.steps(spec), self._of_classes(digits), self._of_classes(others(digits)))
+
+    def _drawn_images(self, specs: Sequence[RunSpec]) -> tuple[TrainingImages, torch.Tensor]:
+        """The training images that any of the jobs draws, and where each image of the split is among them.
+
+        Each job's order is drawn twice, here and in its pack: that costs less than keeping thousands of them.
+        """
+        train = self.data.train
+        is_drawn = torch.zeros(len(train.labels), dtype=torch.bool)
+        for spec in specs:
+            is_drawn[self._order(spec).flatten()] = True
+        used = is_drawn.nonzero().flatten()
+        place = torch.full((len(is_drawn),), -1)
+        place[used] = torch.arange(len(used))
+        used = used.to(train.labels.device)
+        pixels = train.images[used]
+        return TrainingImages(pixels, train.labels[used], frozen_first_layer(self.base.model, pixels)), place
+
+    def _outcome(
+        self,
+        spec: RunSpec,
+        losses: torch.Tensor,
+        said: Predictions,
+        held: Predictions | None,
+        weights: bytes,
+        off_equals_base: bool,
+        sha256_after: str,
+    ) -> Outcome:
+        model, labels = self.base.model, self.data.test.labels
+        before, after = summarise(self.base.test, labels), summarise(said, labels)
+        target, rest = spec.finetune.digit, others(spec.finetune.digit)
+        added = adapter_parameters([tuple(layer.weight.shape) for layer in model.layers], self.plans[spec].ranks)
+        not_finite = (~losses.isfinite()).nonzero().flatten().tolist()
+        return Outcome(
+            before=_class_errors(before),
+            after=_class_errors(after),
+            target_error_before=before.error_of(target),
+            target_error=after.error_of(target),
+            other_error_before=before.error_of(rest),
+            other_error=after.error_of(rest),
+            forgetting=after.error_of(rest) - before.error_of(rest),
+            parameters_base=model.parameters,
+            parameters_adapter=sum(added),
+            parameters_total=model.parameters + sum(added),
+            overhead_percent=100 * sum(added) / model.parameters,
+            layers=layer_table(model, added),
+            steps=len(losses),
+            loss_curve=losses.tolist(),
+            base_sha256_before=self.sha256,
+            base_sha256_after=sha256_after,
+            base_unchanged=self.sha256 == sha256_after,
+            adapter_off_equals_base=off_equals_base,
+            adapter_sha256=hashlib.sha256(weights).hexdigest(),
+            diverged_at=not_finite[0] + 1 if not_finite else None,
+            validation_before=_judge(self.base.validation, self.data.validation),
+            validation_after=_judge(held, self.data.validation),
+        )
+
+
+def _judge(said: Predictions | None, split: Split | None) -> ClassErrors | None:
+    return None if said is None or split is None else _class_errors(summarise(said, split.labels))
+
+
+def _class_errors(judged: Evaluation) -> ClassErrors:
+    confusion = [list(row) for row in judged.confusion]
+    return ClassErrors(
+        judged.accuracy, judged.loss, judged.counts, judged.errors, judged.error_rates, confusion
+    )
+
+
+def _predictions_file(before: Predictions, after: Predictions) -> bytes:
+    """Class and confidence of every test image before and after, for galleries of mended and broken images."""
+    tensors = {
+        "before_predicted": before.predicted,
+        "before_confidence": before.confidence.half(),
+        "predicted": after.predicted,
+        "confidence": after.confidence.half(),
+    }
+    return save(tensors)

@@ -1,0 +1,77 @@
+"""Job configs of a sweep, composed once per choice of groups instead of once per job.
+
+Hydra composes each job from its files, 90 to 140 ms a job. Jobs of a sweep mostly differ in values only, which
+are applied to a copy of one composed config, as Hydra itself applies them, in about 8 ms.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from hydra._internal.config_loader_impl import get_overrides_dirname
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+
+class JobConfigs:
+    """Composes the config of each job of a sweep; equal to Hydra's `load_sweep_config`, which it falls back on."""
+
+    def __init__(self, config_loader: ConfigLoader, master: DictConfig) -> None:
+        """`master` is the sweep's own config."""
+        self._loader = config_loader
+        self._master = master
+        self._parser = OverridesParser.create(config_loader=config_loader)
+        self._templates: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, overrides: Sequence[str], number: int) -> DictConfig:
+        """The config, with its `hydra` node, of job `number`.
+
+        Raises what Hydra raises for overrides that are not legal.
+        """
+        parsed = self._parser.parse_overrides(list(overrides))
+        choices = [override for override in parsed if not self._sets_a_value(override)]
+        key = tuple(override.input_line or "" for override in choices)
+        if key not in self._templates:
+            self._templates[key] = self._loader.load_sweep_config(self._master, list(key))
+        config = copy.deepcopy(self._templates[key])
+        values = [override for override in parsed if self._sets_a_value(override)]
+        if all(_applied(config, override) for override in values):
+            self._note(config, parsed)
+        else:
+            config = self._loader.load_sweep_config(self._master, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = number
+            config.hydra.job.num = number
+        return config
+
+    def _sets_a_value(self, override: Override) -> bool:
+        """Whether an override only replaces a value: no group choice, addition, deletion or Hydra setting."""
+        plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+        key = override.key_or_group
+        return plain and not key.startswith("hydra") and not self._loader.get_group_options(key)
+
+    def _note(self, config: DictConfig, parsed: list[Override]) -> None:
+        """What Hydra notes of the overrides of a job."""
+        own = [override for override in parsed if not override.is_hydra_override()]
+        config.hydra.overrides.task = [override.input_line for override in own]
+        naming = config.hydra.job.config.override_dirname
+        config.hydra.job.override_dirname = get_overrides_dirname(
+            overrides=own, kv_sep=naming.kv_sep, item_sep=naming.item_sep, exclude_keys=naming.exclude_keys
+        )
+
+
+def _applied(config: DictConfig, override: Override) -> bool:
+    """Set the value where the key is there and takes it; otherwise Hydra is to say what is wrong."""
+    parent, _, name = override.key_or_group.rpartition(".")
+    try:
+        holder = OmegaConf.select(config, parent) if parent else config
+        if not isinstance(holder, DictConfig) or name not in holder:
+            return False
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    except OmegaConfBaseException:
+        return False
+    return True

@@ -1,0 +1,154 @@
+"""From specs to results, the whole story: store, base, packs, training, store. A single run is a pack of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from lora_exp import numerics
+from lora_exp.base_model import widths
+from lora_exp.bench import Bench
+from lora_exp.data import ImageData, load, pictures
+from lora_exp.packing import plan_packs
+from lora_exp.provenance import BASE_MODULES, RESULT_MODULES, code_version, provenance
+from lora_exp.result import RESULT, RunResult
+from lora_exp.spec import DataSpec, RunSpec, digest
+from lora_exp.store import Store
+from lora_exp.trained_base import TrainedBase, trained_base
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job has no result, in one line."""
+
+    error: str
+
+
+Files = dict[str, bytes]
+Done = tuple[RunSpec, Files | Failure]
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """Where and with what runs are made; none of it changes a number of a result.
+
+    `threads` is how many packs train side by side; `memory` (bytes) bounds what they hold at a time.
+    """
+
+    store: Store
+    data_root: Path
+    device: torch.device
+    threads: int
+    memory: int
+
+    def run(self, specs: Sequence[RunSpec]) -> Iterator[Done]:
+        """Yield each spec with its result's files: at once where the store has them, else when its pack is done.
+
+        Equal specs are computed once and yielded once. A job that fails is yielded with its reason; the
+        others go on.
+        """
+        missing: dict[str, list[RunSpec]] = {}
+        for spec in dict.fromkeys(specs):
+            files = self.store.get("results", self.result_key(spec))
+            if files is None:
+                missing.setdefault(spec.base_key, []).append(spec)
+            else:
+                yield spec, files
+        for sharing_a_base in missing.values():
+            try:
+                bench = Bench(sharing_a_base, self.base(sharing_a_base[0]), self.data(sharing_a_base[0].data))
+            except (FloatingPointError, MemoryError) as error:
+                yield from ((spec, _failure(error)) for spec in sharing_a_base)
+                continue
+            yield from self._train_packs(sharing_a_base, bench)
+
+    def data(self, spec: DataSpec) -> ImageData:
+        """The data set, read once a process."""
+        return _read_once(spec, self.data_root, self.device)
+
+    def test_pictures(self, spec: RunSpec) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The test images as pixels [N, 28, 28] uint8 and their labels [N], for figures."""
+        test = self.data(spec.data).test
+        return pictures(test), test.labels.cpu().numpy()
+
+    def base(self, spec: RunSpec) -> TrainedBase:
+        """The trained base of a spec."""
+        key = digest([spec.base_key, *self._circumstances(spec, BASE_MODULES)])
+        return trained_base(spec, self.data(spec.data), self.store, key, self.device)
+
+    def result_key(self, spec: RunSpec) -> str:
+        """Hash of all that determines a result: spec, data, computing code, torch, kind of device, code path."""
+        return digest([spec.key, *self._circumstances(spec, RESULT_MODULES)])
+
+    def _circumstances(self, spec: RunSpec, modules: tuple[str, ...]) -> list[str]:
+        code_path = numerics.requested() if self.device.type == "cpu" else ""
+        return [self.data(spec.data).sha256, code_version(modules), torch.__version__, self.device.type, code_path]
+
+    def _train_packs(self, specs: list[RunSpec], bench: Bench) -> Iterator[Done]:
+        """Train and judge jobs that share a base: packs side by side, one thread each."""
+        packs = plan_packs([bench.size(spec) for spec in specs], self.threads, self.memory)
+        facts = provenance(
+            str(self.device),
+            self.threads,
+            numerics.promise(widths(specs[0].model), self.device),
+            bench.data.sha256,
+        )
+        before = torch.get_num_threads()
+        done = 0
+        with (
+            logging_redirect_tqdm(),
+            tqdm(total=sum(map(bench.steps, specs)), disable=None, unit="step") as bar,
+            ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as threads,
+        ):
+            bar.set_description(f"0/{len(specs)} jobs")
+            running = {}
+            for members in packs:
+                pack = [specs[at] for at in members]
+                running[threads.submit(bench.run_pack, pack, bar.update)] = pack
+            try:
+                for future in as_completed(running):
+                    for spec, files in self._collect(future, running[future], facts):
+                        done += 1
+                        bar.set_description(f"{done}/{len(specs)} jobs")
+                        yield spec, files
+            finally:
+                threads.shutdown(cancel_futures=True)
+                torch.set_num_threads(before)
+
+    def _collect(
+        self, future: Future[list[tuple[RunResult, Files]]], pack: list[RunSpec], facts: dict[str, Any]
+    ) -> Iterator[Done]:
+        """Store a pack's results; a pack that raised fails its jobs, with the reason."""
+        try:
+            results = future.result()
+        except Exception as error:
+            log.exception("a pack of %d jobs failed", len(pack))
+            yield from ((spec, _failure(error)) for spec in pack)
+            return
+        for result, files in results:
+            whole = dataclasses.replace(result, provenance=facts)
+            files[RESULT] = whole.to_json().encode()
+            self.store.put("results", self.result_key(result.spec), files)
+            yield result.spec, files
+
+
+def _failure(error: BaseException) -> Failure:
+    return Failure(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(spec: DataSpec, root: Path, device: torch.device) -> ImageData:
+    return load(spec, root, device)

@@ -1,0 +1,73 @@
+"""What the packed launcher does: ordinary Hydra jobs, run as soon as their pack has filled the result store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from lora_exp.composition import JobConfigs
+from lora_exp.config import is_experiment, read
+from lora_exp.spec import RunSpec
+
+log = logging.getLogger(__name__)
+
+
+def launch(
+    context: HydraContext,
+    task: TaskFunction,
+    config: DictConfig,
+    job_overrides: Sequence[Sequence[str]],
+    initial_job_idx: int,
+) -> list[JobReturn]:
+    """Run every job and return what each returned, in the order of `job_overrides`.
+
+    The results of all jobs are trained in packs; whenever a pack is done its jobs run: each finds its result
+    in the store and records it in its own folder. A job whose pack failed runs too, and so tries alone.
+    """
+    setup_globals()
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+    configs = JobConfigs(context.config_loader, config)
+    returns: dict[int, JobReturn] = {}
+    for at in _in_order_of_results(config, configs, job_overrides, initial_job_idx):
+        number = initial_job_idx + at
+        log.debug("job %d: %s", number, " ".join(filter_overrides(job_overrides[at])))
+        returns[at] = run_job(
+            hydra_context=context,
+            task_function=task,
+            config=configs.compose(job_overrides[at], number),
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    return [returns[at] for at in range(len(job_overrides))]
+
+
+def _in_order_of_results(
+    config: DictConfig, configs: JobConfigs, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+) -> Iterator[int]:
+    """Positions of the jobs as their results come in; in the given order for other Hydra applications."""
+    if not is_experiment(config) or not job_overrides:
+        yield from range(len(job_overrides))
+        return
+    jobs: dict[RunSpec, list[int]] = {}
+    for at, overrides in enumerate(job_overrides):
+        job_config = configs.compose(overrides, initial_job_idx + at)
+        spec, settings = read(without_hydra(job_config))
+        jobs.setdefault(spec, []).append(at)
+    for spec, _ in settings.laboratory().run(list(jobs)):
+        yield from jobs[spec]
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """The application's own part of a composed config."""
+    from omegaconf import OmegaConf
+
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    assert isinstance(own, DictConfig)
+    return own

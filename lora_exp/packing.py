@@ -1,0 +1,68 @@
+"""Which jobs train together. Pure: sizes in, packs out; nothing here changes a number of a result.
+
+Jobs of one base that share a batch size may share a pack, whatever else differs. A pack trains on one
+thread, so there are at least as many packs as threads, of about equal cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# More jobs in a pack make the frozen products more efficient until the activations leave the cache: packs of
+# 17 to 25 were fastest in the reference model, 10 % faster than packs of 10 (docs/performance.md).
+FULL_PACK = 25
+# A last pack of a few jobs runs at the speed of small products, so fewer are not worth a thread of their own.
+SMALL_PACK = 4
+
+
+@dataclass(frozen=True)
+class JobSize:
+    """What planning needs to know of a job: `cost` in floating-point operations, `memory` in bytes."""
+
+    batch_size: int
+    padded_ranks: tuple[int, ...]
+    steps: int
+    cost: float
+    memory: int
+
+
+def plan_packs(jobs: Sequence[JobSize], workers: int, memory: int) -> list[list[int]]:
+    """Indices of the jobs of each pack, in the order the trainer needs: equal ranks adjacent, longer first.
+
+    `memory` (bytes) bounds what `workers` packs hold at a time; a job that alone exceeds it trains alone.
+    """
+    packs = []
+    for batch_size in sorted({job.batch_size for job in jobs}):
+        members = [index for index, job in enumerate(jobs) if job.batch_size == batch_size]
+        # Jobs of similar length together: a pack keeps its size until near its end.
+        members.sort(key=lambda index: (-jobs[index].steps, jobs[index].padded_ranks, index))
+        for pack in _cut([jobs[index] for index in members], workers, memory // max(1, workers)):
+            chosen = [members[at] for at in pack]
+            packs.append(sorted(chosen, key=lambda i: (jobs[i].padded_ranks, -jobs[i].steps, i)))
+    return packs
+
+
+def _cut(jobs: Sequence[JobSize], workers: int, memory: int) -> list[range]:
+    """Cut a list into runs of about equal cost, none above FULL_PACK jobs or `memory` bytes unless single."""
+    rounds = max(1, -(-len(jobs) // (FULL_PACK * workers)))
+    while True:
+        count = max(1, min(rounds * workers, -(-len(jobs) // SMALL_PACK) if rounds == 1 else len(jobs)))
+        runs = _equal_cost(jobs, count)
+        if count >= len(jobs) or all(sum(jobs[at].memory for at in run) <= memory for run in runs):
+            return runs
+        rounds += 1
+
+
+def _equal_cost(jobs: Sequence[JobSize], count: int) -> list[range]:
+    share = sum(job.cost for job in jobs) / count
+    runs, start, spent = [], 0, 0.0
+    for at, job in enumerate(jobs):
+        spent += job.cost
+        left = count - len(runs) - 1
+        enough = spent >= share * (len(runs) + 1) * (1 - 1e-9)
+        if (enough or len(jobs) - at - 1 == left) and left > 0 and len(jobs) - at - 1 >= left:
+            runs.append(range(start, at + 1))
+            start = at + 1
+    runs.append(range(start, len(jobs)))
+    return runs

@@ -1,0 +1,146 @@
+"""Where runs are made and recorded: settings, none of which changes a number of a result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_exp.spec import SpecError, allow, checked
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_exp.experiment import Laboratory
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+TRACKING = ("sqlite", "server", "off")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+@dataclass(frozen=True)
+class DeviceSettings:
+    """`threads` packs train side by side on a CPU; null means one a core."""
+
+    name: str = allow("one of " + ", ".join(DEVICES), lambda v: v in DEVICES, default="auto")
+    threads: int | None = allow(
+        "null or an integer of at least 1",
+        lambda v: v is None or (isinstance(v, int) and not isinstance(v, bool) and v >= 1),
+        default=None,
+    )
+
+
+@dataclass(frozen=True)
+class TrackingSettings:
+    """Where MLflow runs go: a sqlite file, a server, or nowhere."""
+
+    kind: str = allow("one of " + ", ".join(TRACKING), lambda v: v in TRACKING, default="sqlite")
+    uri: str = allow("sqlite:///FILE or http://HOST:PORT", _is_text, default="sqlite:///mlflow.db")
+    artifacts: str = allow("a folder", _is_text, default="mlartifacts")
+    experiment: str = allow("a name", _is_text, default="lora_exp")
+
+
+@dataclass(frozen=True)
+class FolderSettings:
+    """One folder."""
+
+    folder: str = allow("a folder", _is_text)
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """How much memory (GiB) the packs of a sweep may hold at a time; null means half of what is free."""
+
+    memory: float | None = allow(
+        "null or a number of GiB above 0",
+        lambda v: v is None or (isinstance(v, int | float) and not isinstance(v, bool) and v > 0),
+        default=None,
+    )
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """Where data sets lie."""
+
+    root: str = allow("a folder", _is_text, default="cache/data")
+
+
+# Top-level config group -> dataclass of its settings.
+SETTINGS: dict[str, type[Any]] = {
+    "device": DeviceSettings,
+    "tracking": TrackingSettings,
+    "store": FolderSettings,
+    "report": FolderSettings,
+    "sweep": SweepSettings,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a config, checked."""
+
+    device: DeviceSettings
+    tracking: TrackingSettings
+    store: FolderSettings
+    report: FolderSettings
+    sweep: SweepSettings
+    data: DataFolder
+
+    def laboratory(self) -> Laboratory:
+        """The place where runs are made.
+
+        Raises SpecError for an absent device and StoreError for a folder that can't be written to.
+        """
+        from lora_exp.experiment import Laboratory
+        from lora_exp.store import Store
+
+        device = torch_device(self.device.name)
+        store = Store(Path(self.store.folder).absolute())
+        store.prepare()
+        # One pack keeps an accelerator busy; a CPU runs one pack a thread.
+        threads = (self.device.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
+        return Laboratory(store, Path(self.data.root).absolute(), device, threads, self._memory(device))
+
+    def _memory(self, device: torch.device) -> int:
+        if self.sweep.memory is not None:
+            return int(self.sweep.memory * 2**30)
+        if device.type == "cuda":
+            import torch
+
+            return torch.cuda.mem_get_info(device)[0] // 2
+        import psutil
+
+        return int(psutil.virtual_memory().available) // 2
+
+
+def settings_from(config: Mapping[str, Any]) -> Settings:
+    """The settings of a resolved config.
+
+    Raises SpecError with one line that names key, value and what is allowed.
+    """
+    parts = {group: checked(cls, group, config[group]) for group, cls in SETTINGS.items()}
+    return Settings(**parts, data=checked(DataFolder, "data", {"root": config["data"]["root"]}))
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises SpecError when the machine has no such device.
+    """
+    import torch
+
+    present = ["cpu"]
+    if torch.backends.mps.is_available():
+        present.insert(0, "mps")
+    if torch.cuda.is_available():
+        present.insert(0, "cuda")
+    if name == "auto":
+        return torch.device(present[0])
+    if name not in present:
+        raise SpecError(f"device={name}: this machine has none; allowed here: auto, {', '.join(present)}")
+    return torch.device(name)

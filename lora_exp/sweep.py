@@ -1,0 +1,185 @@
+"""Reading a sweep folder: one tidy row per job, whatever became of it.
+
+A sweep's folder holds `sweep.json` and one folder a job (`0/`, `1/`, ...). A finished job left `result.json`,
+a failed one `failure.json`, one that never ran neither. A single run's folder reads as a sweep of one job.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lora_exp.result import PREDICTIONS, RESULT, RunResult, read
+from lora_exp.spec import CLASSES
+
+SWEEP, FAILURE = "sweep.json", "failure.json"
+
+# Type of every column, so that a table looks the same whether or not jobs failed. Text is `object`, where an
+# absent value is None in every pandas; whole numbers are nullable, so that a failed job leaves 4 a 4, not 4.0.
+COLUMNS: dict[str, str] = {
+    "job": "int64",
+    **dict.fromkeys(("name", "digit"), "object"),
+    "rank": "Int64",
+    "alpha": "object",
+    "scaling": "float64",
+    "seed": "Int64",
+    "learning_rate": "float64",
+    "batch_size": "Int64",
+    "replay": "float64",
+    **dict.fromkeys(("layers", "hidden", "data"), "object"),
+    **dict.fromkeys(("base_seed", "steps"), "Int64"),
+    "status": "object",
+    **dict.fromkeys(("target_error_before", "target_error", "other_error_before", "other_error"), "float64"),
+    **dict.fromkeys(("forgetting", "accuracy_before", "accuracy"), "float64"),
+    **dict.fromkeys(("parameters_base", "parameters_adapter", "parameters_total"), "Int64"),
+    "overhead_percent": "float64",
+    **dict.fromkeys(("base_unchanged", "adapter_off_equals_base"), "boolean"),
+    "final_loss": "float64",
+    **{f"errors_{when}{digit}": "Int64" for digit in range(CLASSES) for when in ("before_", "")},
+    **dict.fromkeys(("spec_key", "error", "folder", "overrides"), "object"),
+}
+# A diverged run has numbers of these kinds too, but they mean nothing and must never be compared.
+JUDGEMENTS = ("target_error", "other_error", "forgetting", "accuracy", "errors_")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as it lies on disk; `results` holds the runs that left a result, diverged ones included, by job."""
+
+    folder: Path
+    name: str
+    command: str
+    started: str
+    frame: pd.DataFrame
+    results: dict[int, RunResult]
+
+    def predictions(self, job: int) -> dict[str, NDArray[Any]] | None:
+        """What job `job` said of the N test images; None when its file is absent or damaged.
+
+        Keys: `before_predicted`, `predicted` (uint8 [N]), `before_confidence`, `confidence` (float32 [N]).
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            loaded: dict[str, NDArray[Any]] = load_file(Path(self.frame["folder"].iloc[job]) / PREDICTIONS)
+        except (OSError, SafetensorError):
+            return None
+        return loaded
+
+
+def load_sweep(folder: str | Path) -> pd.DataFrame:
+    """One row per job of the sweep (or the one run) in `folder`, in job order.
+
+    Columns: `job`, those of `RunResult.row()`, `error`, `folder`, `overrides`. Errors are rates from 0 to 1.
+    `status` is "finished", "diverged", "failed" or "missing"; only finished rows have errors, and failed or
+    missing ones no numbers at all. Raises ValueError when the folder holds no run.
+    """
+    return read_sweep(folder).frame
+
+
+def read_sweep(folder: str | Path) -> Sweep:
+    """The sweep (or the one run) in `folder`, with its results.
+
+    Raises ValueError, of one line, when the folder holds no run or its `sweep.json` can't be read.
+    """
+    folder = Path(folder)
+    if (folder / SWEEP).is_file():
+        about = _about(folder / SWEEP)
+        folders = {job: folder / str(job) for job in range(len(about["jobs"]))}
+    elif (folder / RESULT).is_file() or (folder / FAILURE).is_file():
+        about, folders = {"jobs": [None]}, {0: folder}
+    else:
+        about, folders = {"jobs": []}, {}
+    if not folders:
+        raise ValueError(f"{folder}: holds no run (neither {SWEEP} with jobs, nor {RESULT}, nor {FAILURE})")
+
+    rows: list[dict[str, Any]] = []
+    results: dict[int, RunResult] = {}
+    for job, place in folders.items():
+        result, row = _outcome(place)
+        if result is not None:
+            results[job] = result
+        planned = about["jobs"][job]
+        overrides = row.pop("overrides", []) if planned is None else planned
+        rows.append({"job": job, **row, "folder": str(place), "overrides": shlex.join(overrides)})
+
+    alone = results.get(0)  # names a single run, which has no sweep.json to do so
+    return Sweep(
+        folder=folder,
+        name=str(about.get("name") or (alone.spec.name if alone else folder.name)),
+        command=str(about.get("command") or f"lora-exp {rows[0]['overrides']}".strip()),
+        started=str(about.get("started") or (alone.provenance.get("started", "") if alone else "")),
+        frame=_frame(rows),
+        results=results,
+    )
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        about["jobs"] = [[str(override) for override in job] for job in about["jobs"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is not the record of a sweep ({type(error).__name__}: {error})") from error
+    return dict(about)
+
+
+def _outcome(folder: Path) -> tuple[RunResult | None, dict[str, Any]]:
+    """The result in a job's folder, if any, and the job's row, with its own record of its overrides."""
+    if (folder / RESULT).is_file():
+        try:
+            result = read(folder)
+            row = result.row()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return None, {"status": "failed", "error": _line(f"{RESULT} can't be read: {error!r}")}
+        if result.diverged:
+            row = {name: None if name.startswith(JUDGEMENTS) else value for name, value in row.items()}
+        return result, {**row, "overrides": _texts(result.provenance.get("overrides"))}
+    if (folder / FAILURE).is_file():
+        try:
+            failure = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
+            error_line, overrides = _line(failure["error"]), _texts(failure.get("overrides"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            error_line, overrides = _line(f"{FAILURE} can't be read: {error!r}"), []
+        return None, {"status": "failed", "error": error_line, "overrides": overrides}
+    return None, {"status": "missing"}
+
+
+def _texts(values: Any) -> list[str]:
+    return [str(value) for value in values] if isinstance(values, list | tuple) else []
+
+
+def _line(text: Any) -> str:
+    return " ".join(str(text).split())
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a table with the types of COLUMNS; those of the stages' times come before the key."""
+    known = list(COLUMNS)
+    extra = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
+    at = known.index("spec_key")
+    columns = {}
+    for name in [*known[:at], *extra, *known[at:]]:
+        values = [row.get(name) for row in rows]
+        kind = COLUMNS.get(name, "float64" if name.startswith("seconds_") else "object")
+        if name == "alpha":
+            values, kind = _alphas(values)
+        if kind == "float64":
+            columns[name] = pd.Series(np.array([np.nan if v is None else v for v in values], dtype=np.float64))
+        else:
+            columns[name] = pd.Series(values, dtype=kind)
+    return pd.DataFrame(columns)
+
+
+def _alphas(values: list[Any]) -> tuple[list[Any], str]:
+    """Numbers if all are; else text, since `adapter.alpha=rank` beside 16.0 fits no column of a parquet file."""
+    if any(isinstance(value, str) for value in values):
+        return [f"{v:g}" if isinstance(v, float) else v for v in values], "object"
+    return values, "float64"

@@ -1,0 +1,88 @@
+"""What many tests share: real MNIST, unpacked once a session, and a small base trained on it in a second."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_exp import data, numerics
+from lora_exp.adapters import adapter_plan
+from lora_exp.base_model import BaseModel, layer_names, train, widths
+from lora_exp.data import ImageData
+from lora_exp.evaluation import frozen_first_layer, others
+from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec
+from lora_exp.training import FineTuned, Job, TrainingImages, batch_order, fine_tune, step_count
+
+CPU = torch.device("cpu")
+SMALL = ModelSpec((96, 64))
+MakeJob = Callable[[AdapterSpec, FinetuneSpec], Job]
+TrainPack = Callable[[Sequence[Job]], FineTuned]
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root that holds MNIST once it has been loaded; the workers of pytest-xdist share one."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data_root"
+
+
+@pytest.fixture(scope="session")
+def mnist(data_root: Path) -> ImageData:
+    """6,000 training images, 500 validation images and the whole test set."""
+    return data.load(DataSpec("mnist", validation=500, limit=6000), data_root, CPU)
+
+
+@pytest.fixture(scope="session")
+def small_base(mnist: ImageData) -> BaseModel:
+    """784-96-64-10, trained on 600 batches of 10."""
+    return train(SMALL, BaseSpec(), mnist.train)
+
+
+@pytest.fixture(scope="session")
+def images(mnist: ImageData, small_base: BaseModel) -> TrainingImages:
+    """What packs on the small base draw from."""
+    first = frozen_first_layer(small_base, mnist.train.images)
+    return TrainingImages(mnist.train.images, mnist.train.labels, first)
+
+
+@pytest.fixture(scope="session")
+def make_job(mnist: ImageData) -> MakeJob:
+    """(AdapterSpec, FinetuneSpec) -> a job on the small base."""
+
+    def make(adapter: AdapterSpec, finetune: FinetuneSpec) -> Job:
+        target, rest = (mnist.train.of_classes(d) for d in (finetune.digit, others(finetune.digit)))
+        order = batch_order(finetune, step_count(finetune, len(target)), target, rest)
+        return Job(adapter_plan(adapter, layer_names(SMALL), finetune.seed), finetune.learning_rate, order)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def train_pack(small_base: BaseModel, images: TrainingImages) -> TrainPack:
+    """jobs in the order that the trainer asks for -> the trained pack, over the small base."""
+    return lambda jobs: fine_tune(small_base, jobs, images)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As packs train: each product on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def any_pack() -> None:
+    """For tests of the stronger promise; `test_numerics.py` tells where it has to be made."""
+    if numerics.promise(widths(SMALL), CPU) != numerics.ANY_PACK:
+        pytest.skip("the matrix products of this build promise the same bits in the same pack only")
+
+
+def in_trainer_order(jobs: Sequence[Job]) -> list[Job]:
+    """Equal padded ranks side by side, longer jobs first."""
+    return sorted(jobs, key=lambda job: (job.plan.padded, -len(job.order)))

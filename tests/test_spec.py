@@ -1,0 +1,214 @@
+"""pytest tests/test_spec.py"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lora_exp
+from lora_exp.spec import RunSpec, SpecError, allowed, from_dict, spec_from
+
+CONFIG: dict[str, dict[str, Any]] = {
+    "model": {"hidden": [1000, 2000], "rectify_logits": False},
+    "data": {"name": "mnist", "root": "somewhere", "validation": 0, "limit": None},
+    "base": {"epochs": 1, "batch_size": 10, "learning_rate": 1e-3, "seed": 0},
+    "adapter": {"rank": 4, "alpha": 1.0, "init_std": 1.0, "layers": ["*"]},
+    "finetune": {
+        "digit": 2,
+        "steps": 100,
+        "epochs": None,
+        "batch_size": 10,
+        "learning_rate": 1e-3,
+        "seed": 0,
+        "replay": 0.0,
+    },
+}
+
+BAD_WHOLE_NUMBERS = [0, -1, 1.5, 4.0, "4", True, None, math.nan, math.inf, [4]]
+BAD_POSITIVE_NUMBERS = [0, 0.0, -1, "big", True, None, math.nan, math.inf, [1]]
+BAD_SEEDS = [-1, 1.0, True, None, "0"]
+BAD: dict[str, list[Any]] = {
+    "model.hidden": [[0], [1], [-5], [100, True], [100.0], "1000", 1000, None, [[100]]],
+    "model.rectify_logits": [0, 1, "true", None],
+    "data.name": ["cifar", "", None, 1, True],
+    "data.validation": [-1, 1, 30001, 2.0, True, None, "500"],
+    "data.limit": [0, 99, -100, 100.0, True, "500", math.nan],
+    "base.epochs": BAD_WHOLE_NUMBERS,
+    "base.batch_size": BAD_WHOLE_NUMBERS,
+    "base.learning_rate": BAD_POSITIVE_NUMBERS,
+    "base.seed": BAD_SEEDS,
+    "adapter.rank": BAD_WHOLE_NUMBERS,
+    "adapter.alpha": BAD_POSITIVE_NUMBERS,
+    "adapter.init_std": BAD_POSITIVE_NUMBERS,
+    "adapter.layers": [[], "linear1", [1], [None], None, ["linear1", True]],
+    "finetune.digit": [10, 12, -1, 2.0, "2", True, None, [], [2, 2], [1, 12], [[1]], list(range(10)), math.nan],
+    "finetune.steps": BAD_WHOLE_NUMBERS,
+    "finetune.epochs": [0, -1, "1", True, math.nan, math.inf],
+    "finetune.batch_size": BAD_WHOLE_NUMBERS,
+    "finetune.learning_rate": BAD_POSITIVE_NUMBERS,
+    "finetune.seed": BAD_SEEDS,
+    "finetune.replay": [1, 1.0, 1.5, -0.1, True, None, "half", math.nan],
+}
+
+OTHER: list[tuple[str, Any]] = [
+    ("model.hidden", [2000, 1000]),
+    ("model.hidden", []),
+    ("model.rectify_logits", True),
+    ("data.name", "qmnist"),
+    ("data.validation", 2),
+    ("data.limit", 100),
+    ("base.epochs", 2),
+    ("base.batch_size", 20),
+    ("base.learning_rate", 2e-3),
+    ("base.seed", 1),
+    ("adapter.rank", 1),
+    ("adapter.alpha", 4),
+    ("adapter.alpha", "rank"),
+    ("adapter.init_std", 0.5),
+    ("adapter.layers", ["linear1"]),
+    ("finetune.digit", 0),
+    ("finetune.digit", [2, 3]),
+    ("finetune.steps", 101),
+    ("finetune.epochs", 1),
+    ("finetune.batch_size", 1),
+    ("finetune.learning_rate", 1),
+    ("finetune.seed", 1),
+    ("finetune.replay", 0.5),
+]
+
+
+def config_with(**values: Any) -> dict[str, dict[str, Any]]:
+    """The config above with `group__key=value` put in."""
+    config = copy.deepcopy(CONFIG)
+    for dotted, value in values.items():
+        group, _, key = dotted.partition("__")
+        config[group][key] = value
+    return config
+
+
+def spec_with(dotted: str = "adapter.rank", value: Any = 4) -> RunSpec:
+    return spec_from(config_with(**{dotted.replace(".", "__"): value}))
+
+
+def refusal(config: dict[str, Any]) -> str:
+    with pytest.raises(SpecError) as caught:
+        spec_from(config)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values])
+def test_a_bad_value_is_refused_in_one_line_that_names_key_value_and_what_is_allowed(key: str, value: Any) -> None:
+    line = refusal(config_with(**{key.replace(".", "__"): value}))
+    shown = {True: "true", None: "null"}.get(value, str(value)) if not isinstance(value, list) else json.dumps(value)
+    assert "\n" not in line
+    assert line == f"{key}={shown}: must be {allowed(key)}"
+
+
+def test_every_key_of_a_spec_has_bad_values_above() -> None:
+    fields = {f"{part.name}.{f.name}" for part in dataclasses.fields(RunSpec) for f in _fields(part.name)}
+    assert set(BAD) == fields
+
+
+def _fields(group: str) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(getattr(spec_with(), group))
+
+
+def test_a_long_value_is_cut_in_the_line() -> None:
+    assert len(refusal(config_with(finetune__digit=list(range(1000))))) < 200
+
+
+def test_an_unknown_key_is_refused_and_the_known_ones_are_named() -> None:
+    assert refusal(config_with(adapter__rang=3)) == (
+        "adapter.rang: no such key; allowed: alpha, init_std, layers, rank"
+    )
+
+
+def test_a_missing_key_without_default_is_named() -> None:
+    config = config_with()
+    del config["finetune"]["digit"]
+    assert refusal(config).startswith("finetune.digit: missing; needs a digit from 0 to 9")
+
+
+@pytest.mark.parametrize("group", list(CONFIG))
+def test_a_group_that_is_no_group_is_refused(group: str) -> None:
+    assert refusal({**config_with(), group: "tiny"}) == f"{group}=tiny: must be a config group"
+
+
+@pytest.mark.parametrize(
+    ("key", "one", "same"),
+    [
+        ("adapter.alpha", 1, 1.0),
+        ("adapter.init_std", 1, 1.0),
+        ("adapter.layers", ["linear1"], ("linear1",)),
+        ("finetune.digit", 2, [2]),
+        ("finetune.digit", [3, 1], (1, 3)),
+        ("finetune.epochs", 1, 1.0),
+        ("finetune.replay", 0, 0.0),
+        ("base.learning_rate", 1, 1.0),
+        ("model.hidden", [10, 20], (10, 20)),
+        ("data.root", "here", "there"),
+    ],
+)
+def test_equal_settings_in_another_notation_are_one_spec_with_one_key(key: str, one: Any, same: Any) -> None:
+    assert spec_with(key, one) == spec_with(key, same)
+    assert spec_with(key, one).key == spec_with(key, same).key
+
+
+def test_different_settings_have_different_keys() -> None:
+    specs = [spec_with(), *(spec_with(key, value) for key, value in OTHER)]
+    assert len({spec.key for spec in specs}) == len(specs)
+
+
+def test_jobs_share_a_base_unless_model_data_or_base_differ() -> None:
+    for key, value in OTHER:
+        shares = spec_with(key, value).base_key == spec_with().base_key
+        assert shares == key.startswith(("adapter.", "finetune.")), key
+
+
+def test_a_key_is_the_same_in_any_process() -> None:
+    code = "import json, sys; from lora_exp.spec import from_dict; print(from_dict(json.load(sys.stdin)).key)"
+    spec = spec_with("finetune.digit", [3, 1, 4])
+    package = Path(lora_exp.__file__).parents[1]
+    for hash_seed in ("0", "1", "4242"):
+        told = subprocess.run(
+            [sys.executable, "-c", code],
+            input=json.dumps(dataclasses.asdict(spec)),
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            cwd=package,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert told.stdout.strip() == spec.key
+
+
+@pytest.mark.parametrize(("key", "value"), OTHER)
+def test_a_spec_survives_json(key: str, value: Any) -> None:
+    spec = spec_with(key, value)
+    assert from_dict(json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+    assert from_dict(dataclasses.asdict(spec)) == spec
+
+
+def test_scaling_is_alpha_over_rank_or_1() -> None:
+    assert [spec_with("adapter.alpha", alpha).adapter.scaling for alpha in (1, 4, 2.0, "rank")] == [0.25, 1, 0.5, 1]
+
+
+def test_a_name_is_short_and_readable() -> None:
+    assert spec_with().name == "digit-2_rank-4_alpha-1_seed-0"
+    assert spec_with("finetune.digit", [7, 3]).name == "digit-37_rank-4_alpha-1_seed-0"
+    assert spec_with("adapter.alpha", "rank").name == "digit-2_rank-4_alpha-rank_seed-0"
+
+
+def test_what_is_allowed_is_told_for_keys_of_specs_only() -> None:
+    assert allowed("adapter.rank") == "an integer of at least 1"
+    assert allowed("adapter.rang") is None
+    assert allowed("device.name") is None
