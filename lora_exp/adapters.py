@@ -161,9 +161,10 @@ class AdapterPack:
         hidden_PBI: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor,
+        rectify: bool,
         frozen_PBO: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Outputs [P, B, O] of layer `at`: the frozen product and each job's own low-rank product.
+        """Outputs [P, B, O] of layer `at`: the frozen product and each job's own low-rank product, then ReLU.
 
         `frozen_PBO` is the frozen product where it is known already; its memory is taken for the outputs.
         """
@@ -176,12 +177,16 @@ class AdapterPack:
                 spans.append((start, stop, group.scaling))
                 factors += [a, b]
             start = stop
-        outputs: torch.Tensor = _AdaptedLinear.apply(hidden_PBI, frozen_PBO, weight, bias, spans, *factors)  # type: ignore[no-untyped-call]
+        outputs: torch.Tensor = _AdaptedLinear.apply(hidden_PBI, frozen_PBO, weight, bias, rectify, spans, *factors)
         return outputs
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """h W' + bias + scaling * (h A') B', with the gradients of h, A and B and never one of W."""
+    """ReLU(h W' + bias + scaling * (h A') B'), with the gradients of h, A and B and never one of W.
+
+    One function rather than several: every pass over [P, B, O] is made in place, since at this size memory,
+    not arithmetic, sets the pace of everything but the frozen product.
+    """
 
     @staticmethod
     def forward(
@@ -190,6 +195,7 @@ class _AdaptedLinear(torch.autograd.Function):
         frozen: torch.Tensor | None,
         weight: torch.Tensor,
         bias: torch.Tensor,
+        rectify: bool,
         spans: list[tuple[int, int, torch.Tensor]],
         *factors: torch.Tensor,
     ) -> torch.Tensor:
@@ -202,26 +208,34 @@ class _AdaptedLinear(torch.autograd.Function):
             part = outputs[start:stop]
             torch.baddbmm(part, scaled, b, out=part)
             inner.append(scaled)
-        ctx.save_for_backward(hidden, weight, *factors, *inner)
+        if rectify:
+            outputs.clamp_min_(0)
+        ctx.save_for_backward(hidden, weight, outputs if rectify else None, *factors, *inner)
         ctx.spans = spans
         return outputs
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, *rest = ctx.saved_tensors
+        hidden, weight, rectified, *rest = ctx.saved_tensors
         spans = ctx.spans
         factors, inner = rest[: 2 * len(spans)], rest[2 * len(spans) :]
+        if rectified is not None:
+            # In place: the gradient comes from the one layer above, and nothing else holds it.
+            torch.ops.aten.threshold_backward.grad_input(grad, rectified, 0, grad_input=grad)
         grad_hidden = rowwise_product(grad, weight) if ctx.needs_input_grad[0] else None
         grads: list[torch.Tensor] = []
         for (start, stop, scaling), a, b, scaled in zip(spans, factors[::2], factors[1::2], inner, strict=True):
             own = grad[start:stop]
             grad_inner = torch.bmm(own, b.transpose(1, 2)).mul_(scaling)
-            grads += [torch.bmm(grad_inner.transpose(1, 2), hidden[start:stop]), torch.bmm(scaled.transpose(1, 2), own)]
+            grads += [
+                torch.bmm(grad_inner.transpose(1, 2), hidden[start:stop]),
+                torch.bmm(scaled.transpose(1, 2), own),
+            ]
             if grad_hidden is not None:
                 part = grad_hidden[start:stop]
                 torch.baddbmm(part, grad_inner, a, out=part)
-        return (grad_hidden, None, None, None, None, *grads)
+        return (grad_hidden, None, None, None, None, None, *grads)
 
 
 def frozen_product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

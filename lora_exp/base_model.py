@@ -126,7 +126,7 @@ def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
         steps = tqdm(total=-(-count // how.batch_size) * how.epochs, disable=None, desc="base", unit="step")
         for _ in range(how.epochs):
             shuffled = torch.randperm(count, generator=order).to(data.images.device)
-            for batch in shuffled.split(how.batch_size):
+            for batch in torch.split(shuffled, how.batch_size):
                 optimizer.zero_grad()
                 loss = functional.cross_entropy(plain_logits(model, data.images[batch]), data.labels[batch])
                 loss.backward()  # type: ignore[no-untyped-call]

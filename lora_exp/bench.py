@@ -6,6 +6,7 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from safetensors.torch import save
@@ -44,7 +45,7 @@ class Bench:
     def size(self, spec: RunSpec) -> JobSize:
         """Cost and memory of a job: three products a weight when training (two if frozen), one when judging."""
         sizes, padded, batch = widths(spec.model), self.plans[spec].padded, spec.finetune.batch_size
-        pairs = list(zip(sizes, sizes[1:], strict=False))
+        pairs = list(pairwise(sizes))
         frozen = sum(inputs * outputs for inputs, outputs in pairs)
         factors = sum(rank * (inputs + outputs) for rank, (inputs, outputs) in zip(padded, pairs, strict=True))
         steps, judged = self.steps(spec), len(self.data.test.labels)
@@ -53,7 +54,9 @@ class Bench:
         floats = 4 * factors + 4 * batch * sum(sizes) + 40 * judged
         return JobSize(batch, padded, steps, cost, 4 * floats)
 
-    def run_pack(self, pack: Sequence[RunSpec], progress: Callable[[int], object]) -> list[tuple[RunResult, dict[str, bytes]]]:
+    def run_pack(
+        self, pack: Sequence[RunSpec], progress: Callable[[int], object] | None
+    ) -> list[tuple[RunResult, dict[str, bytes]]]:
         """Fine-tune and judge one pack; results in its order, each with its adapter and predictions as files."""
         model, data = self.base.model, self.data
         jobs = [Job(self.plans[spec], spec.finetune.learning_rate, self.place[self._order(spec)]) for spec in pack]
@@ -78,7 +81,9 @@ class Bench:
         for row, factors in enumerate(tuned.pack.factors([layer.name for layer in model.layers])):
             spec = pack[row]
             weights = save(factors, metadata={"scaling": repr(spec.adapter.scaling), "base_sha256": self.sha256})
-            outcome = self._outcome(spec, tuned.losses[row], said[row], held[row], weights, off_equals_base, sha256_after)
+            outcome = self._outcome(
+                spec, tuned.losses[row], said[row], held[row], weights, off_equals_base, sha256_after
+            )
             files = {ADAPTER: weights, PREDICTIONS: _predictions_file(self.base.test, said[row])}
             results.append((RunResult(spec, outcome, times), files))
         return results
@@ -150,9 +155,7 @@ def _judge(said: Predictions | None, split: Split | None) -> ClassErrors | None:
 
 def _class_errors(judged: Evaluation) -> ClassErrors:
     confusion = [list(row) for row in judged.confusion]
-    return ClassErrors(
-        judged.accuracy, judged.loss, judged.counts, judged.errors, judged.error_rates, confusion
-    )
+    return ClassErrors(judged.accuracy, judged.loss, judged.counts, judged.errors, judged.error_rates, confusion)
 
 
 def _predictions_file(before: Predictions, after: Predictions) -> bytes:
@@ -163,4 +166,5 @@ def _predictions_file(before: Predictions, after: Predictions) -> bytes:
         "predicted": after.predicted,
         "confidence": after.confidence.half(),
     }
-    return save(tensors)
+    content: bytes = save(tensors)
+    return content

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +102,7 @@ def _prepared(name: str, root: Path) -> dict[str, torch.Tensor]:
         with FileLock(root / f"{name}.lock"):
             if target.is_file():
                 try:
-                    tensors = load_file(target)
+                    tensors: dict[str, torch.Tensor] = load_file(target)
                     with safe_open(target, framework="pt") as opened:
                         if (opened.metadata() or {}).get("sha256") == _sha256_of(tensors):
                             return tensors
@@ -112,7 +111,7 @@ def _prepared(name: str, root: Path) -> dict[str, torch.Tensor]:
             tensors = _read_idx(name, root)
             temporary = target.with_suffix(".tmp")
             save_file(tensors, temporary, metadata={"sha256": _sha256_of(tensors)})
-            os.replace(temporary, target)
+            temporary.replace(target)
             return tensors
     except OSError as error:
         raise SpecError(f"data.root={root}: must be a folder that can be written to ({error.strerror})") from error
@@ -176,7 +175,7 @@ def _unpack_embedded(folder: Path) -> None:
         if not target.exists():
             temporary = target.with_suffix(".tmp")
             temporary.write_bytes(lzma.decompress((EMBEDDED / f"{name}.xz").read_bytes()))
-            os.replace(temporary, target)
+            temporary.replace(target)
         found = hashlib.sha256(target.read_bytes()).hexdigest()
         if found != expected:
             raise SpecError(

@@ -92,7 +92,7 @@ def predict_pack(
     adapters: AdapterPack,
     split: Split,
     first_NO: torch.Tensor,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[Predictions]:
     """What each adapted classifier of the pack says; a pack without adapters is the base, as one row.
 

@@ -95,7 +95,13 @@ class Laboratory:
 
     def _circumstances(self, spec: RunSpec, modules: tuple[str, ...]) -> list[str]:
         code_path = numerics.requested() if self.device.type == "cpu" else ""
-        return [self.data(spec.data).sha256, code_version(modules), torch.__version__, self.device.type, code_path]
+        return [
+            self.data(spec.data).sha256,
+            code_version(modules),
+            torch.__version__,
+            self.device.type,
+            code_path,
+        ]
 
     def _train_packs(self, specs: list[RunSpec], bench: Bench) -> Iterator[Done]:
         """Train and judge jobs that share a base: packs side by side, one thread each."""

@@ -2,13 +2,15 @@
 
 MKL chooses kernels by the shape of a product unless it is asked for conditional numerical reproducibility
 (oneMKL Developer Guide, "Obtaining Numerically Reproducible Results"): with `<code path>,STRICT` and one
-thread per product a row of a product has the same bits whatever the other rows are. It reads the request once, when it is loaded.
+thread per product a row of a product has the same bits whatever the other rows are. It reads the request
+once, when it is loaded.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,14 +54,14 @@ def promise(widths: Sequence[int], device: torch.device) -> str:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             weight = torch.randn(outputs, inputs, generator=random)
-            hidden = torch.randn(120, inputs, generator=random)
-            grad = torch.randn(120, outputs, generator=random)
-            for product, rows in ((lambda part, w=weight: part @ w.t(), hidden), (lambda part, w=weight: part @ w, grad)):
-                whole = product(rows)
+            for factor, columns in ((weight.t(), inputs), (weight, outputs)):  # forward, and back
+                rows = torch.randn(140, columns, generator=random)
+                whole = rows @ factor
                 for few in (2, 10, 70):
-                    if any(not torch.equal(product(part), whole[at * few :][:few]) for at, part in enumerate(rows.split(few))):
+                    parts = [part @ factor for part in torch.split(rows, few)]
+                    if not torch.equal(torch.cat(parts), whole):
                         return SAME_PACK
     finally:
         torch.set_num_threads(before)

@@ -56,7 +56,8 @@ def _cut(jobs: Sequence[JobSize], workers: int, memory: int) -> list[range]:
 
 def _equal_cost(jobs: Sequence[JobSize], count: int) -> list[range]:
     share = sum(job.cost for job in jobs) / count
-    runs, start, spent = [], 0, 0.0
+    runs: list[range] = []
+    start, spent = 0, 0.0
     for at, job in enumerate(jobs):
         spent += job.cost
         left = count - len(runs) - 1

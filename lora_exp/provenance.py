@@ -39,12 +39,19 @@ def git_commit() -> str | None:
     command = ["git", "-C", str(PACKAGE)]
     try:
         top = subprocess.run(
-            [*command, "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+            [*command, "rev-parse", "--show-toplevel", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         ).stdout.split()
         if Path(top[0]) != PACKAGE.parent:  # installed inside somebody else's checkout
             return None
         changed = subprocess.run(
-            [*command, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10
+            [*command, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError, IndexError):
         return None

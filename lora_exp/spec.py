@@ -129,9 +129,7 @@ class FinetuneSpec:
     batch_size: int = integer(1, default=10)
     learning_rate: float = positive(default=1e-3)
     seed: int = integer(0, default=0)
-    replay: float = allow(
-        "a share of at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1, default=0.0
-    )
+    replay: float = allow("a share of at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1, default=0.0)
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ class RunSpec:
         return digest(dataclasses.asdict(self))
 
     @property
-    def baseallow(self) -> str:
+    def base_key(self) -> str:
         """SHA-256 of what determines the base model: every job with this key shares one base."""
         return digest([dataclasses.asdict(part) for part in (self.model, self.data, self.base)])
 

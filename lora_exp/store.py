@@ -46,7 +46,9 @@ class Store:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise StoreError(f"store.folder={self.root}: must be a folder that can be written to ({error.strerror})") from error
+            raise StoreError(
+                f"store.folder={self.root}: must be a folder that can be written to ({error.strerror})"
+            ) from error
 
     def lock(self, kind: str, key: str) -> FileLock:
         """Held by the one process that makes an entry, while others wait for it."""

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from lora_exp.result import PREDICTIONS, RESULT, RunResult, read
 from lora_exp.spec import CLASSES
-
-SWEEP, FAILURE = "sweep.json", "failure.json"
+from lora_exp.sweep_files import FAILURE, SWEEP
 
 # Type of every column, so that a table looks the same whether or not jobs failed. Text is `object`, where an
-# absent value is None in every pandas; whole numbers are nullable, so that a failed job leaves 4 a 4, not 4.0.
+# absent value is None in every pandas; whole numbers are nullable, so that a failed job leaves 4 a 4.
 COLUMNS: dict[str, str] = {
     "job": "int64",
     **dict.fromkeys(("name", "digit"), "object"),
@@ -51,7 +50,7 @@ JUDGEMENTS = ("target_error", "other_error", "forgetting", "accuracy", "errors_"
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it lies on disk; `results` holds the runs that left a result, diverged ones included, by job."""
+    """A sweep as it lies on disk; `results` holds, by job, the runs that left a result, diverged or not."""
 
     folder: Path
     name: str
@@ -122,6 +121,11 @@ def read_sweep(folder: str | Path) -> Sweep:
     )
 
 
+def digits_of(label: str) -> tuple[int, ...]:
+    """The digits of a `digit` column's text, by which it sorts: "2,7" -> (2, 7)."""
+    return tuple(int(digit) for digit in label.split(","))
+
+
 def _about(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -179,7 +183,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _alphas(values: list[Any]) -> tuple[list[Any], str]:
-    """Numbers if all are; else text, since `adapter.alpha=rank` beside 16.0 fits no column of a parquet file."""
+    """Numbers if all are; else text, since "rank" beside 16.0 fits no column of a parquet file."""
     if any(isinstance(value, str) for value in values):
         return [f"{v:g}" if isinstance(v, float) else v for v in values], "object"
     return values, "float64"

@@ -86,14 +86,15 @@ def pack_logits(
     hidden = images_PBI
     for at, layer in enumerate(base.layers):
         known = first_PBO if at == 0 else None
-        hidden = adapters.linear(at, hidden, layer.weight, layer.bias, known)
-        if is_rectified(base, at):
-            hidden = functional.relu(hidden, inplace=True)
+        hidden = adapters.linear(at, hidden, layer.weight, layer.bias, is_rectified(base, at), known)
     return hidden
 
 
 def fine_tune(
-    base: BaseModel, jobs: Sequence[Job], data: TrainingImages, progress: Callable[[int], None] | None = None
+    base: BaseModel,
+    jobs: Sequence[Job],
+    data: TrainingImages,
+    progress: Callable[[int], object] | None = None,
 ) -> FineTuned:
     """Train every job of the pack for its own number of steps; `progress` is told of job-steps done.
 
@@ -136,7 +137,7 @@ def _train_stage(
     order_TPB: torch.Tensor,
     data: TrainingImages,
     steps_before: int,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], object] | None,
 ) -> torch.Tensor:
     """Steps during which the same jobs are active; returns their losses [T, P] on the CPU."""
     steps, jobs, batch = order_TPB.shape
@@ -149,9 +150,7 @@ def _train_stage(
     for step in range(steps):
         chosen_PB = order_TPB[step]
         logits_PBC = pack_logits(base, active, data.images[chosen_PB], data.first[chosen_PB])
-        each = functional.cross_entropy(
-            logits_PBC.flatten(0, 1), data.labels[chosen_PB].flatten(), reduction="none"
-        )
+        each = functional.cross_entropy(logits_PBC.flatten(0, 1), data.labels[chosen_PB].flatten(), reduction="none")
         loss_P = each.view(jobs, batch).mean(1)
         curves[step] = loss_P.detach()
         grads = active.real_rows(torch.autograd.grad(loss_P.sum(), stacks))

@@ -1,4 +1,4 @@
-"""Made-up but valid results, for tests of the report only: the numbers come from a seeded generator, not from training.
+"""Made-up but valid results, for tests of the report only: the numbers are drawn, seeded, and not trained.
 
 The pictures are the real test images, so that figures can be judged by eye.
 """
@@ -9,6 +9,7 @@ import json
 import lzma
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def made_run(
     diverged_at: int | None = None,
     steps: int = 100,
 ) -> tuple[RunResult, dict[str, NDArray[Any]]]:
-    """A result and its predictions: the base errs on 4 % of all; fine-tuning mends the target, breaks others."""
+    """A result and its predictions: the base errs on 5 % of all; the target is mended and others broken."""
     random = np.random.default_rng([*digit, rank, seed])
     before = _mistaken(labels, np.random.default_rng(0), {d: 0.02 + 0.006 * d for d in range(10)})
     cost = 0.02 + 0.03 * random.random() * np.log2(2 * rank)
@@ -56,7 +57,7 @@ def made_run(
     if diverged_at is not None:
         curve[diverged_at - 1 :] = np.nan
     layers = []
-    for number, (inputs, outputs) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False), 1):
+    for number, (inputs, outputs) in enumerate(pairwise(WIDTHS), 1):
         base, added = outputs * (inputs + 1), rank * (inputs + outputs)
         layers.append(
             {"layer": f"linear{number}", "shape": [outputs, inputs], "base": base, "adapter": added}
@@ -95,7 +96,12 @@ def made_run(
         FinetuneSpec(digit=digit, seed=seed, steps=steps),
     )
     times = {"base_training": 30.0, "fine_tuning": 0.5, "evaluation": 0.25}
-    provenance = {"overrides": overrides_of(spec), "versions": {"torch": "2.14.1"}, "device": "cpu", "pack": rank}
+    provenance = {
+        "overrides": overrides_of(spec),
+        "versions": {"torch": "2.14.1"},
+        "device": "cpu",
+        "pack": rank,
+    }
     predictions = {
         "before_predicted": before,
         "before_confidence": random.uniform(0.3, 1, len(labels)).astype(np.float32),
@@ -109,7 +115,11 @@ def overrides_of(spec: RunSpec) -> list[str]:
     """What a user would have typed for it."""
     digits = ",".join(str(digit) for digit in spec.finetune.digit)
     digits = f"[{digits}]" if len(spec.finetune.digit) > 1 else digits
-    return [f"adapter.rank={spec.adapter.rank}", f"finetune.digit={digits}", f"finetune.seed={spec.finetune.seed}"]
+    return [
+        f"adapter.rank={spec.adapter.rank}",
+        f"finetune.digit={digits}",
+        f"finetune.seed={spec.finetune.seed}",
+    ]
 
 
 def write_run(folder: Path, run: tuple[RunResult, Mapping[str, NDArray[Any]]]) -> None:
@@ -125,7 +135,9 @@ def write_failure(folder: Path, error: str, overrides: Sequence[str]) -> None:
     (folder / "failure.json").write_text(json.dumps({"error": error, "overrides": list(overrides)}))
 
 
-def write_sweep(folder: Path, runs: Sequence[tuple[RunResult, Mapping[str, NDArray[Any]]] | str | None]) -> Path:
+def write_sweep(
+    folder: Path, runs: Sequence[tuple[RunResult, Mapping[str, NDArray[Any]]] | str | None]
+) -> Path:
     """A sweep's folder; a job is a run, or the error it failed with, or None if it never ran."""
     jobs = []
     for job, run in enumerate(runs):
@@ -137,7 +149,11 @@ def write_sweep(folder: Path, runs: Sequence[tuple[RunResult, Mapping[str, NDArr
             write_run(folder / str(job), run)
         jobs.append(overrides)
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"name": "ranks by digit", "command": "lora-exp -m adapter.rank=1,2", "started": "2026-01-02T03:04:05"}
+    about = {
+        "name": "ranks by digit",
+        "command": "lora-exp -m adapter.rank=1,2",
+        "started": "2026-01-02T03:04:05",
+    }
     (folder / "sweep.json").write_text(json.dumps({**about, "jobs": jobs}))
     return folder
 

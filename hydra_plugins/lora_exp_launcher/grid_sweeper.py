@@ -36,15 +36,13 @@ class GridSweeper(Sweeper):
         """Keep what Hydra gives, and let it make the launcher that the config names."""
         from hydra.core.plugins import Plugins
 
-        self.hydra_context = hydra_context
-        self.config = config
-        self.launcher = Plugins.instance().instantiate_launcher(
+        launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        self.given = (hydra_context, config, launcher)
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         """Run every combination; see `lora_exp.grid.sweep`."""
         from lora_exp.grid import sweep
 
-        given = [f"{key}={values}" for key, values in self.params.items()] + arguments
-        return sweep(self.hydra_context, self.config, self.launcher, given)
+        return sweep(*self.given, [f"{key}={values}" for key, values in self.params.items()] + arguments)

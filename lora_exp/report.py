@@ -1,0 +1,188 @@
+"""What a sweep found, to look at: a folder with tables, figures and a page of Markdown; text for a terminal.
+
+Every statement about a gain carries its cost: the error on the target digit stands beside that on the others.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from lora_exp import figures, sweep_figures
+from lora_exp.report_page import Picture, page
+from lora_exp.sweep import Sweep
+from lora_exp.tables import (
+    both_errors,
+    differing,
+    means_table,
+    percent,
+    points,
+    representative,
+    runs_table,
+    sound,
+)
+
+TERMINAL_ROWS = 64  # a longer table scrolls away; means are shown instead
+TERMINAL_REASONS = 10
+
+
+def write_report(sweep: Sweep, out: Path, pictures: NDArray[np.uint8], labels: NDArray[Any]) -> Path:
+    """Write `summary.csv`, `summary.parquet`, `report.md` and `figures/*.png` into folder `out`; return it.
+
+    `pictures` (uint8 [N, 28, 28]) and `labels` [N] are the test images that were judged. In the two summaries
+    `folder` is relative to the sweep's folder. The report appears at once or not at all, and takes the place
+    of an older one. Raises ValueError when `out` holds something that is not a report.
+    """
+    if out.exists() and not (out / "report.md").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: is there already and is not a report; name another folder or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{which}") for which in ("new", "old"))
+    (fresh / "figures").mkdir(parents=True)
+    try:
+        table = sweep.frame.assign(folder=[_inside(sweep.folder, folder) for folder in sweep.frame["folder"]])
+        table.to_csv(fresh / "summary.csv", index=False)
+        table.to_parquet(fresh / "summary.parquet", index=False)
+        drawn = _draw(sweep, pictures, labels, fresh / "figures")
+        (fresh / "report.md").write_text(page(sweep, verdict(sweep.frame), drawn), encoding="utf-8")
+        if out.exists():
+            out.replace(old)
+        fresh.replace(out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return out
+
+
+def verdict(frame: pd.DataFrame) -> str:
+    """One line: what fine-tuning gained on the target, and what it cost the other digits."""
+    runs = sound(frame)
+    others = frame["status"][frame["status"] != "finished"].value_counts()
+    rest = ", ".join(f"{count} {status}" for status, count in others.items())
+    if runs.empty:
+        return f"No sound run among {len(frame)} ({rest}): there are no errors to compare."
+    if len(runs) == 1:
+        run = runs.iloc[0]
+        head = f"Digit {run['digit'].replace(',', ' and ')} at rank {run['rank']}"
+        tail = ""
+    else:
+        head = f"Mean of {len(runs)} sound runs"
+        fell = int(((both_errors(runs)) < both_errors(runs, "_before")).sum())
+        tail = f"; the sum of both errors fell in {fell} of {len(runs)}"
+    means = runs[
+        ["target_error_before", "target_error", "other_error_before", "other_error", "forgetting"]
+    ].mean()
+    target_before, target, other_before, other, forgetting = means
+    return (
+        f"{head}{f' ({rest} besides)' if rest else ''}: error on the target {percent(target_before)} % -> "
+        f"{percent(target)} %, on the other digits {percent(other_before)} % -> {percent(other)} % "
+        f"(forgetting {points(forgetting)} points){tail}."
+    )
+
+
+def terminal_table(frame: pd.DataFrame) -> str:
+    """The sound runs as plain text, one row each, or their means where they are too many; then the others."""
+    runs = sound(frame)
+    lines = []
+    if len(runs):
+        choices = [("", runs_table(frame))]
+        for by in (["rank", "digit"], ["rank"], ["digit"], []):
+            choices.append(
+                (f"means of the sound runs{' by ' + ' and '.join(by) if by else ''}", means_table(frame, by))
+            )
+        title, (headings, rows) = next(choice for choice in choices if len(choice[1][1]) <= TERMINAL_ROWS)
+        lines += [title] if title else []
+        lines.append(tabulate(rows, headings, "simple", disable_numparse=True, stralign="right"))
+    unsound = frame[frame["status"] != "finished"]
+    for row in unsound.head(TERMINAL_REASONS).to_dict("records"):
+        what = row["name"] or row["overrides"]
+        lines.append(
+            f"job {row['job']} ({what}) {row['status']}{': ' + row['error'] if row['error'] else ''}"
+        )
+    if len(unsound) > TERMINAL_REASONS:
+        lines.append(f"... and {len(unsound) - TERMINAL_REASONS} more jobs without errors to compare")
+    return "\n".join(lines)
+
+
+def _inside(folder: Path, place: str) -> str:
+    return Path(place).relative_to(folder).as_posix()
+
+
+def _draw(
+    sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folder: Path
+) -> dict[str, Picture | str]:
+    """Draw into `folder` what the sweep has figures for: title -> the picture, or why there is none."""
+    drawn: dict[str, Picture | str] = {}
+    runs = sound(sweep.frame)
+
+    def add(title: str, name: str, figure: Figure, alt: str, note: str) -> None:
+        drawn[title] = Picture(figures.save(figure, folder / f"{name}.png").name, alt, note)
+
+    if len(runs[["digit", "rank"]].drop_duplicates()) > 1:
+        add(
+            "Errors by target digit and rank",
+            "heat_maps",
+            sweep_figures.heat_maps(sweep.frame),
+            "Two heat maps of target digit by rank: error on the target digit, and forgetting",
+            "Left what was gained, right what it cost; dark is low in both. " + _of_cells(runs),
+        )
+    if runs["parameters_adapter"].nunique() > 1:
+        add(
+            "Parameters against error",
+            "parameters_against_error",
+            sweep_figures.parameters_against_error(sweep.frame),
+            "Error on the target digit and on the other digits against the number of adapter parameters",
+            "The dashed line is the base. Means are over the sound runs of each size.",
+        )
+    shown = representative(sweep.frame)
+    if shown is not None:
+        result, predictions = sweep.results[shown], sweep.predictions(shown)
+        why = f"Job {shown}, {figures.setting(result)}"
+        why += ": the lowest sum of target error and other error." if len(runs) > 1 else "."
+        out = result.outcome
+        add(
+            "Errors per digit",
+            "errors_per_digit",
+            figures.error_bars(result),
+            f"Bars of every digit's error rate before and after: the target's goes from "
+            f"{percent(out.target_error_before)} % to {percent(out.target_error)} %, the others' mean from "
+            f"{percent(out.other_error_before)} % to {percent(out.other_error)} %",
+            why,
+        )
+        title = "Wrongly predicted digits"
+        try:
+            if predictions is None:
+                raise ValueError("its predictions can't be read")
+            figure = figures.wrong_digits(result, predictions, pictures, labels)
+        except ValueError as error:
+            drawn[title] = f"No figure for job {shown}: {error}."
+        else:
+            alt = "Images that fine-tuning mended, broke or left wrong, with true digit and both predictions"
+            add(title, "wrong_digits", figure, alt, why)
+    if any(result.outcome.diverged_at != 1 for result in sweep.results.values()):
+        add(
+            "Loss curves",
+            "loss_curves",
+            figures.loss_curves(list(sweep.results.values())),
+            "Fine-tuning loss by step, one line a run, coloured by rank",
+            "",
+        )
+    return drawn
+
+
+def _of_cells(runs: pd.DataFrame) -> str:
+    """What a heat-map cell is of."""
+    most = int(runs.groupby(["digit", "rank"]).size().max())
+    if most == 1:
+        return "Each cell is one run."
+    names = [name.replace("_", " ") for name in differing(runs) if name not in ("digit", "rank")]
+    return f"A cell is the mean of up to {most} runs" + (
+        f", which differ in {', '.join(names)}." if names else "."
+    )

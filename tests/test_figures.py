@@ -1,0 +1,134 @@
+"""pytest tests/test_figures.py: figures show the numbers that they are given, and touch nothing global."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import made_results as made
+import numpy as np
+import pytest
+from matplotlib import image
+
+from lora_exp import figures, sweep_figures
+from lora_exp.sweep import load_sweep
+
+PICTURES, LABELS = made.pictures_and_labels()
+
+
+def test_bars_are_the_error_rates_in_percent() -> None:
+    result, _ = made.made_run(LABELS)
+    [axes] = figures.error_bars(result).axes
+    before, after = ([bar.get_height() for bar in bars] for bars in axes.containers)
+    assert before == pytest.approx([100 * rate for rate in result.outcome.before.error_rates])
+    assert after == pytest.approx([100 * rate for rate in result.outcome.after.error_rates])
+    assert [label.get_text() for label in axes.get_xticklabels()][9] == "9\ntarget"
+
+
+def test_wrong_digits_tell_mended_from_broken_ones() -> None:
+    result, predictions = made.made_run(LABELS)
+    before, after = predictions["before_predicted"], predictions["predicted"]
+    drawn = figures.wrong_digits(result, predictions, PICTURES, LABELS)
+    mended, broken, wrong = drawn.axes
+    assert f"{np.sum((before != LABELS) & (after == LABELS)):,} images" in mended.get_title(loc="left")
+    assert f"{np.sum((before == LABELS) & (after != LABELS)):,} images" in broken.get_title(loc="left")
+    assert f"{np.sum((before != LABELS) & (after != LABELS)):,} images" in wrong.get_title(loc="left")
+    for text in (text.get_text() for text in broken.texts):
+        true, said = text.split(": ")
+        assert said.split(" → ")[0] == true
+        assert said.split(" → ")[1] != true
+    assert len(broken.images) == len(broken.texts) > 0
+
+
+def test_predictions_of_another_run_are_refused() -> None:
+    result, _ = made.made_run(LABELS)
+    _, foreign = made.made_run(LABELS, (2,))
+    with pytest.raises(ValueError, match="not of this result"):
+        figures.wrong_digits(result, foreign, PICTURES, LABELS)
+    with pytest.raises(ValueError, match="not of this result"):
+        figures.wrong_digits(result, foreign, PICTURES[:10], LABELS[:10])
+
+
+def test_a_run_without_any_error_has_an_empty_gallery(tmp_path: Path) -> None:
+    result, predictions = made.made_run(LABELS)
+    right = dataclasses.replace(result.outcome.after, errors=[0] * 10)
+    result = dataclasses.replace(result, outcome=dataclasses.replace(result.outcome, after=right))
+    perfect = {**predictions, "before_predicted": LABELS, "predicted": LABELS}
+    drawn = figures.wrong_digits(result, perfect, PICTURES, LABELS)
+    assert [len(axes.images) for axes in drawn.axes] == [0, 0, 0]
+    figures.save(drawn, tmp_path / "empty.png")
+
+
+def test_heat_map_cells_are_means_of_sound_runs(tmp_path: Path) -> None:
+    runs = [made.made_run(LABELS, (9,), 2, seed=seed) for seed in (0, 1)]
+    runs += [made.made_run(LABELS, (3,), 16), made.made_run(LABELS, (9,), 16, diverged_at=3)]
+    target, forgetting, *_ = sweep_figures.heat_maps(load_sweep(made.write_sweep(tmp_path / "s", runs))).axes
+    assert [label.get_text() for label in target.get_yticklabels()] == ["3", "9"]
+    assert [label.get_text() for label in target.get_xticklabels()] == ["2", "16"]
+    for axes, name in ((target, "target_error"), (forgetting, "forgetting")):
+        cells = axes.collections[0].get_array()
+        mean = 50 * sum(getattr(run[0].outcome, name) for run in runs[:2])
+        assert cells[1, 0] == pytest.approx(mean)
+        assert cells[0, 1] == pytest.approx(100 * getattr(runs[2][0].outcome, name))
+        assert bool(cells.mask[0, 0])
+        assert bool(cells.mask[1, 1])
+    assert [text.get_text() for text in target.texts][0] == "–"
+
+
+def test_cells_are_written_into_only_where_they_are_few(tmp_path: Path) -> None:
+    runs = [made.made_run(LABELS[:500], (digit,), rank) for digit in (1, 2) for rank in range(1, 65)]
+    drawn = sweep_figures.heat_maps(load_sweep(made.write_sweep(tmp_path / "s", runs)))
+    assert [len(axes.texts) for axes in drawn.axes[:2]] == [0, 0]
+    assert len(drawn.axes[0].get_xticklabels()) <= 24
+
+
+def test_parameters_stand_against_the_mean_of_either_error(tmp_path: Path) -> None:
+    runs = [made.made_run(LABELS, (digit,), rank) for digit in (3, 9) for rank in (1, 8)]
+    frame = load_sweep(made.write_sweep(tmp_path / "s", runs))
+    drawn = sweep_figures.parameters_against_error(frame)
+    for axes, name in zip(drawn.axes, ("target_error", "other_error"), strict=True):
+        [mean] = [line for line in axes.lines if line.get_label().startswith("after")]
+        assert list(mean.get_xdata()) == [6794, 8 * 6794]
+        assert mean.get_ydata()[0] == pytest.approx(100 * frame[frame["rank"] == 1][name].mean())
+        assert axes.get_ylim()[0] == 0
+
+
+def test_long_loss_curves_are_averaged_and_short_ones_are_not() -> None:
+    short, long = (made.made_run(LABELS, steps=steps)[0] for steps in (40, 1000))
+    line = figures.loss_curves([short]).axes[0].lines[0]
+    assert list(line.get_ydata()) == pytest.approx(short.outcome.loss_curve)
+    line = figures.loss_curves([long]).axes[0].lines[0]
+    assert line.get_ydata()[0] == pytest.approx(np.mean(long.outcome.loss_curve[:20]))
+    assert list(line.get_xdata())[::980] == [20, 1000]
+
+
+def test_a_diverged_loss_curve_ends_in_a_cross() -> None:
+    axes = figures.loss_curves([made.made_run(LABELS, diverged_at=11, steps=40)[0]]).axes[0]
+    curve, cross = axes.lines[:2]
+    assert len(curve.get_xdata()) == 10
+    assert cross.get_marker() == "X"
+
+
+@pytest.mark.parametrize(("ranks", "bars", "labels"), [(3, 0, 3), (20, 1, 0)])
+def test_a_legend_gives_way_to_a_colour_bar(ranks: int, bars: int, labels: int) -> None:
+    drawn = figures.loss_curves([made.made_run(LABELS[:500], rank=rank)[0] for rank in range(1, ranks + 1)])
+    assert len(drawn.axes) == 1 + bars
+    assert len(drawn.axes[0].get_legend_handles_labels()[0]) == labels
+
+
+def test_a_run_gets_its_figures_and_a_diverged_one_its_loss_curve_only(tmp_path: Path) -> None:
+    paths = figures.run_figures(*made.made_run(LABELS), PICTURES, LABELS, tmp_path / "figures")
+    assert [path.name for path in paths] == ["errors_per_digit.png", "loss_curve.png", "wrong_digits.png"]
+    for path in paths:
+        pixels = image.imread(path)
+        assert min(pixels.shape[:2]) > 300
+        assert pixels.std() > 0.05
+    diverged = made.made_run(LABELS, diverged_at=5)
+    assert [p.name for p in figures.run_figures(*diverged, PICTURES, LABELS, tmp_path)] == ["loss_curve.png"]
+
+
+def test_drawing_needs_no_pyplot() -> None:
+    code = "import sys, lora_exp.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,117 @@
+"""python -m pytest tests/test_house.py
+
+The rules of the architecture: who may import whom, and what start-up may load.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "lora_exp"
+
+# Module: the modules of the package that it may import. docs/architecture.md says it in words.
+TABLE = """
+__init__: adapted numerics sweep
+numerics:
+spec:
+settings: experiment spec store
+config: settings spec
+composition:
+seeding: spec
+result: spec
+data: spec
+base_model: data seeding spec
+adapters: seeding spec
+adapted: base_model
+training: adapters base_model seeding spec
+evaluation: adapters base_model data spec training
+packing:
+provenance: spec
+store:
+trained_base: base_model data evaluation spec store
+bench: adapters base_model data evaluation packing result spec trained_base training
+experiment: base_model bench data numerics packing provenance result spec store trained_base
+records: result settings spec
+sweep_files:
+sweep: result spec sweep_files
+figures: result spec sweep
+report: figures result spec sweep
+job: config experiment figures records result settings sweep_files
+launching: composition config job spec
+grid: composition config job launching report settings spec sweep sweep_files
+cli: config records
+__main__: cli config job records spec store
+"""
+MAY_IMPORT = {
+    module: set(allowed.split())
+    for module, _, allowed in (line.partition(":") for line in TABLE.strip().splitlines())
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lora_exp":
+            inner = node.module.partition(".")[2]
+            found |= {inner} if inner else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lora_exp.")}
+    return found
+
+
+def test_the_table_names_every_module_and_no_other() -> None:
+    assert set(MAY_IMPORT) == {path.stem for path in PACKAGE.glob("*.py")}
+
+
+@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
+def test_a_module_imports_only_what_the_table_allows(module: str) -> None:
+    assert imports_of(PACKAGE / f"{module}.py") <= MAY_IMPORT[module]
+
+
+def test_imports_run_one_way() -> None:
+    order: list[str] = []
+    left = {
+        name: imports_of(PACKAGE / f"{name}.py") - {"__init__"} for name in MAY_IMPORT if name != "__init__"
+    }
+    while left:
+        ready = [name for name, needs in left.items() if needs <= set(order)]
+        assert ready, f"a circle among {sorted(left)}"
+        order += ready
+        for name in ready:
+            del left[name]
+
+
+def test_only_records_knows_mlflow_and_only_config_and_composition_know_omegaconf() -> None:
+    for path in PACKAGE.glob("*.py"):
+        text = path.read_text()
+        if path.stem != "records":
+            assert "import mlflow" not in text and "from mlflow" not in text, path
+        if path.stem not in ("config", "composition", "launching", "grid", "job", "__main__"):
+            assert "omegaconf" not in text.lower().replace("omegaconf refuses", ""), path
+
+
+def test_nothing_in_the_project_runs_code_from_a_config() -> None:
+    for path in [*PACKAGE.glob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]:
+        text = path.read_text()
+        for banned in ("instantiate(", "pickle", "torch.load(", "eval(", "exec("):
+            assert banned not in text.replace("model.eval(", ""), f"{banned} in {path}"
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        assert "_target_" not in path.read_text(), path
+
+
+def test_help_and_config_need_none_of_the_heavy_libraries() -> None:
+    code = (
+        "import sys, lora_exp.__main__ as app\n"
+        "sys.argv = ['lora-exp', '--cfg', 'job']\n"
+        "app.main()\n"
+        "heavy = {'torch', 'torchvision', 'mlflow', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

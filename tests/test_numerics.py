@@ -1,0 +1,97 @@
+"""pytest tests/test_numerics.py"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lora_exp
+from lora_exp import numerics
+
+PACKAGE = Path(lora_exp.__file__).parents[1]
+
+
+def in_a_fresh_process(code: str, **environment: str) -> str:
+    clean = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**clean, **environment},
+        cwd=PACKAGE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return told.stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["spec", "training", "numerics"])
+def test_importing_any_module_asks_for_one_code_path(module: str) -> None:
+    said = in_a_fresh_process(f"import lora_exp.{module}, os; print(os.environ['MKL_CBWR'])")
+    assert said in ("AVX512,STRICT", "AVX2,STRICT")
+
+
+def test_the_request_is_made_before_torch_is_loaded() -> None:
+    assert in_a_fresh_process("import lora_exp, sys; print('torch' in sys.modules)") == "False"
+
+
+def test_a_request_of_the_user_is_left_alone() -> None:
+    code = "from lora_exp import numerics; print(numerics.requested())"
+    assert in_a_fresh_process(code, MKL_CBWR="COMPATIBLE") == "COMPATIBLE"
+
+
+@pytest.mark.parametrize(
+    ("flags", "path"),
+    [
+        ("flags : fpu avx2 avx512f avx512bw avx512vl", "AVX512"),
+        ("flags : fpu avx2", "AVX2"),
+        ("flags : fpu avx2 avx512f", "AVX2"),
+    ],
+)
+def test_the_widest_code_path_of_the_processor_is_asked_for(
+    flags: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MKL_CBWR", raising=False)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: flags)
+    numerics.request_reproducible_products()
+    assert numerics.requested() == f"{path},STRICT"
+
+
+def test_a_system_without_cpuinfo_gets_the_narrower_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.delenv("MKL_CBWR", raising=False)
+    monkeypatch.setattr(Path, "read_text", absent)
+    numerics.request_reproducible_products()
+    assert numerics.requested() == "AVX2,STRICT"
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch is not built on MKL")
+@pytest.mark.parametrize("widths", [(784, 10), (784, 96, 64, 10), (784, 1000, 2000, 10)])
+def test_with_mkl_a_jobs_bits_are_promised_in_any_pack(widths: tuple[int, ...]) -> None:
+    threads = torch.get_num_threads()
+    assert numerics.promise(widths, torch.device("cpu")) == numerics.ANY_PACK
+    assert torch.get_num_threads() == threads
+
+
+def test_on_other_devices_only_the_same_pack_gives_the_same_bits() -> None:
+    assert numerics.promise((784, 10), torch.device("meta")) == numerics.SAME_PACK
+
+
+def test_products_whose_rows_depend_on_other_rows_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for another BLAS: its sums end in another bit where there are many rows."""
+    products = {name: getattr(torch, name) for name in ("addmm", "matmul", "mm")}
+    of_tensor = torch.Tensor.__matmul__
+
+    def off(result: torch.Tensor) -> torch.Tensor:
+        return result.mul_(1 + 1e-6) if len(result) > 100 else result
+
+    for name, product in products.items():
+        monkeypatch.setattr(torch, name, lambda *given, p=product, **options: off(p(*given, **options)))
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: off(of_tensor(one, other)))
+    assert numerics.promise((784, 96, 64, 10), torch.device("cpu")) == numerics.SAME_PACK

@@ -1,0 +1,210 @@
+"""pytest tests/test_report.py: a report tells what was gained and what it cost, whatever became of the jobs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import made_results as made
+import pandas as pd
+import pytest
+
+from lora_exp.report import terminal_table, verdict, write_report
+from lora_exp.result import PREDICTIONS
+from lora_exp.sweep import load_sweep, read_sweep
+
+PICTURES, LABELS = made.pictures_and_labels()
+FEW = LABELS[:1000]
+
+
+def reported(folder: Path, runs: Sequence[object]) -> str:
+    """The page of a report on a sweep of these runs, whose images all exist."""
+    made.write_sweep(folder / "the sweep", runs)  # type: ignore[arg-type]
+    count = len(FEW)
+    out = write_report(read_sweep(folder / "the sweep"), folder / "my report", PICTURES[:count], FEW)
+    text = (out / "report.md").read_text()
+    links = re.findall(r"!\[(.+?)\]\((.+?)\)", text)
+    assert sorted(link for _, link in links) == sorted(f"figures/{p.name}" for p in out.glob("figures/*"))
+    assert all(len(alt) > 20 for alt, _ in links)
+    return text
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Two ranks by two digits, one diverged, one failed, one missing, one whose base changed."""
+    folder = tmp_path_factory.mktemp("mixed")
+    runs = [made.made_run(FEW, (digit,), rank) for rank in (1, 4) for digit in (4, 9)]
+    changed = (made.unproven(runs[3][0]), runs[3][1])
+    lost = made.made_run(FEW, rank=2, diverged_at=7)
+    return folder, reported(folder, [*runs[:3], changed, lost, "no | `memory` <left>", None])
+
+
+def test_the_summaries_are_the_table(mixed: tuple[Path, str]) -> None:
+    frame = load_sweep(mixed[0] / "the sweep").assign(folder=[str(job) for job in range(7)])
+    parquet = pd.read_parquet(mixed[0] / "my report" / "summary.parquet")
+    csv = pd.read_csv(mixed[0] / "my report" / "summary.csv", dtype={"folder": str, "digit": str})
+    for read in (parquet, csv):
+        assert list(read) == list(frame)
+        for name in frame:
+            kept, back = frame[name].astype(object), read[name].astype(object)
+            assert kept[kept.notna()].tolist() == back[kept.notna()].tolist(), name
+            assert back[kept.isna()].isna().all(), name
+
+
+def test_the_page_tells_of_every_job(mixed: tuple[Path, str]) -> None:
+    text = mixed[1]
+    assert "4 finished, 1 diverged, 1 failed, 1 missing" in text
+    assert "the loss stopped being finite at step 7" in text
+    assert r"no \| \`memory\` \<left\>" in text
+    assert "never ran" in text
+
+
+def test_every_row_has_the_command_that_reproduces_it(mixed: tuple[Path, str]) -> None:
+    frame = load_sweep(mixed[0] / "the sweep")
+    for job, overrides in enumerate(frame["overrides"]):
+        assert f"\nlora-exp {overrides}  # job {job}\n" in mixed[1]
+
+
+def test_a_broken_proof_is_told(mixed: tuple[Path, str]) -> None:
+    assert "unchanged (SHA-256 before and after): 4 of 5 runs" in mixed[1]
+    assert "equals the base's: 5 of 5 runs" in mixed[1]
+    assert "does not hold for jobs 3." in mixed[1]
+
+
+def test_the_model_table_counts_parameters_at_each_rank(mixed: tuple[Path, str]) -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in mixed[1].splitlines() if "|" in line]
+    assert ["layer", "weight", "base", "rank 1", "rank 2", "rank 4"] in rows
+    assert ["linear2", "2000 x 1000", "2,002,000", "3,000", "6,000", "12,000"] in rows
+    assert ["with the base", "", "2,807,010", "2,813,804", "2,820,598", "2,834,186"] in rows
+    assert ["overhead (%)", "", "", "0.242", "0.484", "0.968"] in rows
+
+
+def test_provenance_is_told_once_where_all_runs_agree(mixed: tuple[Path, str]) -> None:
+    assert re.search(r"\| versions\.torch +\| `2\.14\.1` +\|", mixed[1])
+    assert re.search(r"\| adapter\.rank +\| `1, 4, 2` +\|", mixed[1])
+
+
+def test_no_gain_is_told_without_its_cost(mixed: tuple[Path, str]) -> None:
+    assert "best" not in mixed[1].lower()
+    section = mixed[1].split("## Verdict")[1].split("##")[0]
+    claims = [paragraph for paragraph in section.split("\n\n") if "->" in paragraph]
+    assert len(claims) == 4
+    assert all(paragraph.count("->") == 2 and "other" in paragraph for paragraph in claims)
+
+
+def test_the_verdict_of_one_run_is_its_numbers(tmp_path: Path) -> None:
+    run = made.made_run(FEW, (2, 7))
+    out = run[0].outcome
+    line = verdict(load_sweep(made.write_sweep(tmp_path / "s", [run])))
+    assert line.startswith("Digit 2 and 7 at rank 4: ")
+    assert f"{100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %" in line
+    assert f"{100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %" in line
+
+
+def test_a_diverged_run_is_in_no_mean(tmp_path: Path) -> None:
+    runs = [made.made_run(FEW), made.made_run(FEW, rank=1), made.made_run(FEW, rank=8, diverged_at=2)]
+    line = verdict(load_sweep(made.write_sweep(tmp_path / "s", runs)))
+    mean = sum(run[0].outcome.target_error for run in runs[:2]) / 2
+    assert line.startswith("Mean of 2 sound runs (1 diverged besides)")
+    assert f"-> {100 * mean:.2f} %, on the other" in line
+
+
+@pytest.mark.parametrize(
+    ("runs", "told", "pictures"),
+    [
+        ([made.made_run(FEW)], "1 finished", 3),
+        ([made.made_run(FEW, (2, 7), rank) for rank in (1, 2)], "fine-tuned on digit 2 and 7", 5),
+        ([made.made_run(FEW, (digit,)) for digit in (1, 2)], "Each cell is one run.", 4),
+        (
+            [made.made_run(FEW, rank=r, seed=s) for r in (1, 2) for s in (0, 1)],
+            "up to 2 runs, which differ in seed",
+            5,
+        ),
+        ([made.made_run(FEW, rank=r, alpha=a) for r in (1, 2) for a in (1.0, "rank")], "### By alpha", 5),
+        ([made.made_run(FEW, rank=rank) for rank in range(1, 65)], "8 of 64 ranks", 5),
+        (["boom", "boom"], "No sound run among 2 (2 failed)", 0),
+        ([None], "No sound run among 1 (1 missing)", 0),
+        ([made.made_run(FEW, diverged_at=1)], "No sound run among 1 (1 diverged)", 0),
+    ],
+    ids=["one job", "two digits", "one rank", "seeds", "alphas", "64 ranks", "failed", "missing", "diverged"],
+)
+def test_any_sweep_gives_a_sensible_page(
+    tmp_path: Path, runs: list[object], told: str, pictures: int
+) -> None:
+    text = reported(tmp_path, runs)
+    assert told in text
+    assert text.count("![") == pictures
+    assert "nan" not in text.lower()
+
+
+def test_a_run_whose_predictions_are_lost_is_reported_without_them(tmp_path: Path) -> None:
+    folder = made.write_sweep(tmp_path / "s", [made.made_run(FEW)])
+    (folder / "0" / PREDICTIONS).unlink()
+    out = write_report(read_sweep(folder), tmp_path / "report", PICTURES[:1000], FEW)
+    assert "No figure for job 0: its predictions can't be read" in (out / "report.md").read_text()
+
+
+def test_a_report_replaces_an_older_one_and_nothing_else(tmp_path: Path) -> None:
+    sweep = read_sweep(made.write_sweep(tmp_path / "s", ["boom"]))
+    out = tmp_path / "reports" / "one"
+    write_report(sweep, out, PICTURES, LABELS)
+    (out / "figures" / "stale.png").touch()
+    write_report(sweep, out, PICTURES, LABELS)
+    assert not (out / "figures" / "stale.png").exists()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.md").touch()
+    with pytest.raises(ValueError, match="mine: is there already and is not a report"):
+        write_report(sweep, mine, PICTURES, LABELS)
+    assert [path.name for path in mine.iterdir()] == ["thesis.md"]
+
+
+def test_a_report_that_fails_leaves_the_older_one_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = read_sweep(made.write_sweep(tmp_path / "s", ["boom"]))
+    out = write_report(sweep, tmp_path / "reports" / "one", PICTURES, LABELS)
+    older = (out / "report.md").read_bytes()
+
+    def no_page(*_: object) -> str:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("lora_exp.report.page", no_page)
+    with pytest.raises(OSError, match="no space left"):
+        write_report(sweep, out, PICTURES, LABELS)
+    assert [path.name for path in out.parent.iterdir()] == ["one"]
+    assert (out / "report.md").read_bytes() == older
+
+
+def test_the_terminal_table_has_a_row_for_each_sound_job_and_a_line_for_each_other(tmp_path: Path) -> None:
+    runs = [made.made_run(FEW, rank=1), "no memory", made.made_run(FEW, rank=2)]
+    lines = terminal_table(load_sweep(made.write_sweep(tmp_path / "s", runs))).splitlines()
+    numbered = [line.split() for line in lines if re.match(r" +\d", line)]
+    assert [row[:3] for row in numbered] == [["0", "9", "1"], ["2", "9", "2"]]
+    out = runs[0][0].outcome  # type: ignore[union-attr]
+    assert numbered[0][4:6] == [f"{100 * out.target_error_before:.2f}", f"{100 * out.target_error:.2f}"]
+    assert lines[-1].endswith("failed: no memory")
+    assert max(map(len, lines)) < 130
+
+
+def test_a_long_terminal_table_becomes_means(tmp_path: Path) -> None:
+    runs = [made.made_run(FEW, (digit,), rank) for rank in range(1, 34) for digit in (1, 2, 3)]
+    lines = terminal_table(load_sweep(made.write_sweep(tmp_path / "s", [*runs, *["boom"] * 30]))).splitlines()
+    assert lines[0] == "means of the sound runs by rank"
+    assert len(lines) < 60
+    assert lines[-1] == "... and 20 more jobs without errors to compare"
+    first = next(line.split() for line in lines if re.match(r" +1 ", line))
+    assert first[:2] == ["1", "3"]
+    mean = sum(run[0].outcome.other_error for run in runs[:3]) / 3
+    assert first[5] == f"{100 * mean:.2f}"
+
+
+def test_a_report_of_forty_jobs_is_small_and_quick(tmp_path: Path) -> None:
+    runs = [made.made_run(LABELS, (digit,), rank) for rank in (1, 2, 4, 8) for digit in range(10)]
+    made.write_sweep(tmp_path / "s", runs)
+    start = time.perf_counter()
+    out = write_report(read_sweep(tmp_path / "s"), tmp_path / "report", PICTURES, LABELS)
+    assert time.perf_counter() - start < 8
+    assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 2_000_000
