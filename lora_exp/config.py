@@ -77,6 +77,13 @@ def compose_settings(overrides: Sequence[str]) -> Settings:
         return read(compose("config", list(overrides)))[1]
 
 
+def without_hydra(config: DictConfig) -> DictConfig:
+    """The application's own part of a composed config."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    assert isinstance(own, DictConfig)
+    return own
+
+
 def is_experiment(config: DictConfig) -> bool:
     """Whether a config has the groups of a run (the launcher also serves other Hydra applications)."""
     return all(group in config for group in PARTS)

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lora_exp import numerics
-from lora_exp.base_model import widths
+from lora_exp.adapters import adapter_plan
+from lora_exp.base_model import layer_names, widths
 from lora_exp.bench import Bench
 from lora_exp.data import ImageData, load, pictures
 from lora_exp.packing import plan_packs
@@ -78,6 +79,11 @@ class Laboratory:
     def data(self, spec: DataSpec) -> ImageData:
         """The data set, read once a process."""
         return _read_once(spec, self.data_root, self.device)
+
+    def check(self, spec: RunSpec) -> None:
+        """Raise SpecError when the data of a spec can't be had, or its adapter fits no layer of its model."""
+        self.data(spec.data)
+        adapter_plan(spec.adapter, layer_names(spec.model), spec.finetune.seed)
 
     def test_pictures(self, spec: RunSpec) -> tuple[NDArray[Any], NDArray[Any]]:
         """The test images as pixels [N, 28, 28] uint8 and their labels [N], for figures."""

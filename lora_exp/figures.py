@@ -26,7 +26,7 @@ BLUE, ORANGE, VERMILION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 INK, FAINT = "#222222", "#8A8A8A"
 LEGEND_RUNS = 8  # ranks that a legend still shows better than a colour bar
 LEAST_LOSS = 1e-4
-SMOOTHED_STEPS = 50  # a longer loss curve is averaged, to about this many independent values
+SMOOTHED_STEPS = 50  # a loss curve of this length or more is averaged over a tenth of its steps
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -67,9 +67,7 @@ def error_bars(result: RunResult) -> Figure:
         (outcome.after, 0.2, ORANGE, "after fine-tuning"),
     ):
         heights = 100 * np.array(errors.error_rates)
-        bars = axes.bar(
-            digits + shift, heights, 0.38, color=colour, label=f"{when} (accuracy {errors.accuracy:.1%})"
-        )
+        bars = axes.bar(digits + shift, heights, 0.38, color=colour, label=f"{when} (accuracy {errors.accuracy:.1%})")
         axes.bar_label(bars, [f"{height:.1f}" for height in heights], padding=2, fontsize=7.5, color=INK)
     axes.set_xticks(digits, [f"{d}\ntarget" if d in targets else str(d) for d in digits])
     axes.set_xlim(-0.6, CLASSES - 0.4)
@@ -109,19 +107,13 @@ def wrong_digits(
     chosen = [_spread(np.flatnonzero(which), rows * columns) for _, _, which, rows in parts]
     heights = [max(0.1, -(-len(indices) // columns)) for indices in chosen]
     figure, all_axes = empty_figure(10, 1.3 + 0.9 * sum(heights), rows=len(parts), height_ratios=heights)
-    for axes, (title, colour, which, _), indices, height in zip(
-        all_axes, parts, chosen, heights, strict=True
-    ):
+    for axes, (title, colour, which, _), indices, height in zip(all_axes, parts, chosen, heights, strict=True):
         axes.axis("off")
-        axes.set_title(
-            title.format(f"{int(which.sum()):,}"), loc="left", color=colour, fontweight="bold", fontsize=10
-        )
+        axes.set_title(title.format(f"{int(which.sum()):,}"), loc="left", color=colour, fontweight="bold", fontsize=10)
         for position, image in enumerate(indices):
             x, y = position % columns, 1.28 * (position // columns)
             extent = (x + 0.06, x + 0.94, y + 0.94, y + 0.06)
-            axes.imshow(
-                pictures[image], cmap="gray_r", extent=extent, vmin=0, vmax=255, interpolation="nearest"
-            )
+            axes.imshow(pictures[image], cmap="gray_r", extent=extent, vmin=0, vmax=255, interpolation="nearest")
             axes.add_patch(Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, fill=False, ec=colour, lw=1.6))
             text = f"{labels[image]}: {before[image]} → {after[image]}"
             axes.text(x + 0.5, y + 1.1, text, ha="center", va="center", fontsize=7.5, color=INK)
@@ -134,63 +126,39 @@ def wrong_digits(
 def loss_curves(results: Sequence[RunResult]) -> Figure:
     """Fine-tuning loss by step, one line a run, coloured by rank; long curves as moving averages.
 
-    Where runs are many, each rank's mean over its sound runs of full length is drawn strongly over them. A
-    run that diverged ends in a cross at its last finite loss.
+    One run alone shows its single losses too; where runs are many, each rank's mean over its sound runs of
+    full length stands out. A run that diverged ends in a cross at its last finite loss.
     """
     figure, (axes,) = empty_figure(9, 4.4)
     ranks = sorted({result.spec.adapter.rank for result in results})
-    colours = colormaps["viridis"](np.linspace(0, 0.92, len(ranks)))
+    colours = dict(zip(ranks, colormaps["viridis"](np.linspace(0, 0.92, len(ranks))), strict=True))
     longest = max(len(result.outcome.loss_curve) for result in results)
-    window = max(1, longest // SMOOTHED_STEPS)
+    window = longest // 10 if longest >= SMOOTHED_STEPS else 1
     many = len(results) > LEGEND_RUNS
+    whole: dict[int, list[list[float]]] = {}
     for result in results:
-        losses = np.array(result.outcome.loss_curve)
+        rank, losses = result.spec.adapter.rank, result.outcome.loss_curve
         if result.outcome.diverged_at is not None:
             losses = losses[: result.outcome.diverged_at - 1]
-        if not len(losses):
+        elif len(losses) == longest:
+            whole.setdefault(rank, []).append(losses)
+        if not losses:
             continue  # diverged at the first step: there is nothing to draw
-        own = min(window, len(losses))
-        smooth = _smooth(losses, own)
-        colour = colours[ranks.index(result.spec.adapter.rank)]
-        steps = np.arange(own, len(losses) + 1)
-        axes.plot(steps, smooth, color=colour, lw=0.7 if many else 1.6, alpha=0.3 if many else 1)
+        if len(results) == 1 and window > 1:
+            _draw_losses(axes, losses, 1, color=FAINT, lw=0.8, alpha=0.6)
+        end = _draw_losses(axes, losses, window, color=colours[rank], lw=0.7 if many else 2, alpha=0.3 if many else 1)
         if result.diverged:
-            axes.plot(steps[-1], smooth[-1], "X", color=VERMILION, ms=9, zorder=3)
+            axes.plot(*end, "X", color=VERMILION, ms=9, zorder=3)
     if many:
-        for rank, colour in zip(ranks, colours, strict=True):
-            whole = [
-                result.outcome.loss_curve
-                for result in results
-                if result.spec.adapter.rank == rank
-                and not result.diverged
-                and len(result.outcome.loss_curve) == longest
-            ]
-            if whole:
-                mean = _smooth(np.mean(whole, axis=0), window)
-                axes.plot(np.arange(window, longest + 1), mean, color=colour, lw=2.2)
-    if len(ranks) <= LEGEND_RUNS:
-        for rank, colour in zip(ranks, colours, strict=True):
-            axes.plot([], [], color=colour, lw=2.2, label=f"rank {rank}" + (", mean" if many else ""))
-    else:
-        scale = ScalarMappable(
-            BoundaryNorm(np.arange(len(ranks) + 1) - 0.5, len(ranks)), ListedColormap(colours)
-        )
-        shown = range(0, len(ranks), -(-len(ranks) // 10))
-        bar = figure.colorbar(scale, ax=axes, label="rank", ticks=list(shown), pad=0.02)
-        bar.minorticks_off()
-        bar.set_ticklabels([str(ranks[at]) for at in shown])
-    if any((result.outcome.diverged_at or 0) > 1 for result in results):
-        axes.plot([], [], "X", color=VERMILION, ms=9, label="diverged")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+        for rank, curves in whole.items():
+            _draw_losses(axes, np.mean(curves, axis=0), window, color=colours[rank], lw=2.2)
+    _explain_colours(figure, axes, colours, any((result.outcome.diverged_at or 0) > 1 for result in results))
     axes.set_yscale("log")
     axes.set_xlabel("fine-tuning step")
-    axes.set_ylabel(
-        "cross-entropy (nats)" + (f", mean of {window} steps" if window > 1 else ", of each batch")
-    )
-    axes.set_title(
-        "Loss, " + setting(results[0]) if len(results) == 1 else "Loss during fine-tuning", fontsize=11
-    )
+    axes.set_ylabel("cross-entropy (nats)" + (f", mean of {window} steps" if window > 1 else ", of each batch"))
+    title = f"Loss, {setting(results[0])}" if len(results) == 1 else "Loss during fine-tuning"
+    lines = "strong lines: means" if many else "thin: each batch" if len(results) == 1 and window > 1 else ""
+    axes.set_title(f"{title} ({lines})" if lines else title, fontsize=11)
     return figure
 
 
@@ -221,9 +189,31 @@ def _spread(indices: NDArray[np.intp], most: int) -> NDArray[np.intp]:
     return np.asarray(indices[np.linspace(0, len(indices) - 1, most).astype(int)], dtype=np.intp)
 
 
-def _smooth(losses: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Mean of each `window` neighbouring losses; value i is that of the steps up to i + `window`.
+def _draw_losses(axes: Axes, losses: Sequence[float] | NDArray[Any], window: int, **look: Any) -> tuple[float, float]:
+    """Draw the mean of each `window` neighbouring losses over the last step of them; return the last point.
 
     A log scale has no place for a loss of zero: it is drawn at LEAST_LOSS.
     """
-    return np.maximum(np.convolve(losses, np.ones(window) / window, mode="valid"), LEAST_LOSS)
+    window = min(window, len(losses))
+    means = np.maximum(np.convolve(losses, np.ones(window) / window, mode="valid"), LEAST_LOSS)
+    axes.plot(np.arange(window, len(losses) + 1), means, **look)
+    return len(losses), float(means[-1])
+
+
+def _explain_colours(figure: Figure, axes: Axes, colours: Mapping[int, Any], crosses: bool) -> None:
+    """A legend of few ranks or a colour bar of many, and what a cross means."""
+    ranks = list(colours)
+    if len(ranks) <= LEGEND_RUNS:
+        for rank, colour in colours.items():
+            axes.plot([], [], color=colour, lw=2.2, label=f"rank {rank}")
+    else:
+        steps = BoundaryNorm(np.arange(len(ranks) + 1) - 0.5, len(ranks))
+        scale = ScalarMappable(steps, ListedColormap(list(colours.values())))
+        shown = range(0, len(ranks), -(-len(ranks) // 10))
+        bar = figure.colorbar(scale, ax=axes, label="rank", ticks=list(shown), pad=0.02)
+        bar.minorticks_off()
+        bar.set_ticklabels([str(ranks[at]) for at in shown])
+    if crosses:
+        axes.plot([], [], "X", color=VERMILION, ms=9, label="diverged")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, -0.28), ncols=LEGEND_RUNS + 1, fontsize=9)

@@ -16,10 +16,9 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.composition import JobConfigs
-from lora_exp.config import is_experiment, read
-from lora_exp.job import JobsFailed, open_laboratory, open_recorder
-from lora_exp.launching import without_hydra
-from lora_exp.spec import SpecError
+from lora_exp.config import is_experiment, read, without_hydra
+from lora_exp.job import JobsFailed, check, open_laboratory, open_recorder
+from lora_exp.spec import RunSpec, SpecError
 from lora_exp.sweep_files import begin_sweep, command_line
 
 if TYPE_CHECKING:
@@ -39,10 +38,10 @@ def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: 
     folder = Path(str(config.hydra.sweep.dir))
     if not is_experiment(config):
         return launcher.launch(jobs, initial_job_idx=0)
-    settings = _checked(context, config, jobs)
+    first, settings = _checked(context, config, jobs)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
-    with _reported(folder, jobs, settings):
+    with _reported(folder, jobs, first, settings):
         returns = launcher.launch(jobs, initial_job_idx=0)
     failed = [str(r.overrides) for r in returns if r.status is not JobStatus.COMPLETED]
     if failed:
@@ -51,23 +50,23 @@ def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: 
     return returns
 
 
-def _checked(context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]]) -> Settings:
-    """Compose and check every job; the settings of the first, which are those of the sweep."""
+def _checked(context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]]) -> tuple[RunSpec, Settings]:
+    """Compose and check every job; spec and settings of the first. Settings are those of the whole sweep."""
     configs = JobConfigs(context.config_loader, config)
-    found = None
+    found: list[tuple[RunSpec, Settings]] = []
     for number, overrides in enumerate(jobs):
         try:
-            _, settings = read(without_hydra(configs.compose(overrides, number)))
+            found.append(read(without_hydra(configs.compose(overrides, number))))
         except SpecError as error:
             raise SpecError(f"{error} (job {number} of the sweep)" if len(jobs) > 1 else str(error)) from error
-        found = found or settings
-    if found is None:
+    if not found:
         raise SpecError("the sweep has no jobs: a swept key has no values")
-    return found
+    check([spec for spec, _ in found], found[0][1])
+    return found[0]
 
 
 @contextlib.contextmanager
-def _reported(folder: Path, jobs: list[list[str]], settings: Settings) -> Iterator[None]:
+def _reported(folder: Path, jobs: list[list[str]], first: RunSpec, settings: Settings) -> Iterator[None]:
     """A parent run while the sweep runs; the report, the table and the paths when it ends, however it ends."""
     laboratory = open_laboratory(settings)
     recorder = open_recorder(settings)
@@ -87,12 +86,11 @@ def _reported(folder: Path, jobs: list[list[str]], settings: Settings) -> Iterat
         from lora_exp.sweep import read_sweep
 
         done = read_sweep(folder)
-        out = Path(settings.report.folder).absolute() / name
-        if done.results:
-            pictures, labels = laboratory.test_pictures(next(iter(done.results.values())).spec)
-            report.write_report(done, out, pictures, labels)
+        out = Path(settings.report.folder).absolute() / (settings.report.name or name)
+        pictures, labels = laboratory.test_pictures(first)
+        report.write_report(done, out, pictures, labels)
         if recorder is not None and parent is not None:
-            recorder.finish_sweep(parent, out if done.results else None, _metrics(done.frame), status)
+            recorder.finish_sweep(parent, out, _metrics(done.frame), status)
         print(report.terminal_table(done.frame))
         print(report.verdict(done.frame))
         print(f"report   {out / 'report.md'}\nruns     {folder.absolute()}\ncompare  lora-exp ui")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lora_exp.experiment import Laboratory
     from lora_exp.records import Recorder
     from lora_exp.settings import Settings
+    from lora_exp.spec import RunSpec
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,17 @@ def run_job(config: DictConfig) -> float:
     if result.diverged:
         raise JobsFailed(f"{spec.name}: the loss stopped being finite at step {result.outcome.diverged_at}")
     return result.outcome.target_error
+
+
+def check(specs: Sequence[RunSpec], settings: Settings) -> None:
+    """Find out before anything is written whether these runs can be made here: device, folders, data, tracking.
+
+    Raises SpecError, StoreError or TrackingError, of one line.
+    """
+    open_recorder(settings)
+    laboratory = open_laboratory(settings)
+    for spec in {(spec.data, spec.model, spec.adapter.layers): spec for spec in specs}.values():
+        laboratory.check(spec)
 
 
 @functools.lru_cache(maxsize=1)

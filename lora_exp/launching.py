@@ -11,7 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from lora_exp.composition import JobConfigs
-from lora_exp.config import is_experiment, read
+from lora_exp.config import is_experiment, read, without_hydra
 from lora_exp.spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -62,12 +62,3 @@ def _in_order_of_results(
         jobs.setdefault(spec, []).append(at)
     for spec, _ in settings.laboratory().run(list(jobs)):
         yield from jobs[spec]
-
-
-def without_hydra(config: DictConfig) -> DictConfig:
-    """The application's own part of a composed config."""
-    from omegaconf import OmegaConf
-
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    assert isinstance(own, DictConfig)
-    return own

@@ -76,9 +76,7 @@ def verdict(frame: pd.DataFrame) -> str:
         head = f"Mean of {len(runs)} sound runs"
         fell = int(((both_errors(runs)) < both_errors(runs, "_before")).sum())
         tail = f"; the sum of both errors fell in {fell} of {len(runs)}"
-    means = runs[
-        ["target_error_before", "target_error", "other_error_before", "other_error", "forgetting"]
-    ].mean()
+    means = runs[["target_error_before", "target_error", "other_error_before", "other_error", "forgetting"]].mean()
     target_before, target, other_before, other, forgetting = means
     return (
         f"{head}{f' ({rest} besides)' if rest else ''}: error on the target {percent(target_before)} % -> "
@@ -103,9 +101,7 @@ def terminal_table(frame: pd.DataFrame) -> str:
     unsound = frame[frame["status"] != "finished"]
     for row in unsound.head(TERMINAL_REASONS).to_dict("records"):
         what = row["name"] or row["overrides"]
-        lines.append(
-            f"job {row['job']} ({what}) {row['status']}{': ' + row['error'] if row['error'] else ''}"
-        )
+        lines.append(f"job {row['job']} ({what}) {row['status']}{': ' + row['error'] if row['error'] else ''}")
     if len(unsound) > TERMINAL_REASONS:
         lines.append(f"... and {len(unsound) - TERMINAL_REASONS} more jobs without errors to compare")
     return "\n".join(lines)
@@ -115,9 +111,7 @@ def _inside(folder: Path, place: str) -> str:
     return Path(place).relative_to(folder).as_posix()
 
 
-def _draw(
-    sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folder: Path
-) -> dict[str, Picture | str]:
+def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folder: Path) -> dict[str, Picture | str]:
     """Draw into `folder` what the sweep has figures for: title -> the picture, or why there is none."""
     drawn: dict[str, Picture | str] = {}
     runs = sound(sweep.frame)
@@ -183,6 +177,4 @@ def _of_cells(runs: pd.DataFrame) -> str:
     if most == 1:
         return "Each cell is one run."
     names = [name.replace("_", " ") for name in differing(runs) if name not in ("digit", "rank")]
-    return f"A cell is the mean of up to {most} runs" + (
-        f", which differ in {', '.join(names)}." if names else "."
-    )
+    return f"A cell is the mean of up to {most} runs" + (f", which differ in {', '.join(names)}." if names else ".")

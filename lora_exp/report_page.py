@@ -30,7 +30,7 @@ from lora_exp.tables import (
 # Provenance that would repeat what other sections show.
 SHOWN_ELSEWHERE = ("overrides", "config", "started")
 RANK_COLUMNS = 8  # of the model table; more ranks are thinned to these
-VARIANTS = 3  # values written out where runs differ in their provenance
+VARIANTS = 10  # values written out where runs differ in their provenance
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,7 @@ def _doubts(frame: pd.DataFrame) -> list[str]:
     if len(runs) > 1 and runs["seed"].nunique() == 1:
         doubts.append("Every setting ran with one seed, so small differences between settings may be chance.")
     if 1 < len(runs) < len(frame):
-        doubts.append(
-            "Means leave out the jobs without errors, so they may be of different sets of settings."
-        )
+        doubts.append("Means leave out the jobs without errors, so they may be of different sets of settings.")
     return doubts
 
 
@@ -130,9 +128,7 @@ def _picture(picture: Picture | str) -> str:
 def _means(frame: pd.DataFrame) -> str:
     """Means by rank, and by every other setting that differs."""
     names = list(dict.fromkeys(["rank", *differing(sound(frame))]))
-    tables = [
-        f"### By {name.replace('_', ' ')}\n\n{markdown_table(means_table(frame, [name]))}" for name in names
-    ]
+    tables = [f"### By {name.replace('_', ' ')}\n\n{markdown_table(means_table(frame, [name]))}" for name in names]
     return "## Means of the sound runs\n\n" + "\n\n".join(tables)
 
 
@@ -145,9 +141,7 @@ def _unsound(sweep: Sweep) -> str:
         rows.append([str(row["job"]), row["status"], _code(row["overrides"]), _plain(reason)])
     if not rows:
         return ""
-    return "## Jobs without errors to compare\n\n" + markdown_table(
-        (["job", "status", "overrides", "reason"], rows), 4
-    )
+    return "## Jobs without errors to compare\n\n" + markdown_table((["job", "status", "overrides", "reason"], rows), 4)
 
 
 def _models(results: Sequence[RunResult]) -> str:
@@ -189,17 +183,11 @@ def _proof(sweep: Sweep) -> str:
         f"Adapter switched off, every prediction equals the base's: {len(off)} of {total} runs."
     )
     broken = sorted(set(sweep.results) - (set(same) & set(off)))
-    return (
-        "## Proof\n\n"
-        + text
-        + (f" It does not hold for jobs {', '.join(map(str, broken))}." if broken else "")
-    )
+    return "## Proof\n\n" + text + (f" It does not hold for jobs {', '.join(map(str, broken))}." if broken else "")
 
 
 def _commands(frame: pd.DataFrame) -> str:
-    lines = [
-        f"lora-exp {row['overrides']}".rstrip() + f"  # job {row['job']}" for row in frame.to_dict("records")
-    ]
+    lines = [f"lora-exp {row['overrides']}".rstrip() + f"  # job {row['job']}" for row in frame.to_dict("records")]
     return "## Reproduce a run\n\n```bash\n" + "\n".join(lines) + "\n```"
 
 

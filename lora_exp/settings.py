@@ -46,10 +46,22 @@ class TrackingSettings:
 
 
 @dataclass(frozen=True)
-class FolderSettings:
-    """One folder."""
+class StoreSettings:
+    """Where trained bases and results are kept."""
 
-    folder: str = allow("a folder", _is_text)
+    folder: str = allow("a folder", _is_text, default="cache/store")
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Where a sweep's report goes: `folder/name`; the name is that of the sweep when null."""
+
+    folder: str = allow("a folder", _is_text, default="multirun_reports")
+    name: str | None = allow(
+        "null or a name without slashes",
+        lambda v: v is None or (_is_text(v) and "/" not in v and v not in (".", "..")),
+        default=None,
+    )
 
 
 @dataclass(frozen=True)
@@ -74,8 +86,8 @@ class DataFolder:
 SETTINGS: dict[str, type[Any]] = {
     "device": DeviceSettings,
     "tracking": TrackingSettings,
-    "store": FolderSettings,
-    "report": FolderSettings,
+    "store": StoreSettings,
+    "report": ReportSettings,
     "sweep": SweepSettings,
 }
 
@@ -86,8 +98,8 @@ class Settings:
 
     device: DeviceSettings
     tracking: TrackingSettings
-    store: FolderSettings
-    report: FolderSettings
+    store: StoreSettings
+    report: ReportSettings
     sweep: SweepSettings
     data: DataFolder
 

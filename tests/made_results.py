@@ -135,9 +135,7 @@ def write_failure(folder: Path, error: str, overrides: Sequence[str]) -> None:
     (folder / "failure.json").write_text(json.dumps({"error": error, "overrides": list(overrides)}))
 
 
-def write_sweep(
-    folder: Path, runs: Sequence[tuple[RunResult, Mapping[str, NDArray[Any]]] | str | None]
-) -> Path:
+def write_sweep(folder: Path, runs: Sequence[tuple[RunResult, Mapping[str, NDArray[Any]]] | str | None]) -> Path:
     """A sweep's folder; a job is a run, or the error it failed with, or None if it never ran."""
     jobs = []
     for job, run in enumerate(runs):
@@ -163,9 +161,7 @@ def unproven(run: RunResult) -> RunResult:
     return replace(run, outcome=replace(run.outcome, base_unchanged=False))
 
 
-def _mistaken(
-    labels: NDArray[np.uint8], random: np.random.Generator, rates: Mapping[int, float]
-) -> NDArray[np.uint8]:
+def _mistaken(labels: NDArray[np.uint8], random: np.random.Generator, rates: Mapping[int, float]) -> NDArray[np.uint8]:
     wrong = random.random(len(labels)) < np.array([rates[d] for d in range(10)])[labels]
     return np.where(wrong, (labels + random.integers(1, 10, len(labels))) % 10, labels).astype(np.uint8)
 

@@ -36,13 +36,16 @@ provenance: spec
 store:
 trained_base: base_model data evaluation spec store
 bench: adapters base_model data evaluation packing result spec trained_base training
-experiment: base_model bench data numerics packing provenance result spec store trained_base
+experiment: adapters base_model bench data numerics packing provenance result spec store trained_base
 records: result settings spec
 sweep_files:
 sweep: result spec sweep_files
-figures: result spec sweep
-report: figures result spec sweep
-job: config experiment figures records result settings sweep_files
+tables: sweep
+figures: result spec
+sweep_figures: figures spec sweep
+report_page: result sweep tables
+report: figures report_page sweep sweep_figures tables
+job: config experiment figures records result settings spec sweep_files
 launching: composition config job spec
 grid: composition config job launching report settings spec sweep sweep_files
 cli: config records

@@ -20,9 +20,7 @@ UNSOUND = ["diverged", "failed", "missing"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five jobs: finished, diverged, failed, missing, finished."""
     runs = [made.made_run(LABELS), made.made_run(LABELS, rank=8, diverged_at=7), "no memory", None]
-    return made.write_sweep(
-        tmp_path_factory.mktemp("a sweep") / "my runs", [*runs, made.made_run(LABELS, (2, 7))]
-    )
+    return made.write_sweep(tmp_path_factory.mktemp("a sweep") / "my runs", [*runs, made.made_run(LABELS, (2, 7))])
 
 
 def test_every_job_has_a_row_in_job_order(folder: Path) -> None:

@@ -1,0 +1,184 @@
+"""pytest tests/test_evaluation.py"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from conftest import MakeJob, TrainPack, in_trainer_order
+from torch.nn import functional
+
+from lora_exp import evaluation
+from lora_exp.adapters import AdapterPack, AdapterPlan
+from lora_exp.base_model import BaseModel, plain_logits
+from lora_exp.data import ImageData, Split
+from lora_exp.evaluation import (
+    Evaluation,
+    Predictions,
+    frozen_first_layer,
+    others,
+    predict_base,
+    predict_pack,
+    summarise,
+)
+from lora_exp.spec import AdapterSpec, FinetuneSpec
+from lora_exp.training import FineTuned
+
+COUNT = 1003
+
+
+@pytest.fixture(scope="module")
+def split(mnist: ImageData) -> Split:
+    """A number of images that no chunk size divides."""
+    return Split(mnist.test.images[:COUNT], mnist.test.labels[:COUNT])
+
+
+@pytest.fixture(scope="module")
+def tuned(make_job: MakeJob, train_pack: TrainPack) -> FineTuned:
+    finetunes = [(1, 9, ("*",)), (4, 2, ("*",)), (12, 0, ("linear1", "linear3")), (3, 5, ("linear2",))]
+    jobs = [
+        make_job(AdapterSpec(rank=rank, layers=layers), FinetuneSpec(digit=(digit,), steps=15))
+        for rank, digit, layers in finetunes
+    ]
+    return train_pack(in_trainer_order(jobs))
+
+
+def made_up(count: int, seed: int) -> tuple[list[int], list[int], list[float]]:
+    draw = random.Random(seed)
+    labels = [draw.randrange(10) for _ in range(count)]
+    guesses = [label if draw.random() < 0.7 else draw.randrange(10) for label in labels]
+    return labels, guesses, [draw.random() for _ in labels]
+
+
+def summarised(labels: list[int], guesses: list[int], losses: list[float]) -> Evaluation:
+    predicted = torch.tensor(guesses, dtype=torch.uint8)
+    return summarise(Predictions(predicted, torch.ones(len(labels)), torch.tensor(losses)), torch.tensor(labels))
+
+
+def same_bits(one: list[Predictions], other: list[Predictions]) -> bool:
+    return all(
+        torch.equal(getattr(a, part), getattr(b, part))
+        for a, b in zip(one, other, strict=True)
+        for part in ("predicted", "confidence", "losses")
+    )
+
+
+@pytest.mark.parametrize("count", [1, 10, 2000])
+def test_counts_are_those_of_counting_one_image_after_another(count: int) -> None:
+    labels, guesses, losses = made_up(count, seed=count)
+    judged = summarised(labels, guesses, losses)
+    pairs = list(zip(labels, guesses, strict=True))
+    for true in range(10):
+        assert judged.counts[true] == labels.count(true)
+        assert judged.errors[true] == sum(label == true != guess for label, guess in pairs)
+        rate = judged.errors[true] / labels.count(true) if true in labels else 0.0
+        assert judged.error_rates[true] == rate
+        for guessed in range(10):
+            assert judged.confusion[true][guessed] == pairs.count((true, guessed))
+    assert judged.accuracy == pytest.approx(sum(a == b for a, b in pairs) / count)
+    assert judged.loss == pytest.approx(sum(losses) / count)
+
+
+def test_the_error_of_several_classes_is_the_mean_of_their_rates() -> None:
+    judged = summarised([1] * 10 + [2] * 2 + [3] * 4, [1] * 9 + [0] + [0] * 2 + [3] * 3 + [1], [0.0] * 16)
+    assert judged.error_of((1,)) == 0.1
+    assert judged.error_of((1, 2)) == pytest.approx((0.1 + 1.0) / 2)
+    assert judged.error_of((1, 2, 3)) == pytest.approx((0.1 + 1.0 + 0.25) / 3)
+    assert judged.error_of((7,)) == 0.0
+
+
+def test_the_other_classes_are_those_not_fine_tuned_on() -> None:
+    assert others((3,)) == (0, 1, 2, 4, 5, 6, 7, 8, 9)
+    assert others((9, 0)) == (1, 2, 3, 4, 5, 6, 7, 8)
+
+
+def test_the_base_is_judged_by_its_logits(small_base: BaseModel, split: Split) -> None:
+    said = predict_base(small_base, split)
+    chances = plain_logits(small_base, split.images).softmax(1)
+    assert torch.equal(said.predicted.long(), chances.argmax(1))
+    assert torch.allclose(said.confidence, chances.max(1).values, atol=1e-6)
+    expected = functional.nll_loss(chances.log(), split.labels, reduction="none")
+    assert torch.allclose(said.losses, expected, rtol=1e-4, atol=1e-5)
+    assert (said.predicted.dtype, said.losses.shape) == (torch.uint8, (COUNT,))
+
+
+def test_without_training_a_pack_predicts_what_its_base_predicts(small_base: BaseModel, mnist: ImageData) -> None:
+    plans = [AdapterPlan((rank,) * 3, 1.0, 1.0, rank) for rank in (1, 8, 30)]
+    shapes = [tuple(layer.weight.shape) for layer in small_base.layers]
+    first = frozen_first_layer(small_base, mnist.test.images)
+    base = predict_base(small_base, mnist.test)
+    fresh = predict_pack(
+        small_base, AdapterPack.initial(plans, shapes, mnist.test.images.device), mnist.test, first
+    )
+    [off] = predict_pack(small_base, AdapterPack(()), mnist.test, first)
+    assert len(fresh) == 3
+    for said in (*fresh, off):
+        assert torch.equal(said.predicted, base.predicted)
+        assert torch.allclose(said.losses, base.losses, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pack_is_judged_with_the_adapters_merged_into_the_weights(
+    small_base: BaseModel, split: Split, tuned: FineTuned
+) -> None:
+    said = predict_pack(small_base, tuned.pack, split, frozen_first_layer(small_base, split.images))
+    plans = [plan for group in tuned.pack.groups for plan in group.plans]
+    for one, plan, named in zip(said, plans, tuned.pack.factors(["linear1", "linear2", "linear3"]), strict=True):
+        hidden = split.images.double()
+        for at, layer in enumerate(small_base.layers):
+            weight = layer.weight.double()
+            if plan.ranks[at]:
+                a, b = named[f"{layer.name}.A"], named[f"{layer.name}.B"]
+                weight = weight + plan.scaling * b.double() @ a.double()
+            hidden = functional.linear(hidden, weight, layer.bias.double())
+            hidden = hidden.relu() if at < 2 else hidden
+        losses = functional.cross_entropy(hidden, split.labels, reduction="none")
+        assert torch.allclose(one.losses.double(), losses, rtol=1e-3, atol=1e-4)
+        assert torch.equal(one.predicted.long(), hidden.argmax(1))
+
+
+@pytest.mark.usefixtures("one_thread", "any_pack")
+@pytest.mark.parametrize("rows", [1, 20, 68, 100, 334, 501, 10_000])
+def test_the_size_of_a_chunk_changes_no_bit(
+    rows: int, small_base: BaseModel, split: Split, tuned: FineTuned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = frozen_first_layer(small_base, split.images)
+    usual = predict_pack(small_base, tuned.pack, split, first)
+    monkeypatch.setattr(evaluation, "CHUNK_ROWS", rows)
+    assert same_bits(predict_pack(small_base, tuned.pack, split, first), usual)
+
+
+@pytest.mark.usefixtures("any_pack")
+def test_one_or_two_threads_judge_alike(small_base: BaseModel, split: Split, tuned: FineTuned) -> None:
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(predict_pack(small_base, tuned.pack, split, frozen_first_layer(small_base, split.images)))
+    torch.set_num_threads(before)
+    assert same_bits(*found)
+
+
+@pytest.mark.usefixtures("any_pack")
+def test_an_image_has_the_same_first_product_whatever_images_are_beside_it(
+    small_base: BaseModel, split: Split
+) -> None:
+    """A pack of few jobs draws few images, and their products may not depend on that, nor on threads."""
+    before = torch.get_num_threads()
+    whole = frozen_first_layer(small_base, split.images)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for count in (1, 2, 3, 5, 9, 10, 17, 100, 999):
+            assert torch.equal(frozen_first_layer(small_base, split.images[-count:]), whole[-count:])
+    torch.set_num_threads(before)
+
+
+def test_progress_adds_up_to_every_image_of_every_job(
+    small_base: BaseModel, split: Split, tuned: FineTuned
+) -> None:
+    told: list[int] = []
+    first = frozen_first_layer(small_base, split.images)
+    kept = first.clone()
+    predict_pack(small_base, tuned.pack, split, first, told.append)
+    assert sum(told) == 4 * COUNT
+    assert torch.equal(first, kept)
