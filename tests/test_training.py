@@ -211,6 +211,8 @@ def test_the_order_depends_on_seed_and_digits_only(make_job: MakeJob) -> None:
     longer = make_job(AdapterSpec(), replace(how, steps=30)).order
     assert torch.equal(longer[:20], order)
     assert not torch.equal(make_job(AdapterSpec(), replace(how, seed=2)).order, order)
+    pools = torch.arange(100), torch.arange(100, 200)
+    assert not torch.equal(batch_order(how, 9, *pools), batch_order(replace(how, digit=(4,)), 9, *pools))
 
 
 def test_only_images_of_the_digit_are_drawn_without_replay(make_job: MakeJob, images: TrainingImages) -> None:
