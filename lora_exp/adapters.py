@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from lora_exp.numerics import LEAST_ROWS
 from lora_exp.seeding import generator
 from lora_exp.spec import AdapterSpec, SpecError
 
@@ -215,7 +216,7 @@ class _AdaptedLinear(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, rectified, *rest = ctx.saved_tensors
         spans = ctx.spans
@@ -240,17 +241,19 @@ class _AdaptedLinear(torch.autograd.Function):
 
 def frozen_product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """hidden [..., I] times weight' plus bias: [..., O], one matrix product over the rows of all jobs."""
-    outputs = hidden.new_empty(*hidden.shape[:-1], len(weight))
     rows = hidden.reshape(-1, hidden.shape[-1])
-    if len(rows) == 1:  # a single row would take a matrix-vector kernel, whose bits differ
-        outputs.view(1, -1).copy_(torch.addmm(bias, rows.expand(2, -1), weight.t())[:1])
-    else:
-        torch.addmm(bias, rows, weight.t(), out=outputs.view(len(rows), -1))
-    return outputs
+    outputs = hidden.new_empty(max(len(rows), LEAST_ROWS), len(weight))
+    torch.addmm(bias, _enough(rows), weight.t(), out=outputs)
+    return outputs[: len(rows)].view(*hidden.shape[:-1], -1)
 
 
 def rowwise_product(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """grad [..., O] times weight [O, I]: the gradient [..., I] of what went into a frozen layer."""
     rows = grad.reshape(-1, grad.shape[-1])
-    product = (rows.expand(2, -1) @ weight)[:1] if len(rows) == 1 else rows @ weight
-    return product.view(*grad.shape[:-1], -1)
+    return (_enough(rows) @ weight)[: len(rows)].view(*grad.shape[:-1], -1)
+
+
+def _enough(rows: torch.Tensor) -> torch.Tensor:
+    """Few rows would take other kernels, whose bits differ: repeat the first until there are LEAST_ROWS."""
+    missing = LEAST_ROWS - len(rows)
+    return torch.cat([rows, rows[:1].expand(missing, -1)]) if missing > 0 else rows

@@ -144,13 +144,15 @@ def _read_idx(name: str, root: Path) -> dict[str, torch.Tensor]:
         options = {"what": part if part == "train" else "test10k"} if name == "qmnist" else {"train": part == "train"}
         try:
             loaded = cls(str(root), download=name != "mnist", **options)
-        except (RuntimeError, URLError) as error:
-            files = ", ".join(_file_names(cls, part))
+        except (RuntimeError, URLError, ValueError, AssertionError, EOFError) as error:
+            files = _file_names(cls, part)
+            if all((folder / file.removesuffix(".gz")).exists() for file in files):
+                raise SpecError(
+                    f"data={name}: a file in {folder} is damaged; delete the folder and try again"
+                ) from error
             raise SpecError(
-                f"data={name}: not in {folder} and no download possible; put these files there: {files}"
+                f"data={name}: not in {folder} and no download possible; put these files there: {', '.join(files)}"
             ) from error
-        except (ValueError, AssertionError, EOFError) as error:
-            raise SpecError(f"data={name}: a file in {folder} is damaged; delete the folder and try again") from error
         images, labels = loaded.data, loaded.targets
         labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST carries writer columns
         if images.shape != (expected, SIDE, SIDE) or labels.shape != (expected,) or int(labels.max()) >= CLASSES:

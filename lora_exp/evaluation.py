@@ -14,6 +14,7 @@ from torch.nn import functional
 from lora_exp.adapters import AdapterPack, frozen_product
 from lora_exp.base_model import BaseModel, plain_logits
 from lora_exp.data import Split
+from lora_exp.numerics import LEAST_ROWS
 from lora_exp.spec import CLASSES
 from lora_exp.training import pack_logits
 
@@ -111,12 +112,12 @@ def predict_pack(
 
 
 def _chunks(split: Split, jobs: int) -> list[slice]:
-    """Slices that cover the split; none of them is shorter than two images, for which other kernels would run."""
-    size = max(2, CHUNK_ROWS // jobs)
+    """Slices that cover the split; few images would take other kernels, so a short rest joins its neighbour."""
+    size = max(LEAST_ROWS, CHUNK_ROWS // jobs)
     count = len(split.labels)
     starts = list(range(0, count, size))
-    if len(starts) > 1 and count - starts[-1] < 2:
-        starts[-1] = count - 2
+    if len(starts) > 1 and count - starts[-1] < LEAST_ROWS:
+        del starts[-1]
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=True)]
 
 

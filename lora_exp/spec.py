@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -29,15 +29,15 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_digits(value: Any) -> bool:
     digits = value if isinstance(value, list | tuple) else (value,)
     return (
         0 < len(digits) < CLASSES
-        and len(set(digits)) == len(digits)
         and all(_is_int(digit) and 0 <= digit < CLASSES for digit in digits)
+        and len(set(digits)) == len(digits)
     )
 
 

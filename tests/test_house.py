@@ -27,10 +27,10 @@ seeding: spec
 result: spec
 data: spec
 base_model: data seeding spec
-adapters: seeding spec
+adapters: numerics seeding spec
 adapted: base_model
 training: adapters base_model seeding spec
-evaluation: adapters base_model data spec training
+evaluation: adapters base_model data numerics spec training
 packing:
 provenance: spec
 store:
