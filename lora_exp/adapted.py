@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from lora_exp.adapter_file import encoded, read_adapter
 from lora_exp.base_model import BaseModel, is_rectified, plain_logits
 
 
@@ -85,9 +84,8 @@ class AdaptedClassifier:
         self._merged = None
 
     def save(self, path: Path) -> None:
-        """Write the factors as safetensors, with scaling and base hash in the file's metadata."""
-        metadata = {"scaling": repr(self._scaling), "base_sha256": self._base.sha256()}
-        save_file({name: tensor.contiguous() for name, tensor in self._factors.items()}, path, metadata=metadata)
+        """Write the adapter as a run's `adapter.safetensors` has it."""
+        path.write_bytes(encoded(self._factors, self._scaling, self._base.sha256()))
 
     @staticmethod
     def load(base: BaseModel, path: Path) -> AdaptedClassifier:
@@ -95,15 +93,10 @@ class AdaptedClassifier:
 
         Raises ValueError, of one line, when the file is damaged or was trained on another base.
         """
+        stored = read_adapter(path)
+        if stored.base_sha256 != base.sha256():
+            raise ValueError(f"{path}: was trained on another base ({stored.base_sha256})")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                factors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: is not a readable safetensors file ({error})") from error
-        if metadata.get("base_sha256") != base.sha256():
-            raise ValueError(f"{path}: was trained on another base ({metadata.get('base_sha256')})")
-        try:
-            return AdaptedClassifier(base, factors, float(metadata["scaling"]))
-        except (KeyError, ValueError) as error:
+            return AdaptedClassifier(base, stored.factors, stored.scaling)
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error

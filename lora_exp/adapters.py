@@ -216,7 +216,7 @@ class _AdaptedLinear(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, rectified, *rest = ctx.saved_tensors
         spans = ctx.spans

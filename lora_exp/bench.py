@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from safetensors.torch import save
 
+from lora_exp.adapter_file import encoded
 from lora_exp.adapters import AdapterPack, AdapterPlan, adapter_parameters, adapter_plan
 from lora_exp.base_model import layer_names, layer_table, widths
 from lora_exp.data import ImageData, Split
@@ -80,7 +81,7 @@ class Bench:
         results = []
         for row, factors in enumerate(tuned.pack.factors([layer.name for layer in model.layers])):
             spec = pack[row]
-            weights = save(factors, metadata={"scaling": repr(spec.adapter.scaling), "base_sha256": self.sha256})
+            weights = encoded(factors, spec.adapter.scaling, self.sha256)
             outcome = self._outcome(
                 spec, tuned.losses[row], said[row], held[row], weights, off_equals_base, sha256_after
             )

@@ -69,9 +69,7 @@ def test_patterns_choose_layers(patterns: tuple[str, ...], ranks: tuple[int, ...
 def test_a_pattern_that_matches_no_layer_is_refused_even_beside_one_that_does() -> None:
     with pytest.raises(SpecError) as caught:
         adapter_plan(AdapterSpec(layers=("linear1", "conv*")), NAMES, seed=0)
-    assert str(caught.value) == (
-        "adapter.layers=conv*: matches no layer; there are linear1, linear2, linear3"
-    )
+    assert str(caught.value) == ("adapter.layers=conv*: matches no layer; there are linear1, linear2, linear3")
 
 
 def test_b_starts_at_zero_and_a_is_gaussian_with_the_asked_deviation() -> None:

@@ -127,9 +127,7 @@ def test_bad_input_is_one_line_with_key_value_and_what_is_allowed(override: str,
     assert "\n" not in line
 
 
-@pytest.mark.parametrize(
-    "override", ["adapter.rank=[", "adapter=1", "~adapter", "adapter.rank=", "data.root=${nope}"]
-)
+@pytest.mark.parametrize("override", ["adapter.rank=[", "adapter=1", "~adapter", "adapter.rank=", "data.root=${nope}"])
 def test_what_hydra_cannot_parse_is_one_line_too(override: str) -> None:
     line = refused(override)
     assert line and "\n" not in line

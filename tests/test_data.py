@@ -57,9 +57,7 @@ def test_the_embedded_files_are_the_published_ones(name: str) -> None:
     assert hashlib.sha256(content).hexdigest() == MNIST_SHA256[name]
 
 
-def test_mnist_has_60000_and_10000_images_with_the_usual_mean_and_deviation(
-    data_root: Path, mnist: ImageData
-) -> None:
+def test_mnist_has_60000_and_10000_images_with_the_usual_mean_and_deviation(data_root: Path, mnist: ImageData) -> None:
     whole = data.load(MNIST, data_root, CPU)
     assert whole.train.images.shape == (60_000, 784)
     assert whole.test.images.shape == (10_000, 784)
@@ -79,9 +77,7 @@ def test_images_are_the_bytes_of_the_idx_files(mnist: ImageData) -> None:
     assert torch.equal((pixels(mnist.test) * 255).round().to(torch.uint8), raw)
 
 
-def test_limit_keeps_the_first_training_images_and_validation_is_the_last(
-    data_root: Path, mnist: ImageData
-) -> None:
+def test_limit_keeps_the_first_training_images_and_validation_is_the_last(data_root: Path, mnist: ImageData) -> None:
     whole = data.load(MNIST, data_root, CPU)
     assert torch.equal(mnist.train.images, whole.train.images[:6000])
     assert torch.equal(mnist.train.labels, whole.train.labels[:6000])

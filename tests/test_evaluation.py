@@ -108,9 +108,7 @@ def test_without_training_a_pack_predicts_what_its_base_predicts(small_base: Bas
     shapes = [tuple(layer.weight.shape) for layer in small_base.layers]
     first = frozen_first_layer(small_base, mnist.test.images)
     base = predict_base(small_base, mnist.test)
-    fresh = predict_pack(
-        small_base, AdapterPack.initial(plans, shapes, mnist.test.images.device), mnist.test, first
-    )
+    fresh = predict_pack(small_base, AdapterPack.initial(plans, shapes, mnist.test.images.device), mnist.test, first)
     [off] = predict_pack(small_base, AdapterPack(()), mnist.test, first)
     assert len(fresh) == 3
     for said in (*fresh, off):
@@ -160,9 +158,7 @@ def test_one_or_two_threads_judge_alike(small_base: BaseModel, split: Split, tun
 
 
 @pytest.mark.usefixtures("any_pack")
-def test_an_image_has_the_same_first_product_whatever_images_are_beside_it(
-    small_base: BaseModel, split: Split
-) -> None:
+def test_an_image_has_the_same_first_product_whatever_images_are_beside_it(small_base: BaseModel, split: Split) -> None:
     """A pack of few jobs draws few images, and their products may not depend on that, nor on threads."""
     before = torch.get_num_threads()
     whole = frozen_first_layer(small_base, split.images)
@@ -173,9 +169,7 @@ def test_an_image_has_the_same_first_product_whatever_images_are_beside_it(
     torch.set_num_threads(before)
 
 
-def test_progress_adds_up_to_every_image_of_every_job(
-    small_base: BaseModel, split: Split, tuned: FineTuned
-) -> None:
+def test_progress_adds_up_to_every_image_of_every_job(small_base: BaseModel, split: Split, tuned: FineTuned) -> None:
     told: list[int] = []
     first = frozen_first_layer(small_base, split.images)
     kept = first.clone()

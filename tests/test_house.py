@@ -28,14 +28,15 @@ result: spec
 data: spec
 base_model: data seeding spec
 adapters: numerics seeding spec
-adapted: base_model
+adapter_file:
+adapted: adapter_file base_model
 training: adapters base_model seeding spec
 evaluation: adapters base_model data numerics spec training
 packing:
 provenance: spec
 store:
 trained_base: base_model data evaluation spec store
-bench: adapters base_model data evaluation packing result spec trained_base training
+bench: adapter_file adapters base_model data evaluation packing result spec trained_base training
 experiment: adapters base_model bench data numerics packing provenance result spec store trained_base
 records: result settings spec
 sweep_files:
@@ -52,8 +53,7 @@ cli: config records
 __main__: cli config job records spec store
 """
 MAY_IMPORT = {
-    module: set(allowed.split())
-    for module, _, allowed in (line.partition(":") for line in TABLE.strip().splitlines())
+    module: set(allowed.split()) for module, _, allowed in (line.partition(":") for line in TABLE.strip().splitlines())
 }
 
 
@@ -79,9 +79,7 @@ def test_a_module_imports_only_what_the_table_allows(module: str) -> None:
 
 def test_imports_run_one_way() -> None:
     order: list[str] = []
-    left = {
-        name: imports_of(PACKAGE / f"{name}.py") - {"__init__"} for name in MAY_IMPORT if name != "__init__"
-    }
+    left = {name: imports_of(PACKAGE / f"{name}.py") - {"__init__"} for name in MAY_IMPORT if name != "__init__"}
     while left:
         ready = [name for name, needs in left.items() if needs <= set(order)]
         assert ready, f"a circle among {sorted(left)}"
@@ -96,7 +94,7 @@ def test_only_records_knows_mlflow_and_only_config_and_composition_know_omegacon
         if path.stem != "records":
             assert "import mlflow" not in text and "from mlflow" not in text, path
         if path.stem not in ("config", "composition", "launching", "grid", "job", "__main__"):
-            assert "omegaconf" not in text.lower().replace("omegaconf refuses", ""), path
+            assert "import omegaconf" not in text and "from omegaconf" not in text, path
 
 
 def test_nothing_in_the_project_runs_code_from_a_config() -> None:

@@ -18,9 +18,7 @@ def jobs_of(count: int, seed: int = 0, **fixed: int) -> list[JobSize]:
         steps = fixed.get("steps", draw.randint(1, 600))
         rank = 8 * draw.randint(1, 8)
         jobs.append(
-            JobSize(
-                fixed.get("batch_size", 10), (rank,) * 3, steps, steps * 1e8, fixed.get("memory", 1_000_000)
-            )
+            JobSize(fixed.get("batch_size", 10), (rank,) * 3, steps, steps * 1e8, fixed.get("memory", 1_000_000))
         )
     return jobs
 

@@ -61,9 +61,7 @@ def test_a_damaged_entry_is_set_aside_and_can_be_made_anew(store: Store, name: s
     assert store.get("results", KEY) == FILES
 
 
-def test_a_put_that_fails_half_way_leaves_nothing_readable(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_put_that_fails_half_way_leaves_nothing_readable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

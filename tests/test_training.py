@@ -46,9 +46,7 @@ def mixed_jobs(make_job: MakeJob, count: int, batch_size: int, most_steps: int) 
     return in_trainer_order(jobs)
 
 
-def all_bits(
-    jobs: Sequence[Job], size: int, train_pack: TrainPack, base: BaseModel, data: ImageData
-) -> list[Bits]:
+def all_bits(jobs: Sequence[Job], size: int, train_pack: TrainPack, base: BaseModel, data: ImageData) -> list[Bits]:
     """Factors, losses and predictions of every job, trained and judged in packs of `size`."""
     first = frozen_first_layer(base, data.test.images)
     found: list[Bits] = []

@@ -1,0 +1,123 @@
+"""python -m pytest tests/test_adapted.py"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, MakeJob, TrainPack
+
+from lora_exp.adapted import AdaptedClassifier
+from lora_exp.base_model import BaseModel, initial_weights, layer_names, plain_logits
+from lora_exp.base_model import assemble as assemble_base
+from lora_exp.data import ImageData
+from lora_exp.evaluation import frozen_first_layer, predict_pack
+from lora_exp.spec import AdapterSpec, FinetuneSpec
+
+SPEC = AdapterSpec(rank=3, alpha=2.0, init_std=0.3)
+Trained = tuple[AdaptedClassifier, dict[str, torch.Tensor], torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def trained(make_job: MakeJob, train_pack: TrainPack, small_base: BaseModel, mnist: ImageData) -> Trained:
+    """An adapter trained in a pack, and what the pack says of the test images."""
+    pack = train_pack([make_job(SPEC, FinetuneSpec((4,), steps=30))]).pack
+    [factors] = pack.factors(layer_names(SMALL))
+    [said] = predict_pack(small_base, pack, mnist.test, frozen_first_layer(small_base, mnist.test.images))
+    return AdaptedClassifier(small_base, factors, SPEC.scaling), factors, said.predicted
+
+
+def test_it_answers_as_the_pack_that_trained_it(trained: Trained, mnist: ImageData) -> None:
+    adapted, _, predicted = trained
+    assert torch.equal(adapted.logits(mnist.test.images).argmax(1).to(torch.uint8), predicted)
+
+
+def test_disabled_it_is_the_base_and_enabled_it_is_not(
+    trained: Trained, small_base: BaseModel, mnist: ImageData
+) -> None:
+    adapted = trained[0]
+    base = plain_logits(small_base, mnist.test.images)
+    on = adapted.logits(mnist.test.images)
+    adapted.disable()
+    off = adapted.logits(mnist.test.images)
+    adapted.enable()
+    assert torch.equal(off, base)
+    assert not torch.equal(on, base)
+    assert torch.equal(adapted.logits(mnist.test.images), on)
+
+
+def test_merging_changes_the_weights_by_the_scaled_product_and_the_logits_hardly(
+    trained: Trained, small_base: BaseModel, mnist: ImageData
+) -> None:
+    adapted, factors, _ = trained
+    apart = adapted.logits(mnist.test.images)
+    merged = adapted.merge()
+    assert adapted.merged
+    for layer, before in zip(merged.layers, small_base.layers, strict=True):
+        update = SPEC.scaling * factors[f"{layer.name}.B"].double() @ factors[f"{layer.name}.A"].double()
+        torch.testing.assert_close(layer.weight.double(), before.weight.double() + update, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(adapted.logits(mnist.test.images), apart, rtol=1e-3, atol=1e-3)
+    adapted.unmerge()
+    assert not adapted.merged
+    assert torch.equal(adapted.logits(mnist.test.images), apart)
+
+
+def test_neither_merging_nor_use_changes_the_base(trained: Trained, small_base: BaseModel, mnist: ImageData) -> None:
+    before = small_base.sha256()
+    trained[0].merge()
+    trained[0].logits(mnist.test.images)
+    trained[0].unmerge()
+    assert small_base.sha256() == before
+
+
+def test_saved_and_loaded_it_gives_the_same_bits_and_the_same_file(
+    trained: Trained, small_base: BaseModel, mnist: ImageData, tmp_path: Path
+) -> None:
+    trained[0].save(tmp_path / "one.safetensors")
+    loaded = AdaptedClassifier.load(small_base, tmp_path / "one.safetensors")
+    assert torch.equal(loaded.logits(mnist.test.images), trained[0].logits(mnist.test.images))
+    loaded.save(tmp_path / "two.safetensors")
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+
+
+def test_an_adapter_of_another_base_is_refused(trained: Trained, tmp_path: Path) -> None:
+    trained[0].save(tmp_path / "a.safetensors")
+    other = assemble_base(SMALL, initial_weights(SMALL, 99, torch.device("cpu")))
+    with pytest.raises(ValueError, match="another base"):
+        AdaptedClassifier.load(other, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "long header", "text"])
+def test_a_damaged_file_is_one_line(trained: Trained, small_base: BaseModel, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.safetensors"
+    trained[0].save(path)
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "cut": content[:-5],
+            "empty": b"",
+            "long header": struct.pack("<Q", 2**40) + content[8:],
+            "text": json.dumps({"a": 1}).encode(),
+        }[damage]
+    )
+    with pytest.raises(ValueError, match=r"a\.safetensors") as caught:
+        AdaptedClassifier.load(small_base, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_factors_that_do_not_fit_are_refused(trained: Trained, small_base: BaseModel) -> None:
+    _, factors, _ = trained
+    a, b = factors["linear1.A"], factors["linear1.B"]
+    for bad in (
+        {"linear1.A": a},
+        {"linear9.A": a, "linear9.B": b},
+        {"linear1.A": a.double(), "linear1.B": b},
+        {"linear1.A": a[:, :-1], "linear1.B": b},
+        {"linear1.A": a, "linear1.B": b[:, :-1]},
+        {"linear1.A": a * float("nan"), "linear1.B": b},
+    ):
+        with pytest.raises(ValueError, match=r"linear\d\.[AB]: "):
+            AdaptedClassifier(small_base, bad, 1.0)
