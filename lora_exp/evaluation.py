@@ -55,7 +55,8 @@ class Evaluation:
     @property
     def accuracy(self) -> float:
         """Share of all images that is predicted rightly."""
-        return 1 - sum(self.errors) / sum(self.counts)
+        images = sum(self.counts)
+        return (images - sum(self.errors)) / images
 
     def error_of(self, digits: tuple[int, ...]) -> float:
         """Mean error rate of the classes in `digits`, each class weighing the same."""

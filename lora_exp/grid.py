@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_exp.composition import JobConfigs
 from lora_exp.config import is_experiment, read, without_hydra
 from lora_exp.job import JobsFailed, check, open_laboratory, open_recorder
+from lora_exp.records import TrackingError
 from lora_exp.spec import RunSpec, SpecError
 from lora_exp.sweep_files import begin_sweep, command_line
 
@@ -90,7 +91,10 @@ def _reported(folder: Path, jobs: list[list[str]], first: RunSpec, settings: Set
         pictures, labels = laboratory.test_pictures(first)
         report.write_report(done, out, pictures, labels)
         if recorder is not None and parent is not None:
-            recorder.finish_sweep(parent, out, _metrics(done.frame), status)
+            try:
+                recorder.finish_sweep(parent, out, _metrics(done.frame), status)
+            except TrackingError as error:
+                log.warning("%s; the report is kept in %s", error, out)
         print(report.terminal_table(done.frame))
         print(report.verdict(done.frame))
         print(f"report   {out / 'report.md'}\nruns     {folder.absolute()}\ncompare  lora-exp ui")

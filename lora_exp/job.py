@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,16 +51,14 @@ def run_job(config: DictConfig) -> float:
     [(_, files)] = laboratory.run([spec])
     if isinstance(files, Failure):
         failure_of(folder, files.error, overrides)
-        if recorder is not None:
-            recorder.record_failure(spec.name, overrides, files.error, folder, parent)
+        _record(recorder, lambda to: to.record_failure(spec.name, overrides, files.error, folder, parent), folder)
         raise JobsFailed(f"{spec.name}: {files.error}")
     result = _with_config(from_json(files[RESULT].decode()), overrides, text)
     for name, content in (files | {RESULT: (result.to_json() + "\n").encode()}).items():
         _write(folder / name, content)
     if sweep_folder is None:
         _draw(result, laboratory, folder)
-    if recorder is not None:
-        recorder.record_run(result, folder, overrides, text, parent)
+    _record(recorder, lambda to: to.record_run(result, folder, overrides, text, parent), folder)
     log.info("%s", summary_line(result))
     if result.diverged:
         raise JobsFailed(f"{spec.name}: the loss stopped being finite at step {result.outcome.diverged_at}")
@@ -108,6 +106,18 @@ def summary_line(result: RunResult) -> str:
         f"other digits {100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %, "
         f"{out.parameters_adapter:,} parameters (+{out.overhead_percent:.3f} %)"
     )
+
+
+def _record(recorder: Recorder | None, write: Callable[[Recorder], object], folder: Path) -> None:
+    """Record what lies in `folder`; a tracking store that went away costs the record, never the result."""
+    from lora_exp.records import TrackingError
+
+    if recorder is None:
+        return
+    try:
+        write(recorder)
+    except TrackingError as error:
+        log.warning("%s; the result is kept in %s", error, folder)
 
 
 def _with_config(result: RunResult, overrides: list[str], config: str) -> RunResult:

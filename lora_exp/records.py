@@ -1,281 +1,311 @@
-"""The only place that knows MLflow: one run for each job, written once its result exists, under a sweep's parent.
+"""Records runs in MLflow, and is the only place that knows it. Only the process that launches jobs writes.
 
-Nothing here is on the way of a result: it lies in the job's folder before it is recorded.
+A run is created once its result exists and is closed at once, so that a killed job leaves nothing RUNNING;
+only the parent run of a sweep is open while the sweep goes on. Results lie in their folders before.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import http.client
 import math
 import os
-import signal
-import subprocess
+import shlex
+import shutil
+import socket
+import sqlite3
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 
 from lora_exp.result import ADAPTER, RESULT, RunResult
+from lora_exp.run_facts import curve_of, metrics_of, parameters_of, tags_of
 from lora_exp.settings import TrackingSettings
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+SQLITE = "sqlite:///"
+# MLflow's limits, in characters.
+NAME_LIMIT, PARAMETER_LIMIT, TAG_LIMIT = 250, 6000, 8000
+SERVER_PATIENCE = 3.0  # seconds
+# MLflow's own defaults retry for minutes, print a line for every run on stdout, and log with a traceback what
+# is raised here as a TrackingError.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
 
-# MLflow's own limits: characters of a parameter, metrics of one batch.
-PARAMETER_LENGTH = 6000
-CURVE_POINTS = 500
-REACH_SECONDS = 5
 
-
-class TrackingError(OSError):
-    """The tracking store can't be reached; the message is one line."""
+class TrackingError(Exception):
+    """The tracking store can't be used; the message is one line: key, value and what to do."""
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """Writes runs to one MLflow experiment; only the launching process has one."""
+    """Writes runs to one experiment of one store; `client` is an `mlflow.MlflowClient`."""
 
-    client: MlflowClient
+    settings: TrackingSettings
+    client: Any
     experiment_id: str
 
-    @staticmethod
-    def open(tracking: TrackingSettings) -> Recorder:
-        """Connect, and make store and experiment where they are not there yet.
+    @classmethod
+    def open(cls, settings: TrackingSettings) -> Recorder:
+        """Connect to the store, making it and the experiment where there is none yet.
 
-        Raises TrackingError when that is not possible.
+        Raises TrackingError when that is not possible, for a silent server after about 3 s.
         """
-        _quiet()
-        uri = store_uri(tracking)
-        if tracking.kind == "server":
-            _reach(uri)
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if settings.kind == "server":
+            _check_server(settings.uri)
+            return cls._connected(settings, None)
+        settings = _absolute(settings)
+        with _one_line(settings.uri), _prepared_database(settings):
+            return cls._connected(settings, settings.artifacts)
 
-        try:
-            if tracking.kind == "server":
-                client = MlflowClient(tracking_uri=uri)
-                return Recorder(client, _experiment(client, tracking.experiment, None))
-            file = Path(uri.removeprefix("sqlite:///"))
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # Processes that race to create a fresh store destroy it.
-            with FileLock(file.with_name(file.name + ".lock")):
-                client = MlflowClient(tracking_uri=uri)
-                artifacts = Path(tracking.artifacts).absolute()
-                return Recorder(client, _experiment(client, tracking.experiment, artifacts.as_uri()))
-        except (MlflowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise TrackingError(f"tracking.uri={tracking.uri}: can't be used ({reason})") from error
+    @classmethod
+    def _connected(cls, settings: TrackingSettings, artifacts: str | None) -> Recorder:
+        with _one_line(settings.uri):
+            from mlflow import MlflowClient
+
+            client = MlflowClient(settings.uri)
+            return cls(settings, client, _experiment(client, settings.experiment, artifacts))
 
     def start_sweep(self, name: str, command: str, parameters: Mapping[str, str]) -> str:
-        """The parent run that a sweep's runs are shown under; returns its id."""
-        tags = {
-            "mlflow.note.content": f"A sweep of {parameters.get('jobs', '?')} jobs:\n\n    {command}",
-            "kind": "sweep",
-        }
-        run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
-        self._log(run.info.run_id, [], parameters)
+        """Open the parent run of a sweep and return its id. Raises TrackingError, as all methods do."""
+        from mlflow.entities import Param
+
+        tags = {"kind": "sweep", "command": command, "mlflow.note.content": f"```\n{command}\n```"}
+        with self._run(name, tags, _now(), None) as run:
+            params = [Param(key, _cut(value, PARAMETER_LIMIT)) for key, value in parameters.items()]
+            self.client.log_batch(run.info.run_id, params=params, synchronous=True)
         return str(run.info.run_id)
 
     def finish_sweep(self, parent: str, report: Path, metrics: Mapping[str, float], status: str) -> None:
-        """Give the parent its report and summary figures, and end it (`FINISHED`, `FAILED` or `KILLED`)."""
+        """Close the parent run as `status` (FINISHED, FAILED or KILLED), with its summary and its report."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        self._log(parent, [Metric(name, value, now, 0) for name, value in sorted(metrics.items())], {})
-        if report.is_dir():
-            self.client.log_artifacts(parent, str(report), "report")
-        self.client.set_terminated(parent, status)
+        now = _now()
+        points = [Metric(key, value, now, 0) for key, value in metrics.items() if math.isfinite(value)]
+        with _one_line(self.settings.uri):
+            try:
+                self.client.log_batch(parent, metrics=points, synchronous=True)
+                if report.is_dir():
+                    self.client.log_artifacts(parent, str(report), "report")
+            finally:
+                self.client.set_terminated(parent, status)
 
     def record_run(
         self, result: RunResult, folder: Path, overrides: Sequence[str], config: str, parent: str | None
     ) -> str:
-        """Record a finished or diverged run with the files of its `folder`; returns the run's id.
+        """Record a result whose files lie in `folder`, and return the run's id.
 
-        A diverged run gets no errors, since MLflow stores NaN as 0 and filters would match it, and is FAILED.
+        A diverged run is FAILED and has no errors: MLflow takes NaN for 0, and filters would find it. The
+        duration that MLflow shows is the job's share of fine-tuning and evaluation.
         """
-        now = int(time.time() * 1000)
-        seconds = sum(result.times.get(stage, 0.0) for stage in ("fine_tuning", "evaluation"))
-        run = self.client.create_run(
-            self.experiment_id,
-            start_time=now - int(1000 * seconds),
-            run_name=result.spec.name,
-            tags=_tags(result, overrides, parent),
-        )
-        run_id = str(run.info.run_id)
-        self._log(run_id, _metrics(result, now), _parameters(result))
-        self.client.log_text(run_id, config, "config.yaml")
-        for name in (RESULT, ADAPTER):
-            self.client.log_artifact(run_id, str(folder / name))
-        if (folder / "figures").is_dir():
-            self.client.log_artifacts(run_id, str(folder / "figures"), "figures")
-        self.client.set_terminated(run_id, "FAILED" if result.diverged else "FINISHED", now)
-        return run_id
+        from mlflow.entities import Metric, Param
 
-    def record_failure(self, name: str, overrides: Sequence[str], error: str, folder: Path, parent: str | None) -> str:
-        """Record a job that has no result, with the reason; returns the run's id."""
-        tags = {"status": "failed", "error": error, "overrides": " ".join(overrides), "folder": str(folder)}
-        if parent is not None:
-            tags["mlflow.parentRunId"] = parent
-        run = self.client.create_run(self.experiment_id, run_name=name, tags=_short(tags))
-        self.client.set_terminated(run.info.run_id, "FAILED")
+        end = _now()
+        start = end - int(1000 * sum(result.times.get(stage, 0) for stage in ("fine_tuning", "evaluation")))
+        parameters, tags = parameters_of(result), {"kind": "run", **tags_of(result, overrides)}
+        if cut := [name for name, value in parameters.items() if len(value) > PARAMETER_LIMIT]:
+            tags["cut"] = f"{', '.join(cut)}: the first {PARAMETER_LIMIT} characters; config.yaml has the whole"
+        points = [(key, value, 0) for key, value in metrics_of(result).items()]
+        points += [("loss", loss, step) for step, loss in curve_of(result)]
+        with self._run(result.spec.name, tags, start, parent) as run:
+            self.client.log_batch(
+                run.info.run_id,
+                metrics=[Metric(key, value, end, step) for key, value, step in points if math.isfinite(value)],
+                params=[Param(key, _cut(value, PARAMETER_LIMIT)) for key, value in parameters.items()],
+                synchronous=True,
+            )
+            self._attach(run, [folder / RESULT, folder / ADAPTER], folder / "figures", config)
+            self.client.set_terminated(run.info.run_id, "FAILED" if result.diverged else "FINISHED", end)
         return str(run.info.run_id)
 
-    def _log(self, run_id: str, metrics: list[Any], parameters: Mapping[str, str]) -> None:
-        from mlflow.entities import Param
+    def record_failure(self, name: str, overrides: Sequence[str], error: str, folder: Path, parent: str | None) -> str:
+        """Record a job that has no result: a FAILED run with the reason and the logs in `folder`; its id."""
+        command = shlex.join(overrides)
+        note = f"**Failed:** {error}\n\n```\nlora-exp {command}\n```"
+        tags = {"kind": "run", "status": "failed", "error": error, "overrides": command, "mlflow.note.content": note}
+        now = _now()
+        with self._run(name, tags, now, parent) as run:
+            self._attach(run, sorted(folder.glob("*.log")), None, None)
+            self.client.set_terminated(run.info.run_id, "FAILED", now)
+        return str(run.info.run_id)
 
-        shown = [Param(name, value) for name, value in _short(parameters).items()]
-        self.client.log_batch(run_id, metrics=metrics, params=shown)
+    @contextlib.contextmanager
+    def _run(self, name: str, tags: dict[str, str], start: int, parent: str | None) -> Iterator[Any]:
+        """A new run; whatever interrupts the block leaves it KILLED instead of RUNNING."""
+        tags = tags | ({"mlflow.parentRunId": parent} if parent else {})
+        tags = {key: _cut(value, TAG_LIMIT) for key, value in tags.items()}
+        with _one_line(self.settings.uri):
+            run = self.client.create_run(self.experiment_id, start, tags, _cut(name, NAME_LIMIT))
+            try:
+                yield run
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self.client.set_terminated(run.info.run_id, "KILLED")
+                raise
+
+    def _attach(self, run: Any, files: Sequence[Path], figures: Path | None, config: str | None) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        # Not through the client, which reads the whole run from the store once more to find this address.
+        artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=self.settings.uri)
+        for file in files:
+            if file.is_file():
+                artifacts.log_artifact(str(file))
+        if figures is not None and figures.is_dir():
+            artifacts.log_artifacts(str(figures), "figures")
+        if config is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "config.yaml"
+                file.write_text(config, encoding="utf-8")
+                artifacts.log_artifact(str(file))
 
 
-def store_uri(tracking: TrackingSettings) -> str:
-    """The URI with an absolute path, so that it means the same from any folder."""
-    if tracking.kind == "server":
-        return tracking.uri
-    if not tracking.uri.startswith("sqlite:///"):
-        raise TrackingError(f"tracking.uri={tracking.uri}: must be sqlite:///FILE (or take tracking=server)")
-    return f"sqlite:///{Path(tracking.uri.removeprefix('sqlite:///')).absolute()}"
+def ui_command(settings: TrackingSettings, port: int) -> list[str]:
+    """The command that serves MLflow's UI on a sqlite store, to this machine only."""
+    store = ["--backend-store-uri", _absolute(settings).uri]
+    return [sys.executable, "-m", "mlflow", "ui", *store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
 
 
-def serve_ui(tracking: TrackingSettings, port: int) -> int:
-    """Run the MLflow UI on 127.0.0.1 until it is interrupted; returns its exit code."""
-    if tracking.kind == "off":
-        raise TrackingError("tracking=off: nothing is recorded; take tracking=sqlite")
-    if tracking.kind == "server":
-        print(f"the runs are shown at {tracking.uri}")
+def serve_ui(settings: TrackingSettings, port: int) -> int:
+    """Print where the UI of the store is; for a sqlite store, become the process that serves it.
+
+    Raises TrackingError when the store can't be opened or the port is taken.
+    """
+    address = settings.uri.rstrip("/") if settings.kind == "server" else f"http://127.0.0.1:{port}"
+    experiment = Recorder.open(settings).experiment_id
+    # The plain address opens MLflow's view for language models, which hides most of what matters here.
+    page = f"{address}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    if settings.kind == "server":
+        print(f"the tracking server has its own UI: {page}")
         return 0
-    Recorder.open(tracking)
-    _quiet()
-    address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    print(f"MLflow opens at http://127.0.0.1:{port} in about 10 seconds; Ctrl-C ends it", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store_uri(tracking), *address]
-    server = subprocess.Popen(command, start_new_session=True)
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    try:
-        return server.wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise TrackingError(f"--port {port}: can't be used ({error}); choose another") from error
+    print(f"open {page} in some seconds; Ctrl-C ends", flush=True)
+    command = ui_command(settings, port)
+    os.execv(command[0], command)  # noqa: S606  # so that whoever ends this process ends the server
 
 
-def _quiet() -> None:
-    """MLflow reads these when it is imported, or its server when it starts."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+def _experiment(client: Any, name: str, artifacts: str | None) -> str:
+    """The id of the experiment of that name, made where there is none."""
+    from mlflow.exceptions import MlflowException
 
-
-def _reach(uri: str) -> None:
-    """Find out in seconds, rather than by MLflow's minutes of retries, whether a server answers."""
-    if not uri.startswith(("http://", "https://")):
-        raise TrackingError(f"tracking.uri={uri}: must be http://HOST:PORT")
-    try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_SECONDS).close()  # noqa: S310 - http(s) only
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise TrackingError(
-            f"tracking.uri={uri}: no MLflow server answers ({reason}); start one, or take tracking=sqlite"
-        ) from error
-
-
-def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    return str(client.create_experiment(name, artifact_location=artifacts))
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException:  # perhaps another process was faster
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise TrackingError(f"tracking.experiment={name}: is deleted in MLflow; restore it there or choose another")
+    return str(found.experiment_id)
 
 
-def _short(texts: Mapping[str, str]) -> dict[str, str]:
-    """Texts within MLflow's limits; a cut is stated, and the whole config is an artifact."""
-    cut = " ... (cut; the whole is in config.yaml)"
-    limit = PARAMETER_LENGTH - len(cut)
-    return {k: v if len(v) <= PARAMETER_LENGTH else v[:limit] + cut for k, v in texts.items()}
+def _check_server(uri: str) -> None:
+    if not uri.startswith(("http://", "https://")):
+        raise TrackingError(f"tracking.uri={uri}: must be http://HOST:PORT or https://HOST:PORT")
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_PATIENCE) as answer:  # noqa: S310
+            reason = "" if answer.read(16) == b"OK" else "something else answers there"
+    except urllib.error.HTTPError as error:
+        # A server that asks for credentials gets them from the client, which knows MLflow's ways to set them.
+        reason = "" if error.code in (401, 403) else f"HTTP {error.code}"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+    if reason:
+        raise TrackingError(
+            f"tracking.uri={uri}: no MLflow server answers there ({reason}); start one, or use tracking=sqlite"
+        )
 
 
-def _parameters(result: RunResult) -> dict[str, str]:
-    """Flat names that the compare page can show side by side."""
-    spec = result.spec
-    values: dict[str, Any] = {
-        "rank": spec.adapter.rank,
-        "alpha": spec.adapter.alpha,
-        "scaling": spec.adapter.scaling,
-        "digit": ",".join(str(digit) for digit in spec.finetune.digit),
-        "seed": spec.finetune.seed,
-        "learning_rate": spec.finetune.learning_rate,
-        "batch_size": spec.finetune.batch_size,
-        "steps": result.outcome.steps,
-        "replay": spec.finetune.replay,
-        "layers": ",".join(spec.adapter.layers),
-        "init_std": spec.adapter.init_std,
-        "model": "-".join(str(width) for width in spec.model.hidden),
-        "rectify_logits": spec.model.rectify_logits,
-        "data": spec.data.name,
-        "data_limit": spec.data.limit,
-        "data_validation": spec.data.validation,
-        "base_epochs": spec.base.epochs,
-        "base_batch_size": spec.base.batch_size,
-        "base_learning_rate": spec.base.learning_rate,
-        "base_seed": spec.base.seed,
-    }
-    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+def _absolute(settings: TrackingSettings) -> TrackingSettings:
+    """Settings of a sqlite store that mean the same from any working directory."""
+    if settings.kind != "sqlite":
+        raise TrackingError(f"tracking.kind={settings.kind}: keeps no runs on this machine; use tracking=sqlite")
+    file = settings.uri.removeprefix(SQLITE)
+    path = Path(file).absolute()
+    # MLflow and SQLAlchemy, through which the address passes, disagree on how to read `%` and `?`.
+    if file in (settings.uri, "", ":memory:") or {"%", "?"} & set(str(path)):
+        raise TrackingError(f"tracking.uri={settings.uri}: must be sqlite:///FILE, without % and ? in the path")
+    return dataclasses.replace(settings, uri=f"{SQLITE}{path}", artifacts=str(Path(settings.artifacts).absolute()))
 
 
-def _metrics(result: RunResult, now: int) -> list[Any]:
-    """Errors, counts and times; the loss curve step by step, thinned where it is long."""
-    from mlflow.entities import Metric
-
-    out = result.outcome
-    values: dict[str, float] = {
-        "overhead_percent": out.overhead_percent,
-        "parameters_adapter": out.parameters_adapter,
-        "parameters_total": out.parameters_total,
-        **{f"seconds/{stage}": seconds for stage, seconds in result.times.items()},
-    }
-    if not result.diverged:
-        names = ("target_error", "target_error_before", "other_error", "other_error_before", "forgetting")
-        values |= {name: getattr(out, name) for name in names}
-        values |= {"accuracy": out.after.accuracy, "accuracy_before": out.before.accuracy}
-        for digit, (before, after) in enumerate(zip(out.before.errors, out.after.errors, strict=True)):
-            values[f"errors_before/digit_{digit}"] = before
-            values[f"errors_after/digit_{digit}"] = after
-    found = [Metric(name, float(value), now, 0) for name, value in values.items()]
-    every = math.ceil(len(out.loss_curve) / CURVE_POINTS)
-    curve = [(step, loss) for step, loss in enumerate(out.loss_curve, 1) if math.isfinite(loss) and step % every == 0]
-    return found + [Metric("loss", loss, now, step) for step, loss in curve]
+@contextlib.contextmanager
+def _prepared_database(settings: TrackingSettings) -> Iterator[None]:
+    """A block in which this process alone opens the database, which exists and can be written to."""
+    try:
+        Path(settings.artifacts).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrackingError(
+            f"tracking.artifacts={settings.artifacts}: must be a folder that can be written to ({error.strerror})"
+        ) from error
+    path = Path(settings.uri.removeprefix(SQLITE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists() or path.stat().st_size == 0:
+            _create_database(path, settings.artifacts)
+        # A file that isn't a database would come out of MLflow as a traceback of SQLAlchemy's.
+        with contextlib.closing(sqlite3.connect(path, timeout=20)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("SELECT count(*) FROM sqlite_master")
+            connection.rollback()
+        yield
 
 
-def _tags(result: RunResult, overrides: Sequence[str], parent: str | None) -> dict[str, str]:
-    out, facts = result.outcome, result.provenance
-    gain = f"target error {100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %"
-    price = f"other digits {100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %"
-    note = f"**{gain}**, {price} ({out.parameters_adapter:,} parameters, +{out.overhead_percent:.3f} %)"
-    if result.diverged:
-        note = f"Diverged: the loss was not finite at step {out.diverged_at}."
-    tags = {
-        "status": "diverged" if result.diverged else "finished",
-        "kind": "run",
-        "overrides": " ".join(overrides),
-        "spec": result.spec.key,
-        "base_sha256": out.base_sha256_after,
-        "adapter_sha256": out.adapter_sha256,
-        "commit": str(facts.get("commit")),
-        "promise": str(facts.get("promise")),
-        "device": str(facts.get("device")),
-        "torch": str(facts.get("versions", {}).get("torch")),
-        "mlflow.note.content": f"{note}\n\n    lora-exp {' '.join(overrides)}",
-    }
-    if result.diverged:
-        tags["diverged_at"] = str(out.diverged_at)
-    if len(out.loss_curve) > CURVE_POINTS:
-        tags["loss_curve"] = f"every {math.ceil(len(out.loss_curve) / CURVE_POINTS)}th step; all are in {RESULT}"
-    if parent is not None:
-        tags["mlflow.parentRunId"] = parent
-    return _short(tags)
+def _create_database(path: Path, artifacts: str) -> None:
+    """Made aside and moved into place, so that a killed process leaves no half of one (it takes 2 s)."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = path.with_name(f"{path.name}.new")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    SqlAlchemyStore(f"{SQLITE}{folder / path.name}", artifacts).engine.dispose()
+    # The file stays in this mode: a commit waits for the disk once instead of three times, and readers such as
+    # the UI don't wait for writers. It is as safe when killed, but wants a local disk.
+    with contextlib.closing(sqlite3.connect(folder / path.name)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    (folder / path.name).replace(path)
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _one_line(uri: str) -> Iterator[None]:
+    """Turns what MLflow and the disk raise into a TrackingError."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError, sqlite3.Error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TrackingError(f"tracking.uri={uri}: {_cut(reason, 300)}") from error
+
+
+def _now() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return time.time_ns() // 10**6
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

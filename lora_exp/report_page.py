@@ -14,7 +14,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from lora_exp.result import RunResult
-from lora_exp.sweep import Sweep
+from lora_exp.sweep import Sweep, run_command
 from lora_exp.tables import (
     NONE,
     Table,
@@ -187,7 +187,7 @@ def _proof(sweep: Sweep) -> str:
 
 
 def _commands(frame: pd.DataFrame) -> str:
-    lines = [f"lora-exp {row['overrides']}".rstrip() + f"  # job {row['job']}" for row in frame.to_dict("records")]
+    lines = [f"{run_command(row['overrides'])}  # job {row['job']}" for row in frame.to_dict("records")]
     return "## Reproduce a run\n\n```bash\n" + "\n".join(lines) + "\n```"
 
 

@@ -74,6 +74,17 @@ class Sweep:
         return loaded
 
 
+def run_command(overrides: str) -> str:
+    """The command that runs the job with these (shell-quoted) overrides by itself.
+
+    A preset may be a sweep, so its job is asked for as a single run; the name of the sweep's report is not its.
+    """
+    own = [override for override in shlex.split(overrides) if not override.startswith("report.")]
+    if any(override.startswith("experiment=") for override in own):
+        own.append("hydra.mode=RUN")
+    return shlex.join(["lora-exp", *own])
+
+
 def load_sweep(folder: str | Path) -> pd.DataFrame:
     """One row per job of the sweep (or the one run) in `folder`, in job order.
 
@@ -114,7 +125,7 @@ def read_sweep(folder: str | Path) -> Sweep:
     return Sweep(
         folder=folder,
         name=str(about.get("name") or (alone.spec.name if alone else folder.name)),
-        command=str(about.get("command") or f"lora-exp {rows[0]['overrides']}".strip()),
+        command=str(about.get("command") or run_command(rows[0]["overrides"])),
         started=str(about.get("started") or (alone.provenance.get("started", "") if alone else "")),
         frame=_frame(rows),
         results=results,

@@ -38,7 +38,8 @@ store:
 trained_base: base_model data evaluation spec store
 bench: adapter_file adapters base_model data evaluation packing result spec trained_base training
 experiment: adapters base_model bench data numerics packing provenance result spec store trained_base
-records: result settings spec
+run_facts: result spec
+records: result run_facts settings
 sweep_files:
 sweep: result spec sweep_files
 tables: sweep
@@ -48,7 +49,7 @@ report_page: result sweep tables
 report: figures report_page sweep sweep_figures tables
 job: config experiment figures records result settings spec sweep_files
 launching: composition config job spec
-grid: composition config job launching report settings spec sweep sweep_files
+grid: composition config job launching records report settings spec sweep sweep_files
 cli: config records
 __main__: cli config job records spec store
 """

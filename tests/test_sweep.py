@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lora_exp.result import PREDICTIONS, RESULT
-from lora_exp.sweep import COLUMNS, load_sweep, read_sweep
+from lora_exp.sweep import COLUMNS, load_sweep, read_sweep, run_command
 
 PICTURES, LABELS = made.pictures_and_labels()
 UNSOUND = ["diverged", "failed", "missing"]
@@ -126,3 +126,9 @@ def test_predictions_come_back_and_damaged_ones_as_none(folder: Path, tmp_path: 
     (tmp_path / "sweep" / "0" / PREDICTIONS).write_bytes(b"not a safetensors file")
     assert other.predictions(0) is None
     assert other.predictions(1) is None
+
+
+def test_the_command_of_a_row_runs_that_job_alone() -> None:
+    assert run_command("adapter.rank=2 'data.root=a b'") == "lora-exp adapter.rank=2 'data.root=a b'"
+    preset = "adapter.rank=2 experiment=rank_by_digit report.name=example"
+    assert run_command(preset) == "lora-exp adapter.rank=2 experiment=rank_by_digit hydra.mode=RUN"

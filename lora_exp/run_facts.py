@@ -1,0 +1,122 @@
+"""What of a result goes on record, flat: parameters, metrics, loss curve, tags and a description in Markdown.
+
+Names are those that a tracker's compare page groups and sorts well: plain ones for what users compare,
+`error_before/digit_3`, `error_after/digit_3` and `seconds/...` for the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from lora_exp.result import RunResult
+from lora_exp.spec import PARTS
+
+# A tracker is slow a point (0.1 ms), and a chart on a screen shows no more.
+CURVE_POINTS = 200
+# Parameters are named GROUP_FIELD, those of `adapter` and `finetune` by the plain field, and these so:
+SHORT_NAMES = {"model_hidden": "model", "data_name": "data"}
+
+
+def parameters_of(result: RunResult) -> dict[str, str]:
+    """Every setting of the run as text, by a flat name; `steps` are those made, also where epochs were asked."""
+    found: dict[str, Any] = {"scaling": result.spec.adapter.scaling}
+    for group in reversed(PARTS):
+        prefix = "" if group in ("adapter", "finetune") else f"{group}_"
+        for name, value in vars(getattr(result.spec, group)).items():
+            found[SHORT_NAMES.get(prefix + name, prefix + name)] = value
+    found["steps"] = result.outcome.steps
+    found["model"] = "-".join(str(width) for width in found["model"]) or "no hidden layers"
+    return {name: _text(value) for name, value in found.items()}
+
+
+def metrics_of(result: RunResult) -> dict[str, float]:
+    """The numbers of the run: errors are rates from 0 to 1, times are seconds.
+
+    A diverged run has no errors, accuracies or forgetting: they would be compared with those of sound runs.
+    """
+    out = result.outcome
+    found: dict[str, float] = {
+        name: getattr(out, name)
+        for name in ("parameters_base", "parameters_adapter", "parameters_total", "overhead_percent")
+    }
+    found |= {f"seconds/{stage}": seconds for stage, seconds in result.times.items()}
+    if result.diverged:
+        return found
+    for name in ("target_error", "other_error"):
+        found[f"{name}_before"], found[name] = getattr(out, f"{name}_before"), getattr(out, name)
+    found |= {
+        "forgetting": out.forgetting,
+        "accuracy_before": out.before.accuracy,
+        "accuracy": out.after.accuracy,
+    }
+    for when, errors in (("before", out.before), ("after", out.after)):
+        found |= {f"error_{when}/digit_{digit}": rate for digit, rate in enumerate(errors.error_rates)}
+    return found
+
+
+def curve_of(result: RunResult) -> list[tuple[int, float]]:
+    """(step from 1, loss) at evenly spread steps, first and last included; only losses that are finite."""
+    losses = [(step, loss) for step, loss in enumerate(result.outcome.loss_curve, 1) if math.isfinite(loss)]
+    if len(losses) <= CURVE_POINTS:
+        return losses
+    return [losses[round(at * (len(losses) - 1) / (CURVE_POINTS - 1))] for at in range(CURVE_POINTS)]
+
+
+def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
+    """What identifies the run and tells how it was made; `mlflow.note.content` is its description."""
+    out = result.outcome
+    facts = {k: v for k, v in result.provenance.items() if k not in ("versions", "overrides", "config")}
+    tags = {name: _text(value) for name, value in facts.items()} | {
+        "status": "diverged" if result.diverged else "finished",
+        "spec_key": result.spec.key,
+        "base_sha256": out.base_sha256_before,
+        "adapter_sha256": out.adapter_sha256,
+        "base_unchanged": _text(out.base_unchanged),
+        "adapter_off_equals_base": _text(out.adapter_off_equals_base),
+        "versions": ", ".join(f"{k} {v}" for k, v in result.provenance.get("versions", {}).items()),
+        "overrides": shlex.join(overrides),
+        "mlflow.note.content": _note(result, overrides),
+    }
+    if result.diverged:
+        tags["diverged_at"] = str(out.diverged_at)
+        tags["error"] = f"the loss stopped being finite at step {out.diverged_at}"
+    shown = len(curve_of(result))
+    if shown < len(out.loss_curve):
+        tags["loss_curve"] = f"{shown} of {len(out.loss_curve)} steps; result.json has all"
+    return tags
+
+
+def _note(result: RunResult, overrides: Sequence[str]) -> str:
+    out = result.outcome
+    digits = ", ".join(str(digit) for digit in result.spec.finetune.digit)
+    command = shlex.join(["lora-exp", *overrides])
+    end = (
+        f"{out.parameters_adapter:,} parameters added to {out.parameters_base:,} (+{out.overhead_percent:.3f} %)."
+        f"\n\n```\n{command}\n```"
+    )
+    if result.diverged:
+        return f"**Diverged:** the loss stopped being finite at step {out.diverged_at}.\n\n{end}"
+    rows = {
+        f"error on digit {digits}": (out.target_error_before, out.target_error),
+        "error on the other digits": (out.other_error_before, out.other_error),
+        "accuracy": (out.before.accuracy, out.after.accuracy),
+    }
+    lines = [f"| {name} | {_percent(a)} | {_percent(b)} | {100 * (b - a):+.2f} |" for name, (a, b) in rows.items()]
+    table = "\n".join(["| | before | after | points |", "| --- | ---: | ---: | ---: |", *lines])
+    return f"{table}\n\n{end}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _text(value: Any) -> str:
+    """As in a config: `1` and `0.001` for numbers, `true`, `null`, lists with commas."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return ",".join(_text(part) for part in value)
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

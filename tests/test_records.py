@@ -1,0 +1,364 @@
+"""python -m pytest tests/test_records.py
+
+Records in a real MLflow store: what users filter, compare and open there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from lora_exp import run_facts
+from lora_exp.records import Recorder, TrackingError
+from lora_exp.result import ClassErrors, Outcome, RunResult
+from lora_exp.settings import TrackingSettings
+from lora_exp.spec import PARTS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+
+# MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
+NAN = float("nan")
+OVERRIDES = ["adapter.rank=4", "adapter.layers=[linear1, linear2]"]
+
+
+def made(rank: int = 4, losses: tuple[float, ...] = (2.0, 1.0, 0.5), diverged_at: int | None = None) -> RunResult:
+    """A result whose digit d was wrong (10 + d) times of 1,000 before, and 2 d times after."""
+
+    def errors(wrong: list[int]) -> ClassErrors:
+        return ClassErrors(1 - sum(wrong) / 10_000, 0.1, [1000] * 10, wrong, [w / 1000 for w in wrong], [[0] * 10] * 10)
+
+    outcome = Outcome(
+        before=errors([10 + d for d in range(10)]),
+        after=errors([2 * d for d in range(10)]),
+        target_error_before=0.019,
+        target_error=NAN if diverged_at else 0.018,
+        other_error_before=0.014,
+        other_error=NAN if diverged_at else 0.008,
+        forgetting=NAN if diverged_at else -0.006,
+        parameters_base=2_807_010,
+        parameters_adapter=6794 * rank,
+        parameters_total=2_807_010 + 6794 * rank,
+        overhead_percent=0.242 * rank,
+        layers=[],
+        steps=len(losses),
+        loss_curve=list(losses),
+        base_sha256_before="ab" * 32,
+        base_sha256_after="ab" * 32,
+        base_unchanged=True,
+        adapter_off_equals_base=True,
+        adapter_sha256="cd" * 32,
+        diverged_at=diverged_at,
+    )
+    spec = RunSpec(
+        ModelSpec((1000, 2000)), DataSpec("mnist"), BaseSpec(), AdapterSpec(rank=rank), FinetuneSpec(digit=(9,))
+    )
+    provenance = {"versions": {"torch": "2.14.1"}, "commit": "1234abc", "promise": "same bits in any pack"}
+    return RunResult(spec, outcome, {"fine_tuning": 1.5, "evaluation": 0.5}, provenance)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TrackingSettings:
+    """A fresh sqlite store, made once, where an earlier process was killed while making it."""
+    folder = tmp_path_factory.mktemp("Läufe und mehr")
+    (folder / "mlflow.db.new").mkdir()
+    (folder / "mlflow.db.new" / "mlflow.db").write_bytes(b"half a datab")
+    settings = TrackingSettings("sqlite", f"sqlite:///{folder / 'mlflow.db'}", str(folder / "artifacts"))
+    Recorder.open(settings)
+    assert not (folder / "mlflow.db.new").exists()
+    return settings
+
+
+@pytest.fixture
+def recorder(store: TrackingSettings, request: pytest.FixtureRequest) -> Recorder:
+    """A recorder on an experiment of the test's own."""
+    return Recorder.open(replace(store, experiment=request.node.name))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run's folder, with the files that a run leaves."""
+    (tmp_path / "figures").mkdir()
+    for name in ("result.json", "adapter.safetensors", "predictions.safetensors", "figures/loss.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    return tmp_path
+
+
+def found(recorder: Recorder, query: str = "") -> list[str]:
+    """Names of the runs that match, sorted."""
+    return sorted(run.info.run_name for run in recorder.client.search_runs([recorder.experiment_id], query))
+
+
+def artifacts(recorder: Recorder, run_id: str, path: str | None = None) -> list[str]:
+    return sorted(file.path for file in recorder.client.list_artifacts(run_id, path))
+
+
+def test_a_run_has_readable_name_flat_parameters_and_errors_by_digit(recorder: Recorder, folder: Path) -> None:
+    parent = recorder.start_sweep("ranks", "lora-exp -m adapter.rank=4", {"jobs": "1"})
+    run = recorder.client.get_run(recorder.record_run(made(), folder, OVERRIDES, "a: ü\n", parent))
+    assert run.info.run_name == "digit-9_rank-4_alpha-1_seed-0"
+    assert run.info.status == "FINISHED"
+    assert run.info.end_time - run.info.start_time == 2000
+    expected = {"rank": "4", "alpha": "1", "scaling": "0.25", "digit": "9", "seed": "0", "learning_rate": "0.001"}
+    expected |= {"model": "1000-2000", "data": "mnist", "base_seed": "0", "steps": "3", "layers": "*", "replay": "0"}
+    assert expected.items() <= run.data.params.items()
+    assert run.data.metrics["target_error"] == 0.018
+    assert run.data.metrics["target_error_before"] == 0.019
+    assert run.data.metrics["parameters_adapter"] == 4 * 6794
+    assert run.data.metrics["seconds/fine_tuning"] == 1.5
+    for digit in range(10):
+        assert run.data.metrics[f"error_before/digit_{digit}"] == (10 + digit) / 1000
+        assert run.data.metrics[f"error_after/digit_{digit}"] == 2 * digit / 1000
+    curve = recorder.client.get_metric_history(run.info.run_id, "loss")
+    assert [(point.step, point.value) for point in curve] == [(1, 2.0), (2, 1.0), (3, 0.5)]
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.tags["overrides"] == "adapter.rank=4 'adapter.layers=[linear1, linear2]'"
+    assert run.data.tags["spec_key"] == made().spec.key
+    assert run.data.tags["base_sha256"] == "ab" * 32
+    assert run.data.tags["commit"] == "1234abc"
+    assert run.data.tags["versions"] == "torch 2.14.1"
+    assert "| error on the other digits | 1.40 % | 0.80 % | -0.60 |" in run.data.tags["mlflow.note.content"]
+    assert artifacts(recorder, run.info.run_id) == ["adapter.safetensors", "config.yaml", "figures", "result.json"]
+    assert artifacts(recorder, run.info.run_id, "figures") == ["figures/loss.png"]
+    place = Path(run.info.artifact_uri)
+    assert (place / "config.yaml").read_text(encoding="utf-8") == "a: ü\n"
+    assert (place / "adapter.safetensors").read_bytes() == b"adapter.safetensors"
+
+
+def test_filters_find_sound_runs_and_never_a_diverged_one(recorder: Recorder, folder: Path) -> None:
+    recorder.record_run(made(rank=4), folder, [], "", None)
+    recorder.record_run(made(rank=8), folder, [], "", None)
+    diverged = recorder.record_run(made(rank=2, losses=(2.0, NAN, float("inf")), diverged_at=2), folder, [], "", None)
+    four, eight, two = (f"digit-9_rank-{rank}_alpha-1_seed-0" for rank in (4, 8, 2))
+    assert found(recorder, "params.rank = '4'") == [four]
+    assert found(recorder, "metrics.target_error < 0.1") == [four, eight]
+    assert found(recorder, "metrics.`error_after/digit_3` <= 0.006") == [four, eight]
+    assert found(recorder, "metrics.accuracy >= 0") == [four, eight]
+    assert found(recorder, "tags.status = 'diverged'") == [two]
+    run = recorder.client.get_run(diverged)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["diverged_at"] == "2"
+    assert "step 2" in run.data.tags["error"]
+    assert not [name for name in run.data.metrics if "error" in name or "accuracy" in name or name == "forgetting"]
+    assert [point.value for point in recorder.client.get_metric_history(diverged, "loss")] == [2.0]
+
+
+def test_a_long_loss_curve_is_thinned_and_says_so(recorder: Recorder, folder: Path) -> None:
+    losses = tuple(float(step) for step in range(1, 12_001))
+    run_id = recorder.record_run(made(losses=losses), folder, [], "", None)
+    curve = recorder.client.get_metric_history(run_id, "loss")
+    steps = [point.step for point in curve]
+    assert len(steps) == run_facts.CURVE_POINTS
+    assert steps[0] == 1
+    assert steps[-1] == 12_000
+    assert max(b - a for a, b in pairwise(steps)) <= 61
+    assert all(point.value == point.step for point in curve)
+    assert recorder.client.get_run(run_id).data.tags["loss_curve"] == "200 of 12000 steps; result.json has all"
+
+
+def test_parameters_beyond_the_limit_are_cut_and_the_cut_is_stated(recorder: Recorder, folder: Path) -> None:
+    spec = replace(made().spec, adapter=AdapterSpec(layers=tuple(f"größe{n}" for n in range(1000))))
+    run = recorder.client.get_run(recorder.record_run(replace(made(), spec=spec), folder, ["x" * 9000], "whole", None))
+    assert len(run.data.params["layers"]) == 6000
+    assert run.data.params["layers"].startswith("größe0,größe1,")
+    assert run.data.tags["cut"] == "layers: the first 6000 characters; config.yaml has the whole"
+    assert len(run.data.tags["overrides"]) == 8000
+
+
+def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
+    plain = run_facts.parameters_of(made())
+    assert len(plain) == 1 + sum(len(fields(part)) for part in PARTS.values())
+    other = RunSpec(
+        ModelSpec((), rectify_logits=True),
+        DataSpec("kmnist", validation=500, limit=6000),
+        BaseSpec(2, 20, 1e-4, 1),
+        AdapterSpec(3, "rank", 0.5, ("linear1",)),
+        FinetuneSpec((2, 7), 100, 0.5, 20, 1e-4, 1, 0.25),
+    )
+    changed = run_facts.parameters_of(replace(made(), spec=other, outcome=replace(made().outcome, steps=7)))
+    assert changed.keys() == plain.keys()
+    assert not [name for name in plain if plain[name] == changed[name]]
+    assert (changed["alpha"], changed["digit"], changed["learning_rate"]) == ("rank", "2,7", "0.0001")
+
+
+def test_a_failed_job_is_a_failed_run_with_its_reason(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "lora_exp.log").write_text("what happened")
+    parent = recorder.start_sweep("ranks", "lora-exp -m", {})
+    run = recorder.client.get_run(recorder.record_failure("digit-9", OVERRIDES, "out of memory", tmp_path, parent))
+    assert (run.info.status, run.info.run_name) == ("FAILED", "digit-9")
+    assert run.data.tags["error"] == "out of memory"
+    assert run.data.tags["status"] == "failed"
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert artifacts(recorder, run.info.run_id) == ["lora_exp.log"]
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+def test_a_sweep_is_open_until_it_gets_its_summary(recorder: Recorder, tmp_path: Path, status: str) -> None:
+    (tmp_path / "report.md").write_text("best: rank 4")
+    parent = recorder.start_sweep("n" * 500, "lora-exp -m adapter.rank=1,2", {"jobs": "2"})
+    assert recorder.client.get_run(parent).info.status == "RUNNING"
+    recorder.finish_sweep(parent, tmp_path, {"mean_target_error": 0.02, "mean_forgetting": NAN}, status)
+    run = recorder.client.get_run(parent)
+    assert run.info.status == status
+    assert run.data.params == {"jobs": "2"}
+    assert run.data.metrics == {"mean_target_error": 0.02}
+    assert run.data.tags["command"] == "lora-exp -m adapter.rank=1,2"
+    assert len(run.info.run_name) == 250
+    assert artifacts(recorder, parent, "report") == ["report/report.md"]
+
+
+@pytest.mark.parametrize(("interruption", "raised"), [(KeyboardInterrupt, KeyboardInterrupt), (OSError, TrackingError)])
+def test_an_interrupted_record_leaves_no_run_open(
+    recorder: Recorder,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interruption: type[BaseException],
+    raised: type[BaseException],
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise interruption("no space left")
+
+    monkeypatch.setattr(Recorder, "_attach", interrupt)
+    with pytest.raises(raised):
+        recorder.record_run(made(), folder, [], "", None)
+    assert len(found(recorder, "attributes.status = 'KILLED'")) == 1
+    assert found(recorder, "attributes.status = 'RUNNING'") == []
+
+
+def test_processes_that_open_a_fresh_store_at_once_share_it(tmp_path: Path) -> None:
+    code = (
+        "from lora_exp.records import Recorder; from lora_exp.settings import TrackingSettings\n"
+        "Recorder.open(TrackingSettings()).start_sweep('s', 'c', {})"
+    )
+    racers = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(3)]
+    assert [(racer.communicate()[1].decode(), racer.returncode) for racer in racers] == [("", 0)] * 3
+    here = TrackingSettings("sqlite", f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "mlartifacts"))
+    assert found(Recorder.open(here)) == ["s"] * 3
+
+
+def test_what_can_not_be_a_store_is_one_line(tmp_path: Path, store: TrackingSettings) -> None:
+    (tmp_path / "notes.txt").write_text("not a database " * 100)
+    (tmp_path / "file").touch()
+    sound = f"sqlite:///{tmp_path}/mlflow.db"
+    refused = {
+        TrackingSettings(
+            uri=f"sqlite:///{tmp_path}/notes.txt"
+        ): f"tracking.uri=sqlite:///{tmp_path}/notes.txt: file is",
+        TrackingSettings(uri=f"sqlite:///{tmp_path}/file/m.db"): f"tracking.uri=sqlite:///{tmp_path}/file/m.db: ",
+        TrackingSettings(uri="postgresql://host/db"): "tracking.uri=postgresql://host/db: must be sqlite:///FILE",
+        TrackingSettings(uri="sqlite:///:memory:"): "tracking.uri=sqlite:///:memory:: must be sqlite:///FILE",
+        TrackingSettings(uri="sqlite:///a?b=c"): "tracking.uri=sqlite:///a?b=c: must be sqlite:///FILE",
+        TrackingSettings(uri=sound, artifacts=f"{tmp_path}/file"): f"tracking.artifacts={tmp_path}/file: must be",
+        TrackingSettings("server", "ftp://host"): "tracking.uri=ftp://host: must be http://HOST:PORT",
+        TrackingSettings("off"): "tracking.kind=off: keeps no runs",
+    }
+    for settings, start in refused.items():
+        with pytest.raises(TrackingError) as raised:
+            Recorder.open(replace(settings, artifacts=settings.artifacts.replace("mlartifacts", f"{tmp_path}/a")))
+        assert str(raised.value).startswith(start)
+        assert "\n" not in str(raised.value)
+    gone = Recorder.open(replace(store, experiment="gone"))
+    gone.client.delete_experiment(gone.experiment_id)
+    with pytest.raises(TrackingError, match=r"tracking\.experiment=gone: is deleted"):
+        Recorder.open(replace(store, experiment="gone"))
+
+
+def test_a_server_that_is_absent_or_silent_is_found_out_within_five_seconds() -> None:
+    with socket.socket() as silent, socket.socket() as closed:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        closed.bind(("127.0.0.1", 0))
+        for port in (silent.getsockname()[1], closed.getsockname()[1]):
+            began = time.monotonic()
+            with pytest.raises(TrackingError) as raised:
+                Recorder.open(TrackingSettings("server", f"http://127.0.0.1:{port}"))
+            assert time.monotonic() - began < 5
+            line = f"tracking.uri=http://127.0.0.1:{port}: no MLflow server answers there ("
+            assert str(raised.value).startswith(line)
+            assert "\n" not in str(raised.value)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def served(store: TrackingSettings, tmp_path: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[bytes], str]]]:
+    """A function that starts the UI as `lora-exp ui` does, and waits until it answers; all of it ends with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def serve() -> tuple[subprocess.Popen[bytes], str]:
+        port = free_port()
+        code = (
+            "import lora_exp.records as r; from lora_exp.settings import TrackingSettings as T\n"
+            f"r.serve_ui(T('sqlite', {store.uri!r}, {store.artifacts!r}), {port})"
+        )
+        command = [sys.executable, "-c", code]
+        with (tmp_path / "ui.log").open("wb") as log:
+            process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+        started.append(process)
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(300):
+            assert process.poll() is None, (tmp_path / "ui.log").read_text()
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=2).close()
+                return process, address
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError((tmp_path / "ui.log").read_text())
+
+    yield serve
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_the_ui_serves_runs_and_artifacts_takes_new_ones_and_ends_whole(
+    recorder: Recorder, folder: Path, served: Callable[[], tuple[subprocess.Popen[bytes], str]]
+) -> None:
+    run_id = recorder.record_run(made(), folder, [], "rank: 4\n", None)
+    process, address = served()
+    query = {"experiment_ids": [recorder.experiment_id], "filter": "params.rank = '4'"}
+    request = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/runs/search", json.dumps(query).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert [run["info"]["run_id"] for run in json.load(answer)["runs"]] == [run_id]
+    wanted = urllib.parse.urlencode({"path": "config.yaml", "run_uuid": run_id})
+    with urllib.request.urlopen(f"{address}/get-artifact?{wanted}", timeout=10) as answer:
+        assert answer.read() == b"rank: 4\n"
+
+    remote = Recorder.open(TrackingSettings("server", address, experiment="remote"))
+    parent = remote.start_sweep("s", "c", {})
+    child = remote.record_run(made(), folder, [], "rank: 4\n", parent)
+    remote.finish_sweep(parent, folder / "figures", {"jobs": 1.0}, "FINISHED")
+    assert found(remote, "metrics.target_error < 0.1") == ["digit-9_rank-4_alpha-1_seed-0"]
+    assert artifacts(remote, child) == ["adapter.safetensors", "config.yaml", "figures", "result.json"]
+    assert artifacts(remote, parent, "report") == ["report/loss.png"]
+
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    process.terminate()
+    process.wait(10)
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match=r"tracking\.uri=http"):
+        remote.record_run(made(), folder, [], "", None)
+    assert time.monotonic() - began < 15
