@@ -1,0 +1,78 @@
+"""python -m pytest tests/test_reference.py
+
+The reference numbers of the project, from the real command on all of MNIST.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_exp.data import ImageData
+from lora_exp.result import ADAPTER, RESULT, RunResult, read
+
+
+def run(folder: Path, *arguments: str) -> tuple[RunResult, Path]:
+    command = [sys.executable, "-m", "lora_exp", *arguments, "tracking=off"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    place = max(folder.glob(f"runs/*/*/{RESULT}"), key=lambda path: path.stat().st_mtime).parent
+    return read(place), place
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Path:
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "cache").mkdir()
+    (folder / "cache" / "data").symlink_to(data_root)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(lab: Path) -> tuple[RunResult, Path]:
+    return run(lab, "experiment=reference")
+
+
+def test_the_reference_has_the_stated_parameters(reference: tuple[RunResult, Path]) -> None:
+    out = reference[0].outcome
+    assert (out.parameters_base, out.parameters_adapter, out.parameters_total) == (2_807_010, 6_794, 2_813_804)
+    assert f"{out.overhead_percent:.3f}" == "0.242"
+    assert [(row["shape"], row["base"], row["adapter"]) for row in out.layers] == [
+        ([1000, 784], 785_000, 1_784),
+        ([2000, 1000], 2_002_000, 3_000),
+        ([10, 2000], 20_010, 2_010),
+    ]
+
+
+def test_the_reference_mends_digit_2_at_the_price_of_others_and_leaves_the_base_alone(
+    reference: tuple[RunResult, Path],
+) -> None:
+    out = reference[0].outcome
+    assert out.steps == 100
+    assert out.before.accuracy > 0.94
+    assert out.after.errors[2] < out.before.errors[2] / 2
+    assert out.forgetting > 0
+    assert out.base_unchanged and out.base_sha256_before == out.base_sha256_after
+    assert out.adapter_off_equals_base
+
+
+def test_the_reference_in_a_store_of_its_own_but_on_the_same_base_gives_the_same_bits(
+    reference: tuple[RunResult, Path], lab: Path
+) -> None:
+    results = list((lab / "cache" / "store" / "results").glob("*/*"))
+    assert len(results) == 1
+    results[0].rename(lab / "set aside")
+    again, place = run(lab, "experiment=reference", "device.threads=1")
+    assert again.outcome == reference[0].outcome
+    assert (place / ADAPTER).read_bytes() == (reference[1] / ADAPTER).read_bytes()
+
+
+def test_rectified_logits_leave_dead_output_units(lab: Path) -> None:
+    out = run(lab, "experiment=historical", "data.limit=3000", "model=small")[0].outcome
+    answered = [sum(row[digit] for row in out.before.confusion) for digit in range(10)]
+    dead = [digit for digit in range(1, 10) if answered[digit] == 0]
+    assert dead and out.before.accuracy < 0.8
+    assert all(out.before.error_rates[digit] == 1 for digit in dead)
