@@ -16,7 +16,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.composition import JobConfigs
-from lora_exp.config import is_experiment, read, without_hydra
+from lora_exp.config import is_experiment, read
 from lora_exp.job import JobsFailed, check, open_laboratory, open_recorder
 from lora_exp.records import TrackingError
 from lora_exp.spec import RunSpec, SpecError
@@ -57,7 +57,7 @@ def _checked(context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[
     found: list[tuple[RunSpec, Settings]] = []
     for number, overrides in enumerate(jobs):
         try:
-            found.append(read(without_hydra(configs.compose(overrides, number))))
+            found.append(read(configs.own(overrides)))
         except SpecError as error:
             raise SpecError(f"{error} (job {number} of the sweep)" if len(jobs) > 1 else str(error)) from error
     if not found:

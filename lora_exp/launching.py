@@ -11,7 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from lora_exp.composition import JobConfigs
-from lora_exp.config import is_experiment, read, without_hydra
+from lora_exp.config import is_experiment, read
 from lora_exp.spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def launch(
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
     configs = JobConfigs(context.config_loader, config)
     returns: dict[int, JobReturn] = {}
-    for at in _in_order_of_results(config, configs, job_overrides, initial_job_idx):
+    for at in _in_order_of_results(config, configs, job_overrides):
         number = initial_job_idx + at
         log.debug("job %d: %s", number, " ".join(filter_overrides(job_overrides[at])))
         returns[at] = run_job(
@@ -49,7 +49,7 @@ def launch(
 
 
 def _in_order_of_results(
-    config: DictConfig, configs: JobConfigs, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    config: DictConfig, configs: JobConfigs, job_overrides: Sequence[Sequence[str]]
 ) -> Iterator[int]:
     """Positions of the jobs as their results come in; in the given order for other Hydra applications."""
     if not is_experiment(config) or not job_overrides:
@@ -57,8 +57,7 @@ def _in_order_of_results(
         return
     jobs: dict[RunSpec, list[int]] = {}
     for at, overrides in enumerate(job_overrides):
-        job_config = configs.compose(overrides, initial_job_idx + at)
-        spec, settings = read(without_hydra(job_config))
+        spec, settings = read(configs.own(overrides))
         jobs.setdefault(spec, []).append(at)
     for spec, _ in settings.laboratory().run(list(jobs)):
         yield from jobs[spec]

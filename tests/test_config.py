@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_exp.composition import JobConfigs
-from lora_exp.config import config_folder, one_line, read, register
+from lora_exp.config import config_folder, one_line, read, register, without_hydra
 from lora_exp.settings import Settings
 from lora_exp.spec import RunSpec, SpecError
 
@@ -159,6 +159,8 @@ def test_a_job_config_made_the_quick_way_is_the_one_hydra_makes(overrides: list[
         slow = loader.load_sweep_config(master, overrides)
         slow.hydra.job.id = slow.hydra.job.num = 7
         assert OmegaConf.to_yaml(quick) == OmegaConf.to_yaml(slow)
+        slow = without_hydra(slow)
+        assert OmegaConf.to_yaml(configs.own(overrides)) == OmegaConf.to_yaml(slow)
 
 
 def test_an_override_of_one_job_does_not_reach_the_next() -> None:

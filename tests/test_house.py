@@ -22,7 +22,7 @@ numerics:
 spec:
 settings: experiment spec store
 config: settings spec
-composition:
+composition: config
 seeding: spec
 result: spec
 data: spec
