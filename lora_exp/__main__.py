@@ -37,6 +37,8 @@ def main() -> None:
     try:
         if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
             sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))
+        # Hydra's own parser knows no flags of ours.
+        sys.argv = ["sweep.plan=true" if argument == "--plan" else argument for argument in sys.argv]
         register()
         _check_single_run()
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(run)()

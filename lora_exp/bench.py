@@ -2,65 +2,43 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from safetensors.torch import save
 
 from lora_exp.adapter_file import encoded
-from lora_exp.adapters import AdapterPack, AdapterPlan, adapter_parameters, adapter_plan
-from lora_exp.base_model import layer_names, layer_table, widths
-from lora_exp.data import ImageData, Split
+from lora_exp.adapters import AdapterPack, adapter_parameters
+from lora_exp.base_model import layer_table
+from lora_exp.data import Split
 from lora_exp.evaluation import Evaluation, Predictions, frozen_first_layer, others, predict_pack, summarise
-from lora_exp.packing import JobSize
 from lora_exp.result import ADAPTER, PREDICTIONS, ClassErrors, Outcome, RunResult
 from lora_exp.spec import RunSpec
 from lora_exp.trained_base import TrainedBase
-from lora_exp.training import Job, TrainingImages, batch_order, fine_tune, step_count
+from lora_exp.training import Job, TrainingImages, fine_tune
+from lora_exp.workload import Workload
 
 
 class Bench:
-    """What all packs of one base share: base, data, each job's plan, and the first layer's frozen products."""
+    """What all packs of one base share: base, data, each job's work, and the first layer's frozen products."""
 
-    def __init__(self, specs: Sequence[RunSpec], base: TrainedBase, data: ImageData) -> None:
-        self.base, self.data = base, data
+    def __init__(self, specs: Sequence[RunSpec], base: TrainedBase, work: Workload) -> None:
+        self.base, self.work, self.data = base, work, work.data
         self.sha256 = base.model.sha256()
-        names = layer_names(specs[0].model)
-        self.plans: dict[RunSpec, AdapterPlan] = {
-            spec: adapter_plan(spec.adapter, names, spec.finetune.seed) for spec in specs
-        }
-        self._of_classes = functools.cache(data.train.of_classes)
-        self.first_test = frozen_first_layer(base.model, data.test.images)
-        held = data.validation
+        self.first_test = frozen_first_layer(base.model, self.data.test.images)
+        held = self.data.validation
         self.first_validation = None if held is None else frozen_first_layer(base.model, held.images)
         self.drawn, self.place = self._drawn_images(specs)
-
-    def steps(self, spec: RunSpec) -> int:
-        """Steps of a job."""
-        return step_count(spec.finetune, len(self._of_classes(spec.finetune.digit)))
-
-    def size(self, spec: RunSpec) -> JobSize:
-        """Cost and memory of a job: three products a weight when training (two if frozen), one when judging."""
-        sizes, padded, batch = widths(spec.model), self.plans[spec].padded, spec.finetune.batch_size
-        pairs = list(pairwise(sizes))
-        frozen = sum(inputs * outputs for inputs, outputs in pairs)
-        factors = sum(rank * (inputs + outputs) for rank, (inputs, outputs) in zip(padded, pairs, strict=True))
-        steps, judged = self.steps(spec), len(self.data.test.labels)
-        cost = 2.0 * steps * batch * (2 * frozen + 3 * factors) + 2.0 * judged * (frozen + factors)
-        # Factors, gradients and Adam's two moments; activations and their gradients; the evaluation's logits.
-        floats = 4 * factors + 4 * batch * sum(sizes) + 40 * judged
-        return JobSize(batch, padded, steps, cost, 4 * floats)
 
     def run_pack(
         self, pack: Sequence[RunSpec], progress: Callable[[int], object] | None
     ) -> list[tuple[RunResult, dict[str, bytes]]]:
         """Fine-tune and judge one pack; results in its order, each with its adapter and predictions as files."""
         model, data = self.base.model, self.data
-        jobs = [Job(self.plans[spec], spec.finetune.learning_rate, self.place[self._order(spec)]) for spec in pack]
+        work = self.work
+        jobs = [Job(work.plans[spec], spec.finetune.learning_rate, self.place[work.order(spec)]) for spec in pack]
         started = time.perf_counter()
         tuned = fine_tune(model, jobs, self.drawn, progress)
         trained = time.perf_counter()
@@ -89,10 +67,6 @@ class Bench:
             results.append((RunResult(spec, outcome, times), files))
         return results
 
-    def _order(self, spec: RunSpec) -> torch.Tensor:
-        digits = spec.finetune.digit
-        return batch_order(spec.finetune, self.steps(spec), self._of_classes(digits), self._of_classes(others(digits)))
-
     def _drawn_images(self, specs: Sequence[RunSpec]) -> tuple[TrainingImages, torch.Tensor]:
         """The training images that any of the jobs draws, and where each image of the split is among them.
 
@@ -101,7 +75,7 @@ class Bench:
         train = self.data.train
         is_drawn = torch.zeros(len(train.labels), dtype=torch.bool)
         for spec in specs:
-            is_drawn[self._order(spec).flatten()] = True
+            is_drawn[self.work.order(spec).flatten()] = True
         used = is_drawn.nonzero().flatten()
         place = torch.full((len(is_drawn),), -1)
         place[used] = torch.arange(len(used))
@@ -122,7 +96,7 @@ class Bench:
         model, labels = self.base.model, self.data.test.labels
         before, after = summarise(self.base.test, labels), summarise(said, labels)
         target, rest = spec.finetune.digit, others(spec.finetune.digit)
-        added = adapter_parameters([tuple(layer.weight.shape) for layer in model.layers], self.plans[spec].ranks)
+        added = adapter_parameters([tuple(layer.weight.shape) for layer in model.layers], self.work.plans[spec].ranks)
         not_finite = (~losses.isfinite()).nonzero().flatten().tolist()
         return Outcome(
             before=_class_errors(before),

@@ -27,6 +27,7 @@ from lora_exp.result import RESULT, RunResult
 from lora_exp.spec import DataSpec, RunSpec, digest
 from lora_exp.store import Store
 from lora_exp.trained_base import TrainedBase, trained_base
+from lora_exp.workload import Workload
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,9 @@ class Laboratory:
                 yield spec, files
         for sharing_a_base in missing.values():
             try:
-                bench = Bench(sharing_a_base, self.base(sharing_a_base[0]), self.data(sharing_a_base[0].data))
+                first = sharing_a_base[0]
+                work = Workload(sharing_a_base, self.data(first.data))
+                bench = Bench(sharing_a_base, self.base(first), work)
             except (FloatingPointError, MemoryError) as error:
                 yield from ((spec, _failure(error)) for spec in sharing_a_base)
                 continue
@@ -90,10 +93,18 @@ class Laboratory:
         test = self.data(spec.data).test
         return pictures(test), test.labels.cpu().numpy()
 
+    def packs(self, specs: Sequence[RunSpec], work: Workload) -> list[list[RunSpec]]:
+        """The jobs of one base, as they train together."""
+        planned = plan_packs([work.size(spec) for spec in specs], self.threads, self.memory)
+        return [[specs[at] for at in members] for members in planned]
+
     def base(self, spec: RunSpec) -> TrainedBase:
         """The trained base of a spec."""
-        key = digest([spec.base_key, *self._circumstances(spec, BASE_MODULES)])
-        return trained_base(spec, self.data(spec.data), self.store, key, self.device)
+        return trained_base(spec, self.data(spec.data), self.store, self.base_key(spec), self.device)
+
+    def base_key(self, spec: RunSpec) -> str:
+        """Hash of all that determines a base, as `result_key` is of a result."""
+        return digest([spec.base_key, *self._circumstances(spec, BASE_MODULES)])
 
     def result_key(self, spec: RunSpec) -> str:
         """Hash of all that determines a result: spec, data, computing code, torch, kind of device, code path."""
@@ -111,7 +122,7 @@ class Laboratory:
 
     def _train_packs(self, specs: list[RunSpec], bench: Bench) -> Iterator[Done]:
         """Train and judge jobs that share a base: packs side by side, one thread each."""
-        packs = plan_packs([bench.size(spec) for spec in specs], self.threads, self.memory)
+        packs = self.packs(specs, bench.work)
         facts = provenance(
             str(self.device),
             self.threads,
@@ -122,13 +133,12 @@ class Laboratory:
         done = 0
         with (
             logging_redirect_tqdm(),
-            tqdm(total=sum(map(bench.steps, specs)), disable=None, unit="step") as bar,
+            tqdm(total=sum(map(bench.work.steps, specs)), disable=None, unit="step") as bar,
             ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as threads,
         ):
             bar.set_description(f"0/{len(specs)} jobs")
             running = {}
-            for members in packs:
-                pack = [specs[at] for at in members]
+            for pack in packs:
                 running[threads.submit(bench.run_pack, pack, bar.update)] = pack
             try:
                 for future in as_completed(running):

@@ -39,10 +39,15 @@ def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: 
     folder = Path(str(config.hydra.sweep.dir))
     if not is_experiment(config):
         return launcher.launch(jobs, initial_job_idx=0)
-    first, settings = _checked(context, config, jobs)
+    specs, settings = _checked(context, config, jobs)
+    if settings.sweep.plan:
+        from lora_exp.plan import plan_text
+
+        print(plan_text(open_laboratory(settings), specs))
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
-    with _reported(folder, jobs, first, settings):
+    with _reported(folder, jobs, specs[0], settings):
         returns = launcher.launch(jobs, initial_job_idx=0)
     failed = [str(r.overrides) for r in returns if r.status is not JobStatus.COMPLETED]
     if failed:
@@ -51,8 +56,10 @@ def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: 
     return returns
 
 
-def _checked(context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]]) -> tuple[RunSpec, Settings]:
-    """Compose and check every job; spec and settings of the first. Settings are those of the whole sweep."""
+def _checked(
+    context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]]
+) -> tuple[list[RunSpec], Settings]:
+    """Compose and check every job; their specs, and the settings of the first, which are those of the sweep."""
     configs = JobConfigs(context.config_loader, config)
     found: list[tuple[RunSpec, Settings]] = []
     for number, overrides in enumerate(jobs):
@@ -62,8 +69,9 @@ def _checked(context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[
             raise SpecError(f"{error} (job {number} of the sweep)" if len(jobs) > 1 else str(error)) from error
     if not found:
         raise SpecError("the sweep has no jobs: a swept key has no values")
-    check([spec for spec, _ in found], found[0][1])
-    return found[0]
+    specs = [spec for spec, _ in found]
+    check(specs, found[0][1])
+    return specs, found[0][1]
 
 
 @contextlib.contextmanager

@@ -66,13 +66,14 @@ class ReportSettings:
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """How much memory (GiB) the packs of a sweep may hold at a time; null means half of what is free."""
+    """How much memory (GiB) the packs of a sweep may hold at a time (null: half of what is free); only plan?"""
 
     memory: float | None = allow(
         "null or a number of GiB above 0",
         lambda v: v is None or (isinstance(v, int | float) and not isinstance(v, bool) and v > 0),
         default=None,
     )
+    plan: bool = allow("true or false", lambda v: isinstance(v, bool), default=False)
 
 
 @dataclass(frozen=True)

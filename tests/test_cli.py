@@ -132,6 +132,17 @@ def test_the_basic_launcher_gives_the_same_bits_as_packs(sweep: tuple[Path, str]
         assert (basic / str(job) / ADAPTER).read_bytes() == (sweep[0] / str(job) / ADAPTER).read_bytes()
 
 
+def test_a_plan_says_what_would_run_and_runs_nothing(sweep: tuple[Path, str], lab: Path) -> None:
+    before = set(lab.rglob("runs/**/*")) | set(lab.rglob("results/**/*"))
+    done = lora_exp(lab, "-m", "--plan", *QUICK, "adapter.rank=1,64", "finetune.digit=3,4", "adapter.alpha=rank")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "4 jobs: 1 in the store already, 3 to run"
+    assert lines[1] == "base 784-64-10 on mnist, seed 0: in the store already"
+    assert "3 jobs, rank 1 to 64, steps 20" in lines[2]
+    assert "expected time: about" in lines[-1]
+    assert set(lab.rglob("runs/**/*")) | set(lab.rglob("results/**/*")) == before
+
+
 def test_a_sweep_with_one_bad_job_is_refused_before_anything_runs(lab: Path) -> None:
     before = {path for path in lab.rglob("*") if "runs" in path.parts}
     done = lora_exp(lab, "-m", *QUICK, "finetune.digit=1,12", code=2)

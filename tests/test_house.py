@@ -36,8 +36,10 @@ packing:
 provenance: spec
 store:
 trained_base: base_model data evaluation spec store
-bench: adapter_file adapters base_model data evaluation packing result spec trained_base training
-experiment: adapters base_model bench data numerics packing provenance result spec store trained_base
+workload: adapters base_model data evaluation packing spec training
+bench: adapter_file adapters base_model data evaluation result spec trained_base training workload
+plan: base_model data experiment spec workload
+experiment: adapters base_model bench data numerics packing provenance result spec store trained_base workload
 run_facts: result spec
 records: result run_facts settings
 sweep_files:
@@ -50,7 +52,7 @@ report: figures report_page sweep sweep_figures tables
 job: config experiment figures records result settings spec sweep_files
 job_run: config
 launching: composition config job job_run spec
-grid: composition config job launching records report settings spec sweep sweep_files
+grid: composition config job launching plan records report settings spec sweep sweep_files
 cli: config records
 __main__: cli config job records spec store
 """

@@ -1,0 +1,125 @@
+"""python -m pytest tests/test_experiment.py
+
+Same bits alone or in any pack, through the whole story: base, packs, evaluation, store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_exp import experiment, packing
+from lora_exp.data import ImageData
+from lora_exp.experiment import Failure, Files, Laboratory
+from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, Outcome, from_json
+from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.store import Store
+
+MODEL, DATA = ModelSpec((48, 32)), DataSpec("mnist", validation=200, limit=3000)
+
+
+def grid() -> list[RunSpec]:
+    """48 jobs: ranks 1 to 64, several alphas, digits, learning rates, seeds, layers, lengths, replay."""
+    ranks = (1, 2, 3, 8, 9, 16, 33, 64)
+    varied = itertools.cycle(itertools.product((1.0, 16.0, "rank"), (1e-3, 3e-4), (0.0, 0.3)))
+    jobs = []
+    for number, (rank, digit) in enumerate(itertools.product(ranks, (0, 2, 3, 5, 7, 9))):
+        alpha, rate, replay = next(varied)
+        layers = ("*",) if number % 5 else ("linear2", "linear3")
+        adapter = AdapterSpec(rank, alpha, init_std=0.2, layers=layers)
+        finetune = FinetuneSpec((digit,), steps=12 + number % 3, learning_rate=rate, seed=number % 4, replay=replay)
+        jobs.append(RunSpec(MODEL, DATA, BaseSpec(), adapter, finetune))
+    return jobs
+
+
+Numbers = dict[RunSpec, tuple[Outcome, bytes, bytes]]
+Run = Callable[..., Numbers]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Run:
+    """Run specs in a store whose results are empty but whose base is there."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    store.prepare()
+
+    def all_of(specs: list[RunSpec], threads: int = 2) -> Numbers:
+        results = store.root / "results"
+        results.rename(tmp_path_factory.mktemp("old") / "results")
+        results.mkdir()
+        laboratory = Laboratory(store, data_root, torch.device("cpu"), threads, 2**30)
+        return {spec: numbers(files) for spec, files in laboratory.run(specs)}
+
+    return all_of
+
+
+def numbers(files: Files | Failure) -> tuple[Outcome, bytes, bytes]:
+    assert not isinstance(files, Failure), files
+    return from_json(files[RESULT].decode()).outcome, files[ADAPTER], files[PREDICTIONS]
+
+
+@pytest.fixture(scope="module")
+def one_pack(run: Run) -> Numbers:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "FULL_PACK", 1000)
+        return run(grid(), threads=1)
+
+
+@pytest.mark.parametrize(("full_pack", "threads"), [(7, 1), (7, 2), (1, 2), (25, 2)])
+def test_every_tensor_and_number_is_the_same_in_packs_of_any_size_and_on_any_threads(
+    run: Run, one_pack: Numbers, monkeypatch: pytest.MonkeyPatch, full_pack: int, threads: int
+) -> None:
+    assert len(one_pack) == 48
+    monkeypatch.setattr(packing, "FULL_PACK", full_pack)
+    assert run(grid(), threads=threads) == one_pack
+
+
+def test_a_job_asked_for_alone_has_the_same_numbers(run: Run, one_pack: Numbers) -> None:
+    for spec in grid()[::9]:
+        assert run([spec]) == {spec: one_pack[spec]}
+
+
+def test_a_diverging_job_leaves_its_pack_mates_alone_and_tells_its_step(run: Run, one_pack: Numbers) -> None:
+    specs = grid()[:6]
+    wild = dataclasses.replace(specs[2], finetune=dataclasses.replace(specs[2].finetune, learning_rate=1e30))
+    found = run([*specs[:3], wild, *specs[3:]])
+    assert found[wild][0].diverged_at is not None and found[wild][0].diverged_at > 1
+    assert {spec: found[spec] for spec in specs} == {spec: one_pack[spec] for spec in specs}
+
+
+def test_equal_jobs_are_computed_once(run: Run) -> None:
+    assert len(run([grid()[0]] * 3)) == 1
+
+
+def test_what_is_in_the_store_is_not_computed_again(run: Run, data_root: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    laboratory = Laboratory(store, data_root, torch.device("cpu"), 1, 2**30)
+    first = dict(laboratory.run(grid()[:2]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "Bench", None)  # would fail if anything were trained
+        assert dict(laboratory.run(grid()[:2])) == first
+
+
+def test_a_pack_that_raises_fails_its_own_jobs_only(
+    run: Run, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    specs = [*grid()[:4], dataclasses.replace(grid()[6], model=ModelSpec((32,)))]
+    original = experiment.Bench.run_pack
+
+    def broken(self: experiment.Bench, pack: list[RunSpec], progress: object) -> object:
+        if pack[0].model == MODEL:
+            raise RuntimeError("out of luck")
+        return original(self, pack, None)
+
+    monkeypatch.setattr(experiment.Bench, "run_pack", broken)
+    found = dict(Laboratory(store, data_root, torch.device("cpu"), 1, 2**30).run(specs))
+    assert [isinstance(found[spec], Failure) for spec in specs] == [True] * 4 + [False]
+    failure = found[specs[0]]
+    assert isinstance(failure, Failure) and failure.error == "RuntimeError: out of luck"
