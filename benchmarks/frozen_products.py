@@ -1,0 +1,70 @@
+"""python benchmarks/frozen_products.py DIR [RUNS]
+
+Share of the machine's sgemm peak that the frozen products reach while packs fine-tune: floating-point operations of
+the frozen products (two a weight, forward and backward, without the first layer, whose product is cached) over the
+whole time of a step, against plain 2048 x 2048 products on the same threads, measured in turn.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from lora_exp.adapters import adapter_plan
+from lora_exp.base_model import assemble, initial_weights, layer_names
+from lora_exp.data import load
+from lora_exp.evaluation import frozen_first_layer, others
+from lora_exp.spec import AdapterSpec, DataSpec, FinetuneSpec, ModelSpec
+from lora_exp.training import Job, TrainingImages, batch_order, fine_tune
+
+STEPS, JOBS, BATCH = 100, 25, 10
+runs = int(sys.argv[2]) if len(sys.argv) > 2 else 7
+threads = os.cpu_count() or 1
+cpu = torch.device("cpu")
+model = ModelSpec((1000, 2000))
+base = assemble(model, initial_weights(model, 0, cpu))
+train = load(DataSpec("mnist"), Path(sys.argv[1]) / "cache" / "data", cpu).train
+images = TrainingImages(train.images, train.labels, frozen_first_layer(base, train.images))
+jobs = []
+for number in range(JOBS):
+    how = FinetuneSpec((number % 10,), steps=STEPS, seed=number)
+    plan = adapter_plan(AdapterSpec((1, 2, 4, 8, 16)[number // 5]), layer_names(model), number)
+    target, rest = train.of_classes(how.digit), train.of_classes(others(how.digit))
+    jobs.append(Job(plan, how.learning_rate, batch_order(how, STEPS, target, rest)))
+square = torch.randn(2048, 2048)
+
+
+def pack(_: int) -> None:
+    fine_tune(base, jobs, images)
+
+
+def products(_: int) -> None:
+    for _ in range(10):
+        square @ square
+
+
+def seconds(work: Callable[[int], None]) -> float:
+    started = time.perf_counter()
+    list(pool.map(work, range(threads)))
+    return time.perf_counter() - started
+
+
+with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    seconds(pack)
+    shares, rates = [], []
+    for _ in range(runs):
+        peak = threads * 10 * 2 * 2048**3 / seconds(products)
+        took = seconds(pack)
+        frozen = threads * JOBS * STEPS * BATCH * 2 * 2 * (1000 * 2000 + 2000 * 10)
+        shares.append(frozen / took / peak)
+        rates.append(threads * JOBS * STEPS / took)
+print(f"{threads} packs of {JOBS} jobs at a time: median of n={runs}")
+print(f"job-steps/s {statistics.median(rates):.0f} (from {min(rates):.0f} to {max(rates):.0f})")
+print(f"share of sgemm peak {statistics.median(shares):.2f} (from {min(shares):.2f} to {max(shares):.2f})")
