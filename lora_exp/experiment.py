@@ -142,7 +142,8 @@ class Laboratory:
                 running[threads.submit(bench.run_pack, pack, bar.update)] = pack
             try:
                 for future in as_completed(running):
-                    for spec, files in self._collect(future, running[future], facts):
+                    # Not kept any longer than needed: a future holds the files of all its jobs.
+                    for spec, files in self._collect(future, running.pop(future), facts):
                         done += 1
                         bar.set_description(f"{done}/{len(specs)} jobs")
                         yield spec, files
