@@ -18,7 +18,7 @@ SMALL_PACK = 4
 
 @dataclass(frozen=True)
 class JobSize:
-    """What planning needs to know of a job: `cost` in floating-point operations, `memory` in bytes."""
+    """What planning needs to know of a job: `cost` in plain operations that take as long, `memory` in bytes."""
 
     batch_size: int
     padded_ranks: tuple[int, ...]

@@ -16,9 +16,6 @@ from lora_exp.spec import RunSpec
 from lora_exp.workload import Workload
 
 TRIAL_BATCHES = 25
-# Share of the rate of plain matrix products that a pack reaches, training and evaluation together
-# (docs/performance.md); the rest goes to the low-rank products, Adam and memory.
-PACK_EFFICIENCY = 0.75
 
 
 def plan_text(laboratory: Laboratory, specs: Sequence[RunSpec]) -> str:
@@ -55,7 +52,7 @@ def _base_lines(laboratory: Laboratory, jobs: list[RunSpec], rate: float) -> tup
     for number, pack in enumerate(laboratory.packs(jobs, work), 1):
         sizes = [work.size(spec) for spec in pack]
         ranks, steps = [spec.adapter.rank for spec in pack], [size.steps for size in sizes]
-        seconds = sum(size.cost for size in sizes) / (rate * PACK_EFFICIENCY)
+        seconds = sum(size.cost for size in sizes) / rate
         spent += seconds / laboratory.threads
         memory = sum(size.memory for size in sizes) / 2**20
         lines.append(

@@ -16,6 +16,10 @@ from lora_exp.packing import JobSize
 from lora_exp.spec import RunSpec
 from lora_exp.training import batch_order, step_count
 
+# Small batches and Adam make an operation of training cost more time than one of evaluation, which runs at the
+# rate of plain products (docs/performance.md).
+TRAINING_EFFICIENCY = 0.72
+
 
 class Workload:
     """The jobs of one base, before anything is trained."""
@@ -47,7 +51,8 @@ class Workload:
         frozen = sum(inputs * outputs for inputs, outputs in pairs[1:])
         factors = sum(rank * (inputs + outputs) for rank, (inputs, outputs) in zip(padded, pairs, strict=True))
         steps, judged = self.steps(spec), len(self.data.test.labels)
-        cost = 2.0 * steps * batch * (2 * frozen + 3 * factors) + 2.0 * judged * (frozen + factors)
+        trained = 2.0 * steps * batch * (2 * frozen + 3 * factors) / TRAINING_EFFICIENCY
+        cost = trained + 2.0 * judged * (frozen + factors)
         # Factors, gradients and Adam's two moments; activations and their gradients; the evaluation's logits.
         floats = 4 * factors + 4 * batch * sum(sizes) + 40 * judged
         return JobSize(batch, padded, steps, cost, 4 * floats)
