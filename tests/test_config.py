@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -23,9 +25,11 @@ FILES = sorted(config_folder().rglob("*.yaml"))
 
 @pytest.fixture(scope="module", autouse=True)
 def hydra() -> Iterator[None]:
+    before = copy.deepcopy(Singleton.get_state())
     register()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         yield
+    Singleton.set_state(before)  # other tests start applications with another version_base
 
 
 def composed(*overrides: str) -> tuple[RunSpec, Settings]:
