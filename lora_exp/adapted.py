@@ -9,41 +9,37 @@ from pathlib import Path
 import torch
 
 from lora_exp.adapter_file import encoded, read_adapter
-from lora_exp.base_model import BaseModel, is_rectified, plain_logits
+from lora_exp.adapter_plan import AdapterPlan, LayerPlan
+from lora_exp.adapters import AdapterPack
+from lora_exp.base_model import BaseModel, Layer, plain_logits
+from lora_exp.training import pack_logits
 
 
 class AdaptedClassifier:
-    """A frozen base with one low-rank update W + scaling * B A on some of its layers.
+    """A frozen base with one adapter: a pack of one, so that it answers as the pack did that trained it.
 
-    `factors` holds `<layer>.A` [rank, I] and `<layer>.B` [O, rank], as in a run's `adapter.safetensors`. The
-    base's own tensors are never written to, so `unmerge` gives back exactly the weights from before `merge`.
+    `factors` are as in a run's `adapter.safetensors`. The base's own tensors are never written to, so `unmerge`
+    gives back exactly the weights from before `merge`.
     """
 
-    def __init__(self, base: BaseModel, factors: Mapping[str, torch.Tensor], scaling: float) -> None:
+    def __init__(self, base: BaseModel, factors: Mapping[str, torch.Tensor], scaling: Mapping[str, float]) -> None:
         """Raises ValueError when a factor fits no layer, or its shape, type or values are not right."""
         self._base = base
         self._factors = {name: factors[name] for name in sorted(factors)}
-        self._scaling = scaling
+        self._scaling = dict(scaling)
         self._merged: BaseModel | None = None
         self.enabled = True
-        shapes = {layer.name: layer.weight.shape for layer in base.layers}
-        for name, tensor in self._factors.items():
-            layer, _, part = name.rpartition(".")
-            other = self._factors.get(f"{layer}.{'B' if part == 'A' else 'A'}")
-            if layer not in shapes or part not in ("A", "B") or other is None:
-                raise ValueError(f"{name}: must be <layer>.A or <layer>.B of a pair; layers: {', '.join(shapes)}")
-            outputs, inputs = shapes[layer]
-            rank = len(tensor) if part == "A" else len(other)
-            expected = (rank, inputs) if part == "A" else (outputs, rank)
-            if tensor.shape != expected or tensor.dtype != torch.float32:
-                raise ValueError(f"{name}: must be a float32 tensor of shape {expected}, is {tuple(tensor.shape)}")
-            if not bool(tensor.isfinite().all()):
-                raise ValueError(f"{name}: holds values that are not finite")
+        self._pack = AdapterPack.of([plan_of(base, self._factors, scaling)], [self._factors], base)
 
     @property
     def merged(self) -> bool:
         """Whether the update is part of the weights now."""
         return self._merged is not None
+
+    @property
+    def pack(self) -> AdapterPack:
+        """The adapter as a pack of one."""
+        return self._pack
 
     def logits(self, images_NI: torch.Tensor) -> torch.Tensor:
         """Logits [N, C] for normalised images [N, I]; those of the base while the adapter is disabled."""
@@ -52,14 +48,7 @@ class AdaptedClassifier:
                 return plain_logits(self._base, images_NI)
             if self._merged is not None:
                 return plain_logits(self._merged, images_NI)
-            hidden = images_NI
-            for at, layer in enumerate(self._base.layers):
-                outputs = torch.nn.functional.linear(hidden, layer.weight, layer.bias)
-                a, b = self._factors.get(f"{layer.name}.A"), self._factors.get(f"{layer.name}.B")
-                if a is not None and b is not None:
-                    outputs += (hidden @ a.T).mul_(self._scaling) @ b.T
-                hidden = outputs.relu_() if is_rectified(self._base, at) else outputs
-            return hidden
+            return pack_logits(self._base, self._pack, images_NI[None], None)[0]
 
     def enable(self) -> None:
         """Use the adapter."""
@@ -70,12 +59,10 @@ class AdaptedClassifier:
         self.enabled = False
 
     def merge(self) -> BaseModel:
-        """Add the update to a copy of the weights, use that from now on, and return it."""
-        layers = []
-        for layer in self._base.layers:
-            a, b = self._factors.get(f"{layer.name}.A"), self._factors.get(f"{layer.name}.B")
-            update = 0.0 if a is None or b is None else self._scaling * (b @ a)
-            layers.append(dataclasses.replace(layer, weight=layer.weight + update))
+        """Make the update part of a copy of the weights, use that from now on, and return it."""
+        layers = [
+            adapted_layer(layer, self._factors, self._scaling.get(layer.name, 1.0)) for layer in self._base.layers
+        ]
         self._merged = dataclasses.replace(self._base, layers=tuple(layers))
         return self._merged
 
@@ -100,3 +87,55 @@ class AdaptedClassifier:
             return AdaptedClassifier(base, stored.factors, stored.scaling)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def adapted_layer(layer: Layer, factors: Mapping[str, torch.Tensor], scaling: float) -> Layer:
+    """The layer with its update made part of it: m V / |V| with V = W + scaling B A, and its own bias."""
+    own = {part: factors[name] for part in PARTS if (name := f"{layer.name}.{part}") in factors}
+    weight, bias = own.get("weight", layer.weight), own.get("bias", layer.bias)
+    if "A" in own:
+        weight = weight + scaling * (own["B"] @ own["A"])
+    if "magnitude" in own:
+        weight = weight * (own["magnitude"] / weight.norm(dim=1))[:, None]
+    return dataclasses.replace(layer, weight=weight, bias=bias)
+
+
+# Which parts a layer's factors may consist of, and the update that they make.
+UPDATE_OF = {
+    frozenset(): "none",
+    frozenset(("A", "B")): "low_rank",
+    frozenset(("A", "B", "magnitude")): "dora",
+    frozenset(("bias",)): "bias",
+    frozenset(("weight", "bias")): "dense",
+}
+PARTS = ("A", "B", "magnitude", "weight", "bias")
+
+
+def plan_of(base: BaseModel, factors: Mapping[str, torch.Tensor], scaling: Mapping[str, float]) -> AdapterPlan:
+    """The plan that an adapter with these factors has.
+
+    Raises ValueError, of one line, when a factor fits no layer, or its shape, type or values are not right.
+    """
+    found: dict[str, dict[str, torch.Tensor]] = {layer.name: {} for layer in base.layers}
+    for name, tensor in factors.items():
+        layer_name, _, part = name.rpartition(".")
+        if layer_name not in found or part not in PARTS:
+            raise ValueError(f"{name}: must be <layer>.<part> with layer {', '.join(found)}, part {', '.join(PARTS)}")
+        if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name}: must be a float32 tensor of finite values")
+        found[layer_name][part] = tensor
+    plans = []
+    for layer in base.layers:
+        own = found[layer.name]
+        update = UPDATE_OF.get(frozenset(own))
+        if update is None:
+            raise ValueError(f"{layer.name}.{min(own)}: no method has the parts {', '.join(sorted(own))} alone")
+        outputs, inputs = layer.weight.shape
+        rank = len(own["A"]) if own.get("A", torch.empty(0)).dim() == 2 else 0
+        shapes = {"A": (rank, inputs), "B": (outputs, rank), "weight": (outputs, inputs)}
+        for part, tensor in own.items():
+            if tensor.shape != shapes.get(part, (outputs,)):
+                expected = shapes.get(part, (outputs,))
+                raise ValueError(f"{layer.name}.{part}: must have shape {expected}, has {tuple(tensor.shape)}")
+        plans.append(LayerPlan(update, rank, scaling=scaling.get(layer.name, 1.0)))
+    return AdapterPlan(tuple(plans))

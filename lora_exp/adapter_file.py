@@ -1,4 +1,4 @@
-"""`adapter.safetensors`: the factors of one adapter, its scaling, and the hash of the base it belongs to."""
+"""`adapter.safetensors`: the factors of one adapter, their scaling, and the hash of the base it belongs to."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ METADATA = "lora_exp"
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """`factors` holds `<layer>.A` [rank, I] and `<layer>.B` [O, rank], float32."""
+    """`factors` are float32, named and shaped as `initialisation.initial_factors` has them; `scaling` is by layer."""
 
     factors: dict[str, torch.Tensor]
-    scaling: float
+    scaling: dict[str, float]
     base_sha256: str
 
 
-def encoded(factors: Mapping[str, torch.Tensor], scaling: float, base_sha256: str) -> bytes:
+def encoded(factors: Mapping[str, torch.Tensor], scaling: Mapping[str, float], base_sha256: str) -> bytes:
     """The bytes of the file: the same for the same adapter."""
-    about = json.dumps({"base_sha256": base_sha256, "scaling": scaling}, sort_keys=True)
+    about = json.dumps({"base_sha256": base_sha256, "scaling": dict(scaling)}, sort_keys=True)
     content: bytes = save({name: factors[name].contiguous() for name in sorted(factors)}, metadata={METADATA: about})
     return content
 
@@ -41,6 +41,7 @@ def read_adapter(path: Path) -> StoredAdapter:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[METADATA])
             factors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return StoredAdapter(factors, float(about["scaling"]), str(about["base_sha256"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        scaling = {str(layer): float(factor) for layer, factor in about["scaling"].items()}
+        return StoredAdapter(factors, scaling, str(about["base_sha256"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: is not an adapter that can be read ({str(error).splitlines()[0]})") from error

@@ -1,123 +1,106 @@
-"""The low-rank updates of a whole pack, stacked: W + scaling * B A for P adapters over one frozen base.
+"""The adapters of a whole pack, stacked: P jobs over one frozen base.
 
-Source: Hu et al. 2021, "LoRA", section 4.1 (arXiv:2106.09685): B starts at zero, A is Gaussian, and the
-update is scaled by alpha / rank.
-
-Shapes: P jobs of the pack, n jobs of one group, B images of a batch, I inputs and O outputs of a layer,
-R rank padded with zeros to a multiple of 8. B is kept transposed, [R, O], so that the real rows of both
-factors come first. Padded rows have zero gradients, so padding is exact; it keeps every product out of
-matrix-vector kernels, whose bits differ, and makes a job's products the same in every pack it may be in.
+Shapes: P jobs of the pack, n jobs of one group, B rows of a batch, I inputs and O outputs of a layer, R rank padded
+with zeros to a multiple of 8. Padded rows have zero gradients, so padding is exact.
 """
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from lora_exp.numerics import LEAST_ROWS
+from lora_exp.adapter_plan import AdapterPlan, LayerPlan
+from lora_exp.architecture import LayerShape
+from lora_exp.base_model import BaseModel, Layer
+from lora_exp.initialisation import Factors, initial_factors
+from lora_exp.products import frozen_product, rowwise_product
 from lora_exp.seeding import generator
-from lora_exp.spec import AdapterSpec, SpecError
+from lora_exp.updates import UPDATES, Adapted
 
-RANK_MULTIPLE = 8
-
-
-@dataclass(frozen=True)
-class AdapterPlan:
-    """One adapter before it is trained: rank per layer (0: not adapted), scaling and initialisation."""
-
-    ranks: tuple[int, ...]
-    scaling: float
-    init_std: float
-    seed: int
-
-    @property
-    def padded(self) -> tuple[int, ...]:
-        """Rank per layer rounded up to a multiple of 8."""
-        return tuple(-(-rank // RANK_MULTIPLE) * RANK_MULTIPLE for rank in self.ranks)
+Parts = dict[str, torch.Tensor]
 
 
-def adapter_plan(spec: AdapterSpec, layer_names: Sequence[str], seed: int) -> AdapterPlan:
-    """Apply the patterns of `spec.layers` to the layers of a model.
+class Trained(NamedTuple):
+    """A view on the trained rows of one part (A, B, ...) of one job, at layer number `layer`."""
 
-    Raises SpecError when a pattern matches no layer.
-    """
-    for pattern in spec.layers:
-        if not fnmatch.filter(layer_names, pattern):
-            raise SpecError(f"adapter.layers={pattern}: matches no layer; there are {', '.join(layer_names)}")
-    chosen = [any(fnmatch.fnmatch(name, pattern) for pattern in spec.layers) for name in layer_names]
-    ranks = tuple(spec.rank if yes else 0 for yes in chosen)
-    return AdapterPlan(ranks, spec.scaling, spec.init_std, seed)
-
-
-def adapter_parameters(shapes: Sequence[tuple[int, ...]], ranks: Sequence[int]) -> list[int]:
-    """Trainable parameters per layer: rank * (I + O), for weights of shape [O, I]."""
-    return [rank * (shape[0] + shape[1]) for shape, rank in zip(shapes, ranks, strict=True)]
+    layer: int
+    part: str
+    rows: torch.Tensor
 
 
 @dataclass(frozen=True)
-class RankGroup:
-    """Neighbouring jobs of a pack that share their padded ranks; factors per layer, None where not adapted."""
+class Group:
+    """Neighbouring jobs of a pack with plans of equal shape, stacked; everything but `jobs` is per layer or job."""
 
     jobs: tuple[int, ...]  # positions in the whole pack
     plans: tuple[AdapterPlan, ...]
-    down: tuple[torch.Tensor | None, ...]  # A: [n, R, I]
-    up: tuple[torch.Tensor | None, ...]  # B transposed: [n, R, O]
-    scaling: torch.Tensor  # [n, 1, 1]
+    parts: tuple[Parts, ...]  # of each layer, [n, ...]: see updates.py
+    scaling: tuple[torch.Tensor, ...]  # of each layer, [n, 1, 1]
+    buffers: tuple[Parts, ...]
+    dropout: tuple[tuple[torch.Generator, ...], ...]  # of each job, one a layer; empty without dropout
 
-    def first(self, count: int) -> RankGroup:
+    def first(self, count: int) -> Group:
         """The first `count` jobs, as views on the same memory."""
-        return RankGroup(
-            self.jobs[:count],
-            self.plans[:count],
-            tuple(None if a is None else a[:count].detach() for a in self.down),
-            tuple(None if b is None else b[:count].detach() for b in self.up),
-            self.scaling[:count],
-        )
 
-    def stacks(self) -> list[tuple[int, torch.Tensor]]:
-        """(layer, factor [n, R, I or O]) of every adapted layer."""
-        factors = (self.down, self.up)
-        return [(at, f[at]) for at in range(len(self.down)) for f in factors if f[at] is not None]  # type: ignore[misc]
+        def cut(stacks: tuple[Parts, ...]) -> tuple[Parts, ...]:
+            return tuple({part: stack[:count].detach() for part, stack in parts.items()} for parts in stacks)
+
+        scaling = tuple(own[:count] for own in self.scaling)
+        kept = cut(self.parts), scaling, cut(self.buffers), self.dropout[:count]
+        return Group(self.jobs[:count], self.plans[:count], *kept)
+
+    def update(self, at: int) -> str:
+        """What is done to layer `at`."""
+        return self.plans[0].layers[at].update
+
+    def mask(self, at: int, rows_BI: torch.Tensor) -> torch.Tensor | None:
+        """What dropout leaves of the rows that enter layer `at`: [n, B, I] of 0 or 1 / (1 - p), drawn job by job."""
+        if not self.dropout:
+            return None
+        masks = []
+        for plan, generators in zip(self.plans, self.dropout, strict=True):
+            kept = torch.rand(rows_BI.shape, generator=generators[at]) >= plan.dropout
+            masks.append(kept.float().div_(1 - plan.dropout))
+        return torch.stack(masks).to(rows_BI.device)
 
 
 @dataclass(frozen=True)
 class AdapterPack:
-    """The adapters of P jobs, as groups of equal padded rank in pack order."""
+    """The adapters of P jobs, as groups of equal shape in pack order."""
 
-    groups: tuple[RankGroup, ...]
+    groups: tuple[Group, ...]
 
     @staticmethod
-    def initial(plans: Sequence[AdapterPlan], shapes: Sequence[tuple[int, ...]], device: torch.device) -> AdapterPack:
-        """A ~ N(0, init_std), B = 0; `plans` must come in an order that puts equal padded ranks side by side.
+    def initial(plans: Sequence[AdapterPlan], base: BaseModel) -> AdapterPack:
+        """Adapters as they start; `plans` must come in an order that puts equal shapes side by side."""
+        return AdapterPack.of(plans, [initial_factors(plan, base) for plan in plans], base)
 
-        A of layer k is drawn from a generator of (seed, k) row by row, so that adapters of different rank
-        share their first rows.
-        """
+    @staticmethod
+    def of(plans: Sequence[AdapterPlan], factors: Sequence[Factors], base: BaseModel) -> AdapterPack:
+        """Adapters with given factors (`initialisation.initial_factors` has their names and shapes)."""
         groups = []
-        for padded, members in groupby(enumerate(plans), key=lambda item: item[1].padded):
+        for _, members in groupby(enumerate(plans), key=lambda item: item[1].shape):
             jobs, own = zip(*members, strict=True)
-            down: list[torch.Tensor | None] = []
-            up: list[torch.Tensor | None] = []
-            for at, (rank, (outputs, inputs)) in enumerate(zip(padded, shapes, strict=True)):
-                if rank == 0:
-                    down.append(None)
-                    up.append(None)
-                    continue
-                a_nRI = torch.zeros(len(jobs), rank, inputs)
-                for row, plan in enumerate(own):
-                    random = generator("adapter initialisation", plan.seed, at)
-                    drawn = torch.randn(plan.ranks[at], inputs, generator=random)
-                    a_nRI[row, : plan.ranks[at]] = drawn * plan.init_std
-                down.append(a_nRI.to(device))
-                up.append(torch.zeros(len(jobs), rank, outputs, device=device))
-            scaling = torch.tensor([plan.scaling for plan in own], device=device).view(-1, 1, 1)
-            groups.append(RankGroup(jobs, own, tuple(down), tuple(up), scaling))
+            given = [factors[job] for job in jobs]
+            stacked, scaling, buffers = [], [], []
+            for at, layer in enumerate(base.layers):
+                layer_plans = [plan.layers[at] for plan in own]
+                parts = _stacked(layer_plans, given, layer)
+                stacked.append(parts)
+                factor = layer.weight.new_tensor([plan.scaling for plan in layer_plans])
+                scaling.append(factor[:, None, None])
+                buffers.append({"weight": torch.empty_like(parts["weight"])} if "weight" in parts else {})
+            dropout = tuple(
+                tuple(generator("dropout", plan.seed, at) for at in range(len(base.layers)))
+                for plan in own
+                if plan.dropout > 0
+            )
+            groups.append(Group(jobs, own, tuple(stacked), tuple(scaling), tuple(buffers), dropout))
         return AdapterPack(tuple(groups))
 
     @property
@@ -131,62 +114,90 @@ class AdapterPack:
         return AdapterPack(tuple(kept))
 
     def stacks(self) -> list[torch.Tensor]:
-        """Every factor of every group, in a fixed order."""
-        return [tensor for group in self.groups for _, tensor in group.stacks()]
+        """Every trained part of every layer of every group, in a fixed order."""
+        return [stack for group in self.groups for parts in group.parts for stack in parts.values()]
 
-    def real_rows(self, like_stacks: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-        """For each job the views on its rows, without padding, of tensors that are shaped as `stacks()` is."""
-        by_job: list[list[torch.Tensor]] = []
+    def trained(self, like_stacks: Sequence[torch.Tensor]) -> list[list[Trained]]:
+        """For each job the views on its trained rows of tensors that are shaped as `stacks()` is."""
+        by_job: list[list[Trained]] = []
         tensors = iter(like_stacks)
         for group in self.groups:
-            taken = [(at, next(tensors)) for at, _ in group.stacks()]
-            by_job += [[t[row, : plan.ranks[at]] for at, t in taken] for row, plan in enumerate(group.plans)]
+            taken = [(at, part, next(tensors)) for at, parts in enumerate(group.parts) for part in parts]
+            for row, plan in enumerate(group.plans):
+                ranks = [own.rank for own in plan.layers]
+                by_job.append([Trained(at, p, t[row, : ranks[at]] if p in "AB" else t[row]) for at, p, t in taken])
         return by_job
 
-    def factors(self, layer_names: Sequence[str]) -> list[dict[str, torch.Tensor]]:
-        """For each job its real factors on the CPU, `<layer>.A` [rank, I] and `<layer>.B` [O, rank]."""
+    def factors(self, layers: Sequence[LayerShape]) -> list[Factors]:
+        """For each job its factors on the CPU, without padding, named as `initial_factors` names them."""
         named = []
         for group in self.groups:
             for row, plan in enumerate(group.plans):
                 own = {}
-                for name, rank, a, b in zip(layer_names, plan.ranks, group.down, group.up, strict=True):
-                    if a is not None and b is not None:
-                        own[f"{name}.A"] = a[row, :rank].detach().cpu().clone()
-                        own[f"{name}.B"] = b[row, :rank].detach().cpu().T.contiguous()
+                for layer, layer_plan, parts in zip(layers, plan.layers, group.parts, strict=True):
+                    rows = layer_plan.rank + layer_plan.kept
+                    for part, stack in parts.items():
+                        value = stack[row, :rows] if part in "AB" else stack[row]
+                        value = value.T if part == "B" else value
+                        own[f"{layer.name}.{part}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
                 named.append(own)
         return named
 
-    def linear(
+    def shares(self, at: int) -> bool:
+        """Whether any job needs the frozen product of layer `at`."""
+        return not self.groups or any(group.update(at) != "dense" for group in self.groups)
+
+    def layer(
         self,
         at: int,
+        layer: Layer,
         hidden_PBI: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
         rectify: bool,
         frozen_PBO: torch.Tensor | None = None,
+        training: bool = False,
     ) -> torch.Tensor:
-        """Outputs [P, B, O] of layer `at`: the frozen product and each job's own low-rank product, then ReLU.
+        """Outputs [P, B, O] of layer `at`: the frozen product, changed by each job's own update, then ReLU.
 
-        `frozen_PBO` is the frozen product where it is known already; its memory is taken for the outputs.
+        `frozen_PBO` is the frozen product where it is known already; its memory is taken for the outputs. Dropout
+        is drawn while `training` only.
         """
-        spans, factors = [], []
+        spans, stacks = [], []
         start = 0
         for group in self.groups:
             stop = start + len(group.jobs)
-            a, b = group.down[at], group.up[at]
-            if a is not None and b is not None:
-                spans.append((start, stop, group.scaling))
-                factors += [a, b]
+            if (update := group.update(at)) != "none":
+                mask = group.mask(at, hidden_PBI[0]) if training else None
+                spans.append((start, stop, update, group.scaling[at], mask, group.buffers[at]))
+                stacks += [group.parts[at][part] for part in UPDATES[update].parts]
             start = stop
-        outputs: torch.Tensor = _AdaptedLinear.apply(hidden_PBI, frozen_PBO, weight, bias, rectify, spans, *factors)
+        if frozen_PBO is None and not self.shares(at):
+            frozen_PBO = hidden_PBI.new_empty(*hidden_PBI.shape[:2], len(layer.weight))
+        outputs: torch.Tensor = _AdaptedLayer.apply(
+            hidden_PBI, frozen_PBO, layer.weight, layer.bias, rectify, self.shares(at), spans, *stacks
+        )
         return outputs
 
 
-class _AdaptedLinear(torch.autograd.Function):
-    """ReLU(h W' + bias + scaling * (h A') B'), with the gradients of h, A and B and never one of W.
+def _stacked(plans: Sequence[LayerPlan], factors: Sequence[Factors], layer: Layer) -> Parts:
+    """The parts of one layer, [n, ...]: A [n, R, I] and B [n, R, O] padded with zeros, others as they are."""
+    stacked: Parts = {}
+    for part in () if plans[0].update == "none" else UPDATES[plans[0].update].parts:
+        values = [own[f"{layer.name}.{part}"] for own in factors]
+        if part not in "AB":
+            stacked[part] = torch.stack(values).to(layer.weight.device)
+            continue
+        stack = torch.zeros(len(plans), plans[0].padded, layer.weight.shape[part == "A"], dtype=layer.weight.dtype)
+        for row, value in zip(stack, values, strict=True):
+            value = value.T if part == "B" else value
+            row[: len(value)] = value
+        stacked[part] = stack.to(layer.weight.device)
+    return stacked
 
-    One function rather than several: every pass over [P, B, O] is made in place, since at this size memory,
-    not arithmetic, sets the pace of everything but the frozen product.
+
+class _AdaptedLayer(torch.autograd.Function):
+    """One layer of a whole pack, with the gradients of its input and of every trained part, never of the frozen weight.
+
+    One function rather than several: every pass over [P, B, O] is made in place.
     """
 
     @staticmethod
@@ -197,63 +208,53 @@ class _AdaptedLinear(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor,
         rectify: bool,
-        spans: list[tuple[int, int, torch.Tensor]],
-        *factors: torch.Tensor,
+        shares: bool,
+        spans: list[tuple[int, int, str, torch.Tensor, torch.Tensor | None, Parts]],
+        *stacks: torch.Tensor,
     ) -> torch.Tensor:
         if frozen is not None:
             ctx.mark_dirty(frozen)
         outputs = frozen_product(hidden, weight, bias) if frozen is None else frozen
-        inner = []
-        for (start, stop, scaling), a, b in zip(spans, factors[::2], factors[1::2], strict=True):
-            scaled = torch.bmm(hidden[start:stop], a.transpose(1, 2)).mul_(scaling)
-            part = outputs[start:stop]
-            torch.baddbmm(part, scaled, b, out=part)
-            inner.append(scaled)
+        saved = []
+        for start, stop, update, layer in _adapted(spans, weight, bias, stacks):
+            saved.append(UPDATES[update].forward(layer, hidden[start:stop], outputs[start:stop]))
         if rectify:
             outputs.clamp_min_(0)
-        ctx.save_for_backward(hidden, weight, outputs if rectify else None, *factors, *inner)
-        ctx.spans = spans
+        ctx.save_for_backward(
+            hidden, weight, bias, outputs if rectify else None, *stacks, *(t for s in saved for t in s)
+        )
+        ctx.spans, ctx.shares, ctx.counts = spans, shares, [len(s) for s in saved]
         return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, rectified, *rest = ctx.saved_tensors
-        spans = ctx.spans
-        factors, inner = rest[: 2 * len(spans)], rest[2 * len(spans) :]
+        hidden, weight, bias, rectified, *rest = ctx.saved_tensors
+        count = len(rest) - sum(ctx.counts)
+        stacks, saved = rest[:count], iter(rest[count:])
+        grad = grad.contiguous()
         if rectified is not None:
             # In place: the gradient comes from the one layer above, and nothing else holds it.
             torch.ops.aten.threshold_backward.grad_input(grad, rectified, 0, grad_input=grad)
-        grad_hidden = rowwise_product(grad, weight) if ctx.needs_input_grad[0] else None
         grads: list[torch.Tensor] = []
-        for (start, stop, scaling), a, b, scaled in zip(spans, factors[::2], factors[1::2], inner, strict=True):
-            own = grad[start:stop]
-            grad_inner = torch.bmm(own, b.transpose(1, 2)).mul_(scaling)
-            grads += [
-                torch.bmm(grad_inner.transpose(1, 2), hidden[start:stop]),
-                torch.bmm(scaled.transpose(1, 2), own),
-            ]
-            if grad_hidden is not None:
-                part = grad_hidden[start:stop]
-                torch.baddbmm(part, grad_inner, a, out=part)
-        return (grad_hidden, None, None, None, None, None, *grads)
+        carried = []
+        layers = list(_adapted(ctx.spans, weight, bias, stacks))
+        for (start, stop, update, layer), needs in zip(layers, ctx.counts, strict=True):
+            own = tuple(next(saved) for _ in range(needs))
+            parts, more = UPDATES[update].gradients(layer, hidden[start:stop], grad[start:stop], own)
+            grads += parts
+            carried.append(more)
+        grad_hidden = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = rowwise_product(grad, weight) if ctx.shares else torch.empty_like(hidden)
+            for (start, stop, update, layer), more in zip(layers, carried, strict=True):
+                UPDATES[update].into_hidden(layer, grad[start:stop], more, grad_hidden[start:stop])
+        return (grad_hidden, None, None, None, None, None, None, *grads)
 
 
-def frozen_product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """hidden [..., I] times weight' plus bias: [..., O], one matrix product over the rows of all jobs."""
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    outputs = hidden.new_empty(max(len(rows), LEAST_ROWS), len(weight))
-    torch.addmm(bias, _enough(rows), weight.t(), out=outputs)
-    return outputs[: len(rows)].view(*hidden.shape[:-1], -1)
-
-
-def rowwise_product(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """grad [..., O] times weight [O, I]: the gradient [..., I] of what went into a frozen layer."""
-    rows = grad.reshape(-1, grad.shape[-1])
-    return (_enough(rows) @ weight)[: len(rows)].view(*grad.shape[:-1], -1)
-
-
-def _enough(rows: torch.Tensor) -> torch.Tensor:
-    """Few rows would take other kernels, whose bits differ: repeat the first until there are LEAST_ROWS."""
-    missing = LEAST_ROWS - len(rows)
-    return torch.cat([rows, rows[:1].expand(missing, -1)]) if missing > 0 else rows
+def _adapted(spans: Any, weight: torch.Tensor, bias: torch.Tensor, stacks: Sequence[torch.Tensor]) -> Any:
+    """(start, stop, update, layer) of every group that changes the layer."""
+    left = iter(stacks)
+    for start, stop, update, scaling, mask, buffers in spans:
+        parts: Mapping[str, torch.Tensor] = {part: next(left) for part in UPDATES[update].parts}
+        yield start, stop, update, Adapted(weight, bias, parts, scaling, mask, buffers)

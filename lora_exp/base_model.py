@@ -11,25 +11,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_exp.data import SIDE, Split
+from lora_exp.architecture import LayerShape, layer_shapes
+from lora_exp.data import Split
 from lora_exp.seeding import generator
-from lora_exp.spec import CLASSES, BaseSpec, ModelSpec
+from lora_exp.spec import BaseSpec, ModelSpec
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 
-INPUTS = SIDE * SIDE
-
 
 @dataclass(frozen=True)
 class Layer:
-    """One fully connected layer: weight [O, I], bias [O], both float32."""
+    """One layer: its shape, weight as a matrix [O, I] and bias [O], both float32."""
 
-    name: str
+    shape: LayerShape
     weight: torch.Tensor
     bias: torch.Tensor
+
+    @property
+    def name(self) -> str:
+        """`conv1`, `linear1`, ..."""
+        return self.shape.name
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class BaseModel:
         """Weights and biases by name (`linear1.weight`), as a state dict has them."""
         named = {}
         for layer in self.layers:
-            named[f"{layer.name}.weight"] = layer.weight
+            named[f"{layer.name}.weight"] = layer.weight.view(layer.shape.torch_shape)
             named[f"{layer.name}.bias"] = layer.bias
         return named
 
@@ -61,16 +65,6 @@ class BaseModel:
         return total.hexdigest()
 
 
-def widths(spec: ModelSpec) -> list[int]:
-    """Inputs, hidden layers and classes: `[784, 1000, 2000, 10]` for the reference model."""
-    return [INPUTS, *spec.hidden, CLASSES]
-
-
-def layer_names(spec: ModelSpec) -> list[str]:
-    """`linear1`, `linear2`, ... from the input on."""
-    return [f"linear{number}" for number in range(1, len(spec.hidden) + 2)]
-
-
 def assemble(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> BaseModel:
     """The model of `spec` around given weights.
 
@@ -78,16 +72,16 @@ def assemble(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> BaseModel:
     """
     import torch
 
-    sizes = widths(spec)
     layers = []
-    for name, inputs, outputs in zip(layer_names(spec), sizes, sizes[1:], strict=False):
-        for part, shape in ((f"{name}.weight", (outputs, inputs)), (f"{name}.bias", (outputs,))):
+    for layer in layer_shapes(spec):
+        for part, shape in ((f"{layer.name}.weight", layer.torch_shape), (f"{layer.name}.bias", (layer.outputs,))):
             tensor = tensors.get(part)
             if tensor is None or tensor.shape != shape or tensor.dtype != torch.float32:
                 raise ValueError(f"{part} must be a float32 tensor of shape {shape}")
             if not bool(tensor.isfinite().all()):
                 raise ValueError(f"{part} holds values that are not finite")
-        layers.append(Layer(name, tensors[f"{name}.weight"], tensors[f"{name}.bias"]))
+        weight = tensors[f"{layer.name}.weight"].view(layer.outputs, layer.inputs)
+        layers.append(Layer(layer, weight, tensors[f"{layer.name}.bias"]))
     return BaseModel(tuple(layers), spec.rectify_logits)
 
 
@@ -96,18 +90,17 @@ def initial_weights(spec: ModelSpec, seed: int, device: torch.device) -> dict[st
     import torch
 
     random = generator("base initialisation", seed)
-    sizes = widths(spec)
     tensors = {}
-    for name, inputs, outputs in zip(layer_names(spec), sizes, sizes[1:], strict=False):
-        bound = inputs**-0.5
-        for part, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
+    for layer in layer_shapes(spec):
+        bound = layer.inputs**-0.5
+        for part, shape in (("weight", layer.torch_shape), ("bias", (layer.outputs,))):
             drawn = torch.rand(shape, generator=random).mul_(2 * bound).sub_(bound)
-            tensors[f"{name}.{part}"] = drawn.to(device)
+            tensors[f"{layer.name}.{part}"] = drawn.to(device)
     return tensors
 
 
 def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
-    """Train a base classifier on `data`, all classes, and return it.
+    """Train a base classifier on the images of `how.digits` (all where None) in `data`, and return it.
 
     Raises FloatingPointError when the loss stops being finite.
     """
@@ -116,6 +109,9 @@ def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    if how.digits is not None:
+        chosen = data.of_classes(how.digits).to(data.labels.device)
+        data = Split(data.images[chosen], data.labels[chosen])
     tensors = {k: v.requires_grad_() for k, v in initial_weights(spec, how.seed, data.images.device).items()}
     model = assemble(spec, tensors)
     optimizer = torch.optim.Adam(tensors.values(), lr=how.learning_rate, fused=True)
@@ -142,12 +138,13 @@ def plain_logits(model: BaseModel, images_NI: torch.Tensor) -> torch.Tensor:
     """Logits [N, C] of the classifier without any adapter."""
     from torch.nn import functional
 
-    hidden = images_NI
+    hidden = images_NI[None]
     for position, layer in enumerate(model.layers):
-        hidden = functional.linear(hidden, layer.weight, layer.bias)
+        rows = functional.linear(layer.shape.rows(hidden), layer.weight, layer.bias)
         if is_rectified(model, position):
-            hidden = functional.relu(hidden, inplace=True)
-    return hidden
+            rows = functional.relu(rows, inplace=True)
+        hidden = layer.shape.activations(rows)
+    return hidden[0]
 
 
 def is_rectified(model: BaseModel, position: int) -> bool:
@@ -163,7 +160,7 @@ def layer_table(model: BaseModel, adapter_parameters: Sequence[int]) -> list[dic
         rows.append(
             {
                 "layer": layer.name,
-                "shape": list(layer.weight.shape),
+                "shape": list(layer.shape.torch_shape),
                 "base": own,
                 "adapter": added,
                 "overhead_percent": 100 * added / own,

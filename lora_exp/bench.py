@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 from lora_exp.adapter_file import encoded
-from lora_exp.adapters import AdapterPack, adapter_parameters
+from lora_exp.adapters import AdapterPack
 from lora_exp.base_model import layer_table
 from lora_exp.data import Split
 from lora_exp.evaluation import Evaluation, Predictions, frozen_first_layer, others, predict_pack, summarise
@@ -57,11 +57,12 @@ class Bench:
             "evaluation": (judged - trained) / len(pack),
         }
         results = []
-        for row, factors in enumerate(tuned.pack.factors([layer.name for layer in model.layers])):
+        all_factors = tuned.pack.factors([layer.shape for layer in model.layers])
+        for row, (factors, added) in enumerate(zip(all_factors, self._trained_parameters(tuned.pack), strict=True)):
             spec = pack[row]
-            weights = encoded(factors, spec.adapter.scaling, self.sha256)
+            weights = encoded(factors, self._scaling(spec), self.sha256)
             outcome = self._outcome(
-                spec, tuned.losses[row], said[row], held[row], weights, off_equals_base, sha256_after
+                spec, tuned.losses[row], said[row], held[row], weights, added, off_equals_base, sha256_after
             )
             files = {ADAPTER: weights, PREDICTIONS: _predictions_file(self.base.test, said[row])}
             results.append((RunResult(spec, outcome, times), files))
@@ -83,6 +84,19 @@ class Bench:
         pixels = train.images[used]
         return TrainingImages(pixels, train.labels[used], frozen_first_layer(self.base.model, pixels)), place
 
+    def _scaling(self, spec: RunSpec) -> dict[str, float]:
+        plans = zip(self.base.model.layers, self.work.plans[spec].layers, strict=True)
+        return {layer.name: plan.scaling for layer, plan in plans if plan.rank}
+
+    def _trained_parameters(self, pack: AdapterPack) -> list[list[int]]:
+        """For each job how many parameters of each layer were trained, counted in what Adam was given."""
+        counts = []
+        for views in pack.trained(pack.stacks()):
+            counts.append(
+                [sum(v.rows.numel() for v in views if v.layer == at) for at in range(len(self.base.model.layers))]
+            )
+        return counts
+
     def _outcome(
         self,
         spec: RunSpec,
@@ -90,13 +104,13 @@ class Bench:
         said: Predictions,
         held: Predictions | None,
         weights: bytes,
+        added: list[int],
         off_equals_base: bool,
         sha256_after: str,
     ) -> Outcome:
         model, labels = self.base.model, self.data.test.labels
         before, after = summarise(self.base.test, labels), summarise(said, labels)
         target, rest = spec.finetune.digit, others(spec.finetune.digit)
-        added = adapter_parameters([tuple(layer.weight.shape) for layer in model.layers], self.work.plans[spec].ranks)
         not_finite = (~losses.isfinite()).nonzero().flatten().tolist()
         return Outcome(
             before=_class_errors(before),

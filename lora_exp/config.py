@@ -132,9 +132,9 @@ def _keys(group: str) -> dict[str, str]:
 
 
 def _omega_type(classes: tuple[type[Any], ...], name: str) -> Any:
-    """The type as OmegaConf has it: lists for tuples; a digit or several is checked by the spec alone."""
+    """The type as OmegaConf has it: lists for tuples; digits and patterns are checked by the spec alone."""
     hint = next(hints[name] for cls in classes if name in (hints := typing.get_type_hints(cls)))
-    if name == "digit":
+    if name in ("digit", "digits") or name.endswith("_pattern"):
         return Any
     if typing.get_origin(hint) is tuple:
         return list[typing.get_args(hint)[0]]  # type: ignore[misc]

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from lora_exp.adapters import AdapterPack, frozen_product
+from lora_exp.adapters import AdapterPack
 from lora_exp.base_model import BaseModel, plain_logits
 from lora_exp.data import Split
 from lora_exp.numerics import LEAST_ROWS
+from lora_exp.products import frozen_product
 from lora_exp.spec import CLASSES
 from lora_exp.training import pack_logits
 
@@ -75,9 +76,14 @@ def summarise(predictions: Predictions, labels: torch.Tensor) -> Evaluation:
     return Evaluation(tuple(tuple(row) for row in table.tolist()), float(predictions.losses.double().mean()))
 
 
-def frozen_first_layer(base: BaseModel, images: torch.Tensor) -> torch.Tensor:
-    """The first layer's frozen product [N, O]: a constant of base and data, shared by every job."""
+def frozen_first_layer(base: BaseModel, images: torch.Tensor) -> torch.Tensor | None:
+    """The first layer's frozen product [N, O]: a constant of base and data, shared by every job.
+
+    None for a convolution, whose product with one-channel images costs less than the memory to keep it.
+    """
     layer = base.layers[0]
+    if layer.shape.convolution is not None:
+        return None
     with torch.no_grad():
         return frozen_product(images, layer.weight, layer.bias)
 
@@ -85,7 +91,7 @@ def frozen_first_layer(base: BaseModel, images: torch.Tensor) -> torch.Tensor:
 def predict_base(base: BaseModel, split: Split) -> Predictions:
     """What the classifier says without adapters."""
     with torch.no_grad():
-        logits_NC = torch.cat([plain_logits(base, split.images[at]) for at in _chunks(split, 1)])
+        logits_NC = torch.cat([plain_logits(base, split.images[at]) for at in _chunks(base, split, 1)])
         return _judged(logits_NC, split.labels)
 
 
@@ -93,7 +99,7 @@ def predict_pack(
     base: BaseModel,
     adapters: AdapterPack,
     split: Split,
-    first_NO: torch.Tensor,
+    first_NO: torch.Tensor | None,
     progress: Callable[[int], object] | None = None,
 ) -> list[Predictions]:
     """What each adapted classifier of the pack says; a pack without adapters is the base, as one row.
@@ -103,18 +109,19 @@ def predict_pack(
     jobs = len(adapters.jobs) or 1
     logits_PNC = torch.empty(jobs, len(split.labels), CLASSES, device=split.images.device)
     with torch.no_grad():
-        for at in _chunks(split, jobs):
+        for at in _chunks(base, split, jobs):
             images_PcI = split.images[at].expand(jobs, -1, -1)
-            first_PcO = first_NO[at].repeat(jobs, 1, 1)
+            first_PcO = first_NO[at].repeat(jobs, 1, 1) if first_NO is not None and adapters.shares(0) else None
             logits_PNC[:, at] = pack_logits(base, adapters, images_PcI, first_PcO)
             if progress is not None:
                 progress(jobs * (at.stop - at.start))
         return [_judged(logits_NC, split.labels) for logits_NC in logits_PNC]
 
 
-def _chunks(split: Split, jobs: int) -> list[slice]:
+def _chunks(base: BaseModel, split: Split, jobs: int) -> list[slice]:
     """Slices that cover the split; few images would take other kernels, so a short rest joins its neighbour."""
-    size = max(LEAST_ROWS, CHUNK_ROWS // jobs)
+    places = max(layer.shape.places for layer in base.layers)
+    size = max(LEAST_ROWS, CHUNK_ROWS // (jobs * places))
     count = len(split.labels)
     starts = list(range(0, count, size))
     if len(starts) > 1 and count - starts[-1] < LEAST_ROWS:

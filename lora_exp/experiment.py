@@ -17,8 +17,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lora_exp import numerics
-from lora_exp.adapters import adapter_plan
-from lora_exp.base_model import layer_names, widths
+from lora_exp.adapter_plan import adapter_plan
+from lora_exp.architecture import layer_shapes
 from lora_exp.bench import Bench
 from lora_exp.data import ImageData, load, pictures
 from lora_exp.packing import plan_packs
@@ -86,7 +86,7 @@ class Laboratory:
     def check(self, spec: RunSpec) -> None:
         """Raise SpecError when the data of a spec can't be had, or its adapter fits no layer of its model."""
         self.data(spec.data)
-        adapter_plan(spec.adapter, layer_names(spec.model), spec.finetune.seed)
+        adapter_plan(spec.adapter, layer_shapes(spec.model), spec.finetune.seed)
 
     def test_pictures(self, spec: RunSpec) -> tuple[NDArray[Any], NDArray[Any]]:
         """The test images as pixels [N, 28, 28] uint8 and their labels [N], for figures."""
@@ -126,7 +126,7 @@ class Laboratory:
         facts = provenance(
             str(self.device),
             self.threads,
-            numerics.promise(widths(specs[0].model), self.device),
+            numerics.promise([(layer.outputs, layer.inputs) for layer in bench.work.layers], self.device),
             bench.data.sha256,
         )
         before = torch.get_num_threads()

@@ -72,7 +72,7 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
     """
     open_recorder(settings)
     laboratory = open_laboratory(settings)
-    for spec in {(spec.data, spec.model, spec.adapter.layers): spec for spec in specs}.values():
+    for spec in {(spec.data, spec.model, spec.adapter): spec for spec in specs}.values():
         laboratory.check(spec)
 
 
@@ -98,7 +98,8 @@ def open_recorder(settings: Settings) -> Recorder | None:
 def summary_line(result: RunResult) -> str:
     """What a run gained, and beside it what that cost."""
     out, digits = result.outcome, ",".join(str(digit) for digit in result.spec.finetune.digit)
-    head = f"digit {digits} rank {result.spec.adapter.rank}"
+    adapter = result.spec.adapter
+    head = f"digit {digits} {adapter.method}{'' if adapter.scaling is None else f' rank {adapter.rank}'}"
     if result.diverged:
         return f"{head}: diverged at step {out.diverged_at}; a lower finetune.learning_rate may help"
     return (

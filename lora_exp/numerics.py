@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,10 +42,11 @@ ANY_PACK = "same bits alone or in any pack"
 SAME_PACK = "same bits in the same pack; across packs within rounding"
 
 
-def promise(widths: Sequence[int], device: torch.device) -> str:
+def promise(shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
     """Find out whether rows of this build's matrix products depend on the other rows; what a run may claim.
 
-    Tries the products of a model with these layer widths on one thread, with few rows and with many.
+    Tries the products of a model whose layers have weights of these shapes [O, I] on one thread, with few rows and
+    with many.
     """
     import torch
 
@@ -56,7 +56,7 @@ def promise(widths: Sequence[int], device: torch.device) -> str:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for inputs, outputs in pairwise(widths):
+        for outputs, inputs in shapes:
             weight = torch.randn(outputs, inputs, generator=random)
             for factor, columns in ((weight.t(), inputs), (weight, outputs)):  # forward, and back
                 rows = torch.randn(160, columns, generator=random)

@@ -1,7 +1,8 @@
 """Which jobs train together. Pure: sizes in, packs out; nothing here changes a number of a result.
 
-Jobs of one base that share a batch size may share a pack, whatever else differs. A pack trains on one
-thread, so there are at least as many packs as threads, of about equal cost.
+Jobs of one base that share a batch size may share a pack, whatever else differs; but jobs that train all weights
+share no product with others, and keep to themselves. A pack trains on one thread, so there are at least as many packs
+as threads, of about equal cost.
 """
 
 from __future__ import annotations
@@ -18,28 +19,32 @@ SMALL_PACK = 4
 
 @dataclass(frozen=True)
 class JobSize:
-    """What planning needs to know of a job: `cost` in plain operations that take as long, `memory` in bytes."""
+    """What planning needs to know of a job: `cost` in plain operations that take as long, `memory` in bytes.
+
+    Jobs of equal `shape` are stacked (`AdapterPlan.shape`); `owns_weights` tells that it shares no frozen product.
+    """
 
     batch_size: int
-    padded_ranks: tuple[int, ...]
+    owns_weights: bool
+    shape: tuple[tuple[str, int], ...]
     steps: int
     cost: float
     memory: int
 
 
 def plan_packs(jobs: Sequence[JobSize], workers: int, memory: int) -> list[list[int]]:
-    """Indices of the jobs of each pack, in the order the trainer needs: equal ranks adjacent, longer first.
+    """Indices of the jobs of each pack, in the order the trainer needs: equal shapes adjacent, longer first.
 
     `memory` (bytes) bounds what `workers` packs hold at a time; a job that alone exceeds it trains alone.
     """
     packs = []
-    for batch_size in sorted({job.batch_size for job in jobs}):
-        members = [index for index, job in enumerate(jobs) if job.batch_size == batch_size]
+    for kind in sorted({(job.batch_size, job.owns_weights) for job in jobs}):
+        members = [index for index, job in enumerate(jobs) if (job.batch_size, job.owns_weights) == kind]
         # Jobs of similar length together: a pack keeps its size until near its end.
-        members.sort(key=lambda index: (-jobs[index].steps, jobs[index].padded_ranks, index))
+        members.sort(key=lambda index: (-jobs[index].steps, jobs[index].shape, index))
         for pack in _cut([jobs[index] for index in members], workers, memory // max(1, workers)):
             chosen = [members[at] for at in pack]
-            packs.append(sorted(chosen, key=lambda i: (jobs[i].padded_ranks, -jobs[i].steps, i)))
+            packs.append(sorted(chosen, key=lambda i: (jobs[i].shape, -jobs[i].steps, i)))
     return packs
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from lora_exp.base_model import train, widths
+from lora_exp.base_model import train
 from lora_exp.data import Split
 from lora_exp.experiment import Laboratory
 from lora_exp.spec import RunSpec
@@ -40,7 +40,7 @@ def plan_text(laboratory: Laboratory, specs: Sequence[RunSpec]) -> str:
 
 def _base_lines(laboratory: Laboratory, jobs: list[RunSpec], rate: float) -> tuple[float, list[str]]:
     first = jobs[0]
-    name = f"base {'-'.join(map(str, widths(first.model)))} on {first.data.name}, seed {first.base.seed}"
+    name = f"base {first.model.label or 'without hidden layers'} on {first.data.name}, seed {first.base.seed}"
     if laboratory.store.has("bases", laboratory.base_key(first)):
         training, said = 0.0, "in the store already"
     else:
@@ -51,12 +51,13 @@ def _base_lines(laboratory: Laboratory, jobs: list[RunSpec], rate: float) -> tup
     spent = 0.0
     for number, pack in enumerate(laboratory.packs(jobs, work), 1):
         sizes = [work.size(spec) for spec in pack]
+        methods = ", ".join(sorted({spec.adapter.method for spec in pack}))
         ranks, steps = [spec.adapter.rank for spec in pack], [size.steps for size in sizes]
         seconds = sum(size.cost for size in sizes) / rate
         spent += seconds / laboratory.threads
         memory = sum(size.memory for size in sizes) / 2**20
         lines.append(
-            f"  pack {number}: {len(pack)} jobs, {_range('rank', ranks)}, {_range('steps', steps)}, "
+            f"  pack {number}: {len(pack)} jobs, {methods}, {_range('rank', ranks)}, {_range('steps', steps)}, "
             f"{memory:,.0f} MiB, about {_duration(seconds)}"
         )
     return training + spent, lines

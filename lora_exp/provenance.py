@@ -14,8 +14,12 @@ from lora_exp.spec import digest
 
 PACKAGE = Path(__file__).parent
 # The modules whose code determines numbers; a change in one makes stored results of the older code unreachable.
-BASE_MODULES = ("data", "base_model", "seeding", "numerics")
-RESULT_MODULES = (*BASE_MODULES, "adapters", "training", "evaluation", "workload", "bench")
+BASE_MODULES = ("data", "architecture", "base_model", "seeding", "numerics")
+RESULT_MODULES = (
+    *BASE_MODULES,
+    *("methods", "adapter_plan", "initialisation", "products", "updates", "adapters"),
+    *("training", "evaluation", "workload", "bench"),
+)
 LIBRARIES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "pandas", "numpy", "safetensors")
 
 

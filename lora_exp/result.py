@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_exp.spec import RunSpec, from_dict
+from lora_exp.spec import AdapterSpec, RunSpec, from_dict
 
 RESULT, ADAPTER, PREDICTIONS = "result.json", "adapter.safetensors", "predictions.safetensors"
 
@@ -96,15 +96,16 @@ class RunResult:
         row: dict[str, Any] = {
             "name": spec.name,
             "digit": ",".join(str(digit) for digit in spec.finetune.digit),
-            "rank": spec.adapter.rank,
-            "alpha": spec.adapter.alpha if isinstance(spec.adapter.alpha, str) else float(spec.adapter.alpha),
+            "method": spec.adapter.method,
+            "rank": spec.adapter.rank if spec.adapter.scaling is not None else None,
+            "alpha": _alpha(spec.adapter),
             "scaling": spec.adapter.scaling,
             "seed": spec.finetune.seed,
             "learning_rate": spec.finetune.learning_rate,
             "batch_size": spec.finetune.batch_size,
             "replay": spec.finetune.replay,
             "layers": ",".join(spec.adapter.layers),
-            "hidden": "-".join(str(width) for width in spec.model.hidden),
+            "hidden": spec.model.label,
             "data": spec.data.name,
             "base_seed": spec.base.seed,
             "steps": out.steps,
@@ -149,6 +150,12 @@ def from_json(text: str) -> RunResult:
 def read(folder: Path) -> RunResult:
     """The result stored in a run's folder."""
     return from_json((folder / RESULT).read_text(encoding="utf-8"))
+
+
+def _alpha(spec: AdapterSpec) -> float | str | None:
+    if spec.scaling is None:
+        return None
+    return spec.alpha if isinstance(spec.alpha, str) else float(spec.alpha)
 
 
 def _floats(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

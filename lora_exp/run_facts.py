@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from lora_exp.methods import METHODS
 from lora_exp.result import RunResult
 from lora_exp.spec import PARTS
 
@@ -21,14 +22,21 @@ SHORT_NAMES = {"model_hidden": "model", "data_name": "data"}
 
 
 def parameters_of(result: RunResult) -> dict[str, str]:
-    """Every setting of the run as text, by a flat name; `steps` are those made, also where epochs were asked."""
-    found: dict[str, Any] = {"scaling": result.spec.adapter.scaling}
+    """Every setting of the run as text, by a flat name; `steps` are those made, also where epochs were asked.
+
+    Settings that the method has no use for (the rank of full fine-tuning) are left out.
+    """
+    found: dict[str, Any] = {}
+    method = result.spec.adapter.method
     for group in reversed(PARTS):
         prefix = "" if group in ("adapter", "finetune") else f"{group}_"
         for name, value in vars(getattr(result.spec, group)).items():
-            found[SHORT_NAMES.get(prefix + name, prefix + name)] = value
+            if group != "adapter" or name in ("method", *METHODS[method].keys):
+                found[SHORT_NAMES.get(prefix + name, prefix + name)] = value
+    if result.spec.adapter.scaling is not None:
+        found["scaling"] = result.spec.adapter.scaling
     found["steps"] = result.outcome.steps
-    found["model"] = "-".join(str(width) for width in found["model"]) or "no hidden layers"
+    found["model"] = result.spec.model.label or "no hidden layers"
     return {name: _text(value) for name, value in found.items()}
 
 

@@ -14,10 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from lora_exp.methods import METHODS
+
 T = TypeVar("T")
 
 DATA_SETS = ("mnist", "fashion_mnist", "kmnist", "qmnist")
 CLASSES = 10
+INITIALISATIONS = ("gaussian", "kaiming", "orthogonal")
 
 
 class SpecError(ValueError):
@@ -41,6 +44,19 @@ def _is_digits(value: Any) -> bool:
     )
 
 
+def _is_pattern(value: Any, check: Callable[[Any], bool]) -> bool:
+    """A mapping of layer names or patterns to values, or the pairs that it is kept as."""
+    try:
+        pairs = list(value.items() if isinstance(value, Mapping) else value)
+        return all(isinstance(name, str) and check(own) for name, own in pairs)
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_alpha(value: Any) -> bool:
+    return value == "rank" or (_is_number(value) and value > 0)
+
+
 def allow(text: str, check: Callable[[Any], bool], **default: Any) -> Any:
     """A field whose metadata says in words and in code what is allowed."""
     return field(metadata={"allowed": text, "check": check}, **default)
@@ -60,13 +76,24 @@ def flag(**default: Any) -> Any:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A multilayer perceptron: images -> hidden layers with ReLU -> ten logits."""
+    """Images -> convolutions (stride 2, so each halves height and width) -> hidden layers -> ten logits, with ReLU."""
 
     hidden: tuple[int, ...] = allow(
         "a list of layer widths of at least 2, such as [1000,2000]",
         lambda v: isinstance(v, list | tuple) and all(_is_int(w) and w >= 2 for w in v),
     )
     rectify_logits: bool = flag(default=False)
+    channels: tuple[int, ...] = allow(
+        "a list of at most 4 channel counts of at least 2, such as [16,32]; [] for no convolutions",
+        lambda v: isinstance(v, list | tuple) and len(v) <= 4 and all(_is_int(c) and c >= 2 for c in v),
+        default=(),
+    )
+    kernel: int = allow("an odd integer from 1 to 7", lambda v: _is_int(v) and v in (1, 3, 5, 7), default=3)
+
+    @property
+    def label(self) -> str:
+        """`1000-2000`, or `16c3-32c3-128` with convolutions."""
+        return "-".join([*(f"{count}c{self.kernel}" for count in self.channels), *map(str, self.hidden)])
 
 
 @dataclass(frozen=True)
@@ -90,29 +117,59 @@ class BaseSpec:
     batch_size: int = integer(1, default=10)
     learning_rate: float = positive(default=1e-3)
     seed: int = integer(0, default=0)
+    digits: tuple[int, ...] | None = allow(
+        "null (all digits) or a list of one to nine different digits",
+        lambda v: v is None or (isinstance(v, list | tuple) and _is_digits(v)),
+        default=None,
+    )
 
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """The low-rank update W + (alpha/rank) B A of Hu et al. 2021, section 4.1 (arXiv:2106.09685)."""
+    """How the base is adapted: the method, and what of it can be chosen. Sources are in `methods.py`.
 
+    `rank_pattern` and `alpha_pattern` give layers values of their own; the last pattern that matches counts.
+    """
+
+    method: str = allow("one of " + ", ".join(METHODS), lambda v: v in METHODS, default="lora")
     rank: int = integer(1, default=1)
-    alpha: float | str = allow(
-        "a number above 0, or rank (scaling 1 at every rank)",
-        lambda v: v == "rank" or (_is_number(v) and v > 0),
-        default=1.0,
+    alpha: float | str = allow("a number above 0, or rank (alpha equals the rank)", _is_alpha, default=1.0)
+    rank_pattern: tuple[tuple[str, int], ...] = allow(
+        "ranks of at least 1 by layer name or pattern, such as {linear1:4,conv*:2}",
+        lambda v: _is_pattern(v, lambda own: _is_int(own) and own >= 1),
+        default=(),
     )
-    init_std: float = positive(default=1.0)
+    alpha_pattern: tuple[tuple[str, float | str], ...] = allow(
+        "alphas (numbers above 0, or rank) by layer name or pattern, such as {linear1:4,conv*:rank}",
+        lambda v: _is_pattern(v, _is_alpha),
+        default=(),
+    )
     layers: tuple[str, ...] = allow(
         "a list of layer names or patterns, such as [linear1] or ['*']",
         lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(name, str) for name in v),
         default=("*",),
     )
+    init: str = allow("one of " + ", ".join(INITIALISATIONS), lambda v: v in INITIALISATIONS, default="gaussian")
+    init_std: float = positive(default=1.0)
+    dropout: float = allow("a share of at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1, default=0.0)
+    learning_rate_ratio: float = positive(default=16.0)
+
+    def used(self) -> AdapterSpec:
+        """The same with every key that the method has no use for at its default."""
+        keys = METHODS[self.method].keys
+        own = {name: value for name, value in vars(self).items() if name in keys}
+        if self.init != "gaussian" and "init_std" in own:
+            del own["init_std"]  # the other initialisations have a size of their own
+        return AdapterSpec(self.method, **own)
 
     @property
-    def scaling(self) -> float:
-        """alpha / rank, the factor of the low-rank product."""
-        return 1.0 if isinstance(self.alpha, str) else self.alpha / self.rank
+    def scaling(self) -> float | None:
+        """The factor of the low-rank product where no pattern says otherwise; None for a method without one."""
+        return self.scaling_at(self.rank, self.alpha) if "rank" in METHODS[self.method].keys else None
+
+    def scaling_at(self, rank: int, alpha: float | str) -> float:
+        """The factor of a low-rank product of that rank and alpha."""
+        return METHODS[self.method].scaling(float(rank) if isinstance(alpha, str) else alpha, rank)
 
 
 @dataclass(frozen=True)
@@ -154,10 +211,12 @@ class RunSpec:
 
     @property
     def name(self) -> str:
-        """Short and readable: `digit-9_rank-4_alpha-1_seed-0`."""
-        digits = "".join(str(digit) for digit in self.finetune.digit)
-        alpha = self.adapter.alpha if isinstance(self.adapter.alpha, str) else f"{self.adapter.alpha:g}"
-        return f"digit-{digits}_rank-{self.adapter.rank}_alpha-{alpha}_seed-{self.finetune.seed}"
+        """Short and readable: `digit-9_lora_rank-4_alpha-1_seed-0`."""
+        parts = ["digit-" + "".join(str(digit) for digit in self.finetune.digit), self.adapter.method]
+        if self.adapter.scaling is not None:
+            alpha = self.adapter.alpha if isinstance(self.adapter.alpha, str) else f"{self.adapter.alpha:g}"
+            parts += [f"rank-{self.adapter.rank}", f"alpha-{alpha}"]
+        return "_".join([*parts, f"seed-{self.finetune.seed}"])
 
 
 PARTS: dict[str, type[Any]] = {
@@ -217,7 +276,12 @@ def spec_from(config: Mapping[str, Any]) -> RunSpec:
             raise SpecError(f"{group}={_shown(values)}: must be a config group")
         own = {k: v for k, v in values.items() if (group, k) not in NOT_SPEC}
         parts[group] = checked(cls, group, own)
-    return RunSpec(**parts)
+    return _run_spec(parts)
+
+
+def _run_spec(parts: dict[str, Any]) -> RunSpec:
+    """Keys that a method ignores don't tell runs apart."""
+    return RunSpec(**(parts | {"adapter": parts["adapter"].used()}))
 
 
 # Keys of spec groups that say where or how, not what: they never change a number.
@@ -234,6 +298,13 @@ def _normal(name: str, kind: Any, value: Any) -> Any:
     """Equal settings in one form, so that `rank=4`, `alpha=1` and `alpha=1.0` have one key."""
     if name == "digit":
         return tuple(sorted(value)) if isinstance(value, list | tuple) else (value,)
+    if name == "digits" and value is not None:
+        return tuple(sorted(value))
+    if name.endswith("_pattern"):
+        pairs = value.items() if isinstance(value, Mapping) else value
+        return tuple(
+            (layer, own if isinstance(own, str) or name == "rank_pattern" else float(own)) for layer, own in pairs
+        )
     if isinstance(value, list | tuple):
         return tuple(value)
     return float(value) if "float" in str(kind) and _is_number(value) else value
@@ -241,4 +312,4 @@ def _normal(name: str, kind: Any, value: Any) -> Any:
 
 def from_dict(values: Mapping[str, Any]) -> RunSpec:
     """The spec that `dataclasses.asdict` was taken of (JSON turns tuples into lists)."""
-    return RunSpec(**{group: checked(cls, group, values[group]) for group, cls in PARTS.items()})
+    return _run_spec({group: checked(cls, group, values[group]) for group, cls in PARTS.items()})

@@ -24,7 +24,7 @@ from lora_exp.sweep_files import FAILURE, SWEEP
 # absent value is None in every pandas; whole numbers are nullable, so that a failed job leaves 4 a 4.
 COLUMNS: dict[str, str] = {
     "job": "int64",
-    **dict.fromkeys(("name", "digit"), "object"),
+    **dict.fromkeys(("name", "digit", "method"), "object"),
     "rank": "Int64",
     "alpha": "object",
     "scaling": "float64",

@@ -19,6 +19,7 @@ NONE = "–"
 ALWAYS = ("digit", "rank", "alpha")
 SETTINGS = (
     *ALWAYS,
+    "method",
     *("seed", "learning_rate", "steps", "batch_size", "replay", "layers", "hidden", "data", "base_seed"),
 )
 

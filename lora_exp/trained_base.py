@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from safetensors.torch import load, save
 
-from lora_exp.base_model import BaseModel, assemble, train, widths
+from lora_exp.base_model import BaseModel, assemble, train
 from lora_exp.data import ImageData
 from lora_exp.evaluation import Predictions, predict_base
 from lora_exp.spec import RunSpec
@@ -51,7 +51,7 @@ def trained_base(spec: RunSpec, data: ImageData, store: Store, key: str, device:
 
 
 def _train(spec: RunSpec, data: ImageData) -> dict[str, bytes]:
-    log.info("training base %s on %d images", "-".join(map(str, widths(spec.model))), len(data.train.labels))
+    log.info("training base %s on %d images", spec.model.label or "without hidden layers", len(data.train.labels))
     started = time.perf_counter()
     model = train(spec.model, spec.base, data.train)
     seconds = time.perf_counter() - started

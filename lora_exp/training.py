@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from lora_exp.adapters import AdapterPack, AdapterPlan
+from lora_exp.adapter_plan import AdapterPlan
+from lora_exp.adapters import AdapterPack
 from lora_exp.base_model import BaseModel, is_rectified
 from lora_exp.seeding import generator
 from lora_exp.spec import FinetuneSpec
@@ -27,12 +28,13 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants (Kingma & Ba 
 class TrainingImages:
     """The images a pack may draw: pixels [N, I], labels [N], and the frozen product of the first layer [N, O].
 
-    That product is a constant of the data and the base, so it is computed once (`frozen_first_layer`).
+    That product is a constant of the data and the base, so it is computed once (`frozen_first_layer`); None where
+    the first layer is a convolution.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
-    first: torch.Tensor
+    first: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,18 @@ def batch_order(how: FinetuneSpec, steps: int, target: torch.Tensor, other: torc
 
 
 def pack_logits(
-    base: BaseModel, adapters: AdapterPack, images_PBI: torch.Tensor, first_PBO: torch.Tensor
+    base: BaseModel,
+    adapters: AdapterPack,
+    images_PBI: torch.Tensor,
+    first_PBO: torch.Tensor | None,
+    training: bool = False,
 ) -> torch.Tensor:
     """Logits [P, B, C] of every adapted classifier of a pack; the memory of `first_PBO` is used up."""
     hidden = images_PBI
     for at, layer in enumerate(base.layers):
         known = first_PBO if at == 0 else None
-        hidden = adapters.linear(at, hidden, layer.weight, layer.bias, is_rectified(base, at), known)
+        rows = layer.shape.rows(hidden)
+        hidden = layer.shape.activations(adapters.layer(at, layer, rows, is_rectified(base, at), known, training))
     return hidden
 
 
@@ -98,15 +105,14 @@ def fine_tune(
 ) -> FineTuned:
     """Train every job of the pack for its own number of steps; `progress` is told of job-steps done.
 
-    Jobs with equal padded ranks must be neighbours, longer ones first within them: a job that is done leaves
+    Jobs with plans of equal shape must be neighbours, longer ones first within them: a job that is done leaves
     the pack and the others go on. A job whose loss is not finite goes on alone with its NaN; rows of
     different jobs never meet in an operation, so its neighbours' bits are unchanged.
     """
-    shapes = [tuple(layer.weight.shape) for layer in base.layers]
-    whole = AdapterPack.initial([job.plan for job in jobs], shapes, data.images.device)
+    whole = AdapterPack.initial([job.plan for job in jobs], base)
     losses = [torch.empty(len(job.order)) for job in jobs]
     moments = [(torch.zeros_like(stack), torch.zeros_like(stack)) for stack in whole.stacks()]
-    state = _AdamState(whole, [m for m, _ in moments], [v for _, v in moments], [job.learning_rate for job in jobs])
+    state = _AdamState(whole, [m for m, _ in moments], [v for _, v in moments], jobs)
     start = 0
     for stop in sorted({len(job.order) for job in jobs}):
         counts = [sum(len(jobs[job].order) >= stop for job in group.jobs) for group in whole.groups]
@@ -120,14 +126,17 @@ def fine_tune(
 
 
 class _AdamState:
-    """Adam's two moments for every job of a pack, as views without the padding, and its learning rates."""
+    """Adam's two moments of every trained part of every job, without padding, and the parts' learning rates."""
 
     def __init__(
-        self, pack: AdapterPack, first: list[torch.Tensor], second: list[torch.Tensor], rates: list[float]
+        self, pack: AdapterPack, first: list[torch.Tensor], second: list[torch.Tensor], jobs: Sequence[Job]
     ) -> None:
-        self.first = dict(zip(pack.jobs, pack.real_rows(first), strict=True))
-        self.second = dict(zip(pack.jobs, pack.real_rows(second), strict=True))
-        self.rates = rates
+        self.first = dict(zip(pack.jobs, pack.trained(first), strict=True))
+        self.second = dict(zip(pack.jobs, pack.trained(second), strict=True))
+        self.rates = {
+            job: [jobs[job].learning_rate * jobs[job].plan.rate_ratio(trained.part) for trained in parts]
+            for job, parts in self.first.items()
+        }
 
 
 def _train_stage(
@@ -142,51 +151,57 @@ def _train_stage(
     """Steps during which the same jobs are active; returns their losses [T, P] on the CPU."""
     steps, jobs, batch = order_TPB.shape
     stacks = [stack.requires_grad_() for stack in active.stacks()]
-    values = dict(zip(active.jobs, active.real_rows([stack.detach() for stack in stacks]), strict=True))
-    by_rate: dict[float, list[int]] = {}
-    for row, job in enumerate(active.jobs):
-        by_rate.setdefault(state.rates[job], []).append(row)
+    adam = _Adam(active, state, [stack.detach() for stack in stacks])
     curves = torch.empty(steps, jobs, device=order_TPB.device)
+    shares_first = data.first is not None and active.shares(0)
     for step in range(steps):
         chosen_PB = order_TPB[step]
-        logits_PBC = pack_logits(base, active, data.images[chosen_PB], data.first[chosen_PB])
+        first_PBO = data.first[chosen_PB] if shares_first and data.first is not None else None
+        logits_PBC = pack_logits(base, active, data.images[chosen_PB], first_PBO, training=True)
         each = functional.cross_entropy(logits_PBC.flatten(0, 1), data.labels[chosen_PB].flatten(), reduction="none")
         loss_P = each.view(jobs, batch).mean(1)
         curves[step] = loss_P.detach()
-        grads = active.real_rows(torch.autograd.grad(loss_P.sum(), stacks))
-        for rate, rows in by_rate.items():
-            _adam(active, state, values, grads, rows, rate, steps_before + step + 1)
+        if stacks:
+            adam.step(torch.autograd.grad(loss_P.sum(), stacks), steps_before + step + 1)
         if progress is not None:
             progress(jobs)
     return curves.cpu()
 
 
-def _adam(
-    active: AdapterPack,
-    state: _AdamState,
-    values: dict[int, list[torch.Tensor]],
-    grads: list[list[torch.Tensor]],
-    rows: list[int],
-    rate: float,
-    step: int,
-) -> None:
-    """One Adam step of the jobs in `rows`, which share a learning rate; padding has no part in it."""
-    jobs = [active.jobs[row] for row in rows]
-    flat_grads = [grad for row in rows for grad in grads[row]]
-    # The kernel behind torch.optim.Adam(fused=True), called on views of the stacks: the optimizer class can
-    # hold neither views that shrink nor one step counter for many tensors.
-    torch._fused_adam_(
-        [value for job in jobs for value in values[job]],
-        flat_grads,
-        [m for job in jobs for m in state.first[job]],
-        [v for job in jobs for v in state.second[job]],
-        [],
-        [torch.tensor(float(step), device=flat_grads[0].device)] * len(flat_grads),
-        amsgrad=False,
-        lr=rate,
-        beta1=BETA1,
-        beta2=BETA2,
-        weight_decay=0.0,
-        eps=EPSILON,
-        maximize=False,
-    )
+class _Adam:
+    """Adam on the trained rows of a pack; padding has no part in it (Kingma & Ba 2014, Algorithm 1)."""
+
+    def __init__(self, active: AdapterPack, state: _AdamState, values: list[torch.Tensor]) -> None:
+        self.active = active
+        # Learning rate -> which (job, part) learn at it, with value and moments.
+        self.by_rate: dict[float, list[tuple[int, int]]] = {}
+        self.tensors: dict[float, tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]] = {}
+        for row, (job, parts) in enumerate(zip(active.jobs, active.trained(values), strict=True)):
+            for at, (value, rate) in enumerate(zip(parts, state.rates[job], strict=True)):
+                self.by_rate.setdefault(rate, []).append((row, at))
+                kept = self.tensors.setdefault(rate, ([], [], []))
+                for tensors, part in zip(kept, (value, state.first[job][at], state.second[job][at]), strict=True):
+                    tensors.append(part.rows)
+
+    def step(self, grads: Sequence[torch.Tensor], number: int) -> None:
+        """Step `number` (from 1) with gradients shaped as the pack's stacks."""
+        by_job = self.active.trained(grads)
+        for rate, places in self.by_rate.items():
+            values, first, second = self.tensors[rate]
+            # The kernel behind torch.optim.Adam(fused=True), called on views of the stacks: the optimizer class can
+            # hold neither views that shrink nor one step counter for many tensors.
+            torch._fused_adam_(
+                values,
+                [by_job[row][at].rows for row, at in places],
+                first,
+                second,
+                [],
+                [torch.tensor(float(number), device=values[0].device)] * len(values),
+                amsgrad=False,
+                lr=rate,
+                beta1=BETA1,
+                beta2=BETA2,
+                weight_decay=0.0,
+                eps=EPSILON,
+                maximize=False,
+            )
