@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from lora_exp.adapters import adapter_plan
-from lora_exp.base_model import assemble, initial_weights, layer_names
+from lora_exp.adapter_plan import adapter_plan
+from lora_exp.architecture import layer_shapes
+from lora_exp.base_model import assemble, initial_weights
 from lora_exp.data import load
 from lora_exp.evaluation import frozen_first_layer, others
 from lora_exp.spec import AdapterSpec, DataSpec, FinetuneSpec, ModelSpec
@@ -35,7 +36,7 @@ images = TrainingImages(train.images, train.labels, frozen_first_layer(base, tra
 jobs = []
 for number in range(JOBS):
     how = FinetuneSpec((number % 10,), steps=STEPS, seed=number)
-    plan = adapter_plan(AdapterSpec((1, 2, 4, 8, 16)[number // 5]), layer_names(model), number)
+    plan = adapter_plan(AdapterSpec(rank=(1, 2, 4, 8, 16)[number // 5]), layer_shapes(model), number)
     target, rest = train.of_classes(how.digit), train.of_classes(others(how.digit))
     jobs.append(Job(plan, how.learning_rate, batch_order(how, STEPS, target, rest)))
 square = torch.randn(2048, 2048)

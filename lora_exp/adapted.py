@@ -13,6 +13,7 @@ from lora_exp.adapter_plan import AdapterPlan, LayerPlan
 from lora_exp.adapters import AdapterPack
 from lora_exp.base_model import BaseModel, Layer, plain_logits
 from lora_exp.training import pack_logits
+from lora_exp.updates import UPDATES
 
 
 class AdaptedClassifier:
@@ -90,25 +91,17 @@ class AdaptedClassifier:
 
 
 def adapted_layer(layer: Layer, factors: Mapping[str, torch.Tensor], scaling: float) -> Layer:
-    """The layer with its update made part of it: m V / |V| with V = W + scaling B A, and its own bias."""
-    own = {part: factors[name] for part in PARTS if (name := f"{layer.name}.{part}") in factors}
-    weight, bias = own.get("weight", layer.weight), own.get("bias", layer.bias)
-    if "A" in own:
-        weight = weight + scaling * (own["B"] @ own["A"])
-    if "magnitude" in own:
-        weight = weight * (own["magnitude"] / weight.norm(dim=1))[:, None]
+    """The layer with its update made part of weight and bias."""
+    own = {name.rpartition(".")[2]: value for name, value in factors.items() if name.rpartition(".")[0] == layer.name}
+    if not own:
+        return layer
+    weight, bias = UPDATES[UPDATE_OF[frozenset(own)]].merged(layer.weight, layer.bias, own, scaling)
     return dataclasses.replace(layer, weight=weight, bias=bias)
 
 
-# Which parts a layer's factors may consist of, and the update that they make.
-UPDATE_OF = {
-    frozenset(): "none",
-    frozenset(("A", "B")): "low_rank",
-    frozenset(("A", "B", "magnitude")): "dora",
-    frozenset(("bias",)): "bias",
-    frozenset(("weight", "bias")): "dense",
-}
-PARTS = ("A", "B", "magnitude", "weight", "bias")
+# The update that a layer with these parts has.
+UPDATE_OF = {frozenset(update.parts): name for name, update in UPDATES.items()} | {frozenset(): "none"}
+PARTS = tuple(dict.fromkeys(part for update in UPDATES.values() for part in update.parts))
 
 
 def plan_of(base: BaseModel, factors: Mapping[str, torch.Tensor], scaling: Mapping[str, float]) -> AdapterPlan:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from lora_exp.architecture import LayerShape
 from lora_exp.methods import METHODS
 from lora_exp.spec import AdapterSpec, SpecError
+from lora_exp.updates import UPDATES
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +39,7 @@ class LayerPlan:
 
     def parameters(self, outputs: int, inputs: int) -> int:
         """Trained parameters of a layer with weight [O, I] and bias [O]."""
-        return {
-            "none": 0,
-            "low_rank": self.rank * (outputs + inputs),
-            "dora": self.rank * (outputs + inputs) + outputs,
-            "bias": outputs,
-            "dense": outputs * inputs + outputs,
-        }[self.update]
+        return 0 if self.update == "none" else UPDATES[self.update].parameters(self.rank, outputs, inputs)
 
 
 @dataclass(frozen=True)

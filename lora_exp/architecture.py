@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_exp.data import SIDE
-from lora_exp.spec import CLASSES, ModelSpec
+from lora_exp.fields import CLASSES
+from lora_exp.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch

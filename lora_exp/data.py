@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
-from lora_exp.spec import CLASSES, DataSpec, SpecError
+from lora_exp.fields import CLASSES
+from lora_exp.spec import DataSpec, SpecError
 
 if TYPE_CHECKING:
     import torch

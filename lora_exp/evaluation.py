@@ -14,9 +14,9 @@ from torch.nn import functional
 from lora_exp.adapters import AdapterPack
 from lora_exp.base_model import BaseModel, plain_logits
 from lora_exp.data import Split
+from lora_exp.fields import CLASSES
 from lora_exp.numerics import LEAST_ROWS
 from lora_exp.products import frozen_product
-from lora_exp.spec import CLASSES
 from lora_exp.training import pack_logits
 
 CHUNK_ROWS = 2000  # rows of one matrix product: enough to run at full speed, few enough to stay in cache

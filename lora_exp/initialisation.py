@@ -12,6 +12,7 @@ import torch
 from lora_exp.adapter_plan import AdapterPlan, LayerPlan
 from lora_exp.base_model import BaseModel, Layer
 from lora_exp.seeding import generator
+from lora_exp.updates import UPDATES
 
 Factors = dict[str, torch.Tensor]
 
@@ -25,16 +26,12 @@ def initial_factors(plan: AdapterPlan, base: BaseModel) -> Factors:
     """
     factors: Factors = {}
     for at, (own, layer) in enumerate(zip(plan.layers, base.layers, strict=True)):
-        parts: Factors = {}
-        if own.update in ("bias", "dense"):
-            parts["bias"] = layer.bias.cpu().clone()
-        if own.update == "dense":
-            parts["weight"] = layer.weight.cpu().clone()
-        if own.update == "dora":
-            parts["magnitude"] = layer.weight.norm(dim=1).cpu()
-        if own.update in ("low_rank", "dora"):
+        if own.update == "none":
+            continue
+        parts = UPDATES[own.update].start(layer.weight, layer.bias)
+        if own.rank:
             parts["A"], parts["B"] = _principal(own, layer) if plan.start == "principal" else _drawn(plan, at, layer)
-        factors |= {f"{layer.name}.{part}": value for part, value in parts.items()}
+        factors |= {f"{layer.name}.{part}": value.cpu() for part, value in parts.items()}
     return factors
 
 

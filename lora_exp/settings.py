@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_exp.spec import SpecError, allow, checked
+from lora_exp.claims import CLAIMS
+from lora_exp.fields import allow
+from lora_exp.spec import SpecError, checked
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +56,7 @@ class StoreSettings:
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """Where a sweep's report goes: `folder/name`; the name is that of the sweep when null."""
+    """Where a sweep's report goes, `folder/name` (that of the sweep when null), and the claim it judges, if any."""
 
     folder: str = allow("a folder", _is_text, default="multirun_reports")
     name: str | None = allow(
@@ -62,6 +64,7 @@ class ReportSettings:
         lambda v: v is None or (_is_text(v) and "/" not in v and v not in (".", "..")),
         default=None,
     )
+    claim: str | None = allow("null or one of " + ", ".join(CLAIMS), lambda v: v is None or v in CLAIMS, default=None)
 
 
 @dataclass(frozen=True)

@@ -9,69 +9,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from lora_exp.fields import allow, flag, integer, is_alpha, is_digits, is_int, is_number, is_pattern, positive
 from lora_exp.methods import METHODS
 
 T = TypeVar("T")
 
 DATA_SETS = ("mnist", "fashion_mnist", "kmnist", "qmnist")
-CLASSES = 10
 INITIALISATIONS = ("gaussian", "kaiming", "orthogonal")
 
 
 class SpecError(ValueError):
     """A config value that is not allowed; the message is one line: key, value, what is allowed."""
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _is_digits(value: Any) -> bool:
-    digits = value if isinstance(value, list | tuple) else (value,)
-    return (
-        0 < len(digits) < CLASSES
-        and all(_is_int(digit) and 0 <= digit < CLASSES for digit in digits)
-        and len(set(digits)) == len(digits)
-    )
-
-
-def _is_pattern(value: Any, check: Callable[[Any], bool]) -> bool:
-    """A mapping of layer names or patterns to values, or the pairs that it is kept as."""
-    try:
-        pairs = list(value.items() if isinstance(value, Mapping) else value)
-        return all(isinstance(name, str) and check(own) for name, own in pairs)
-    except (TypeError, ValueError):
-        return False
-
-
-def _is_alpha(value: Any) -> bool:
-    return value == "rank" or (_is_number(value) and value > 0)
-
-
-def allow(text: str, check: Callable[[Any], bool], **default: Any) -> Any:
-    """A field whose metadata says in words and in code what is allowed."""
-    return field(metadata={"allowed": text, "check": check}, **default)
-
-
-def integer(least: int, **default: Any) -> Any:
-    return allow(f"an integer of at least {least}", lambda v: _is_int(v) and v >= least, **default)
-
-
-def positive(**default: Any) -> Any:
-    return allow("a number above 0", lambda v: _is_number(v) and v > 0, **default)
-
-
-def flag(**default: Any) -> Any:
-    return allow("true or false", lambda v: isinstance(v, bool), **default)
 
 
 @dataclass(frozen=True)
@@ -80,15 +32,15 @@ class ModelSpec:
 
     hidden: tuple[int, ...] = allow(
         "a list of layer widths of at least 2, such as [1000,2000]",
-        lambda v: isinstance(v, list | tuple) and all(_is_int(w) and w >= 2 for w in v),
+        lambda v: isinstance(v, list | tuple) and all(is_int(w) and w >= 2 for w in v),
     )
     rectify_logits: bool = flag(default=False)
     channels: tuple[int, ...] = allow(
         "a list of at most 4 channel counts of at least 2, such as [16,32]; [] for no convolutions",
-        lambda v: isinstance(v, list | tuple) and len(v) <= 4 and all(_is_int(c) and c >= 2 for c in v),
+        lambda v: isinstance(v, list | tuple) and len(v) <= 4 and all(is_int(c) and c >= 2 for c in v),
         default=(),
     )
-    kernel: int = allow("an odd integer from 1 to 7", lambda v: _is_int(v) and v in (1, 3, 5, 7), default=3)
+    kernel: int = allow("an odd integer from 1 to 7", lambda v: is_int(v) and v in (1, 3, 5, 7), default=3)
 
     @property
     def label(self) -> str:
@@ -102,10 +54,10 @@ class DataSpec:
 
     name: str = allow("one of " + ", ".join(DATA_SETS), lambda v: v in DATA_SETS)
     validation: int = allow(
-        "0 or an integer from 2 to 30000", lambda v: _is_int(v) and (v == 0 or 2 <= v <= 30000), default=0
+        "0 or an integer from 2 to 30000", lambda v: is_int(v) and (v == 0 or 2 <= v <= 30000), default=0
     )
     limit: int | None = allow(
-        "null or an integer of at least 100", lambda v: v is None or (_is_int(v) and v >= 100), default=None
+        "null or an integer of at least 100", lambda v: v is None or (is_int(v) and v >= 100), default=None
     )
 
 
@@ -119,7 +71,7 @@ class BaseSpec:
     seed: int = integer(0, default=0)
     digits: tuple[int, ...] | None = allow(
         "null (all digits) or a list of one to nine different digits",
-        lambda v: v is None or (isinstance(v, list | tuple) and _is_digits(v)),
+        lambda v: v is None or (isinstance(v, list | tuple) and is_digits(v)),
         default=None,
     )
 
@@ -133,15 +85,15 @@ class AdapterSpec:
 
     method: str = allow("one of " + ", ".join(METHODS), lambda v: v in METHODS, default="lora")
     rank: int = integer(1, default=1)
-    alpha: float | str = allow("a number above 0, or rank (alpha equals the rank)", _is_alpha, default=1.0)
+    alpha: float | str = allow("a number above 0, or rank (alpha equals the rank)", is_alpha, default=1.0)
     rank_pattern: tuple[tuple[str, int], ...] = allow(
         "ranks of at least 1 by layer name or pattern, such as {linear1:4,conv*:2}",
-        lambda v: _is_pattern(v, lambda own: _is_int(own) and own >= 1),
+        lambda v: is_pattern(v, lambda own: is_int(own) and own >= 1),
         default=(),
     )
     alpha_pattern: tuple[tuple[str, float | str], ...] = allow(
         "alphas (numbers above 0, or rank) by layer name or pattern, such as {linear1:4,conv*:rank}",
-        lambda v: _is_pattern(v, _is_alpha),
+        lambda v: is_pattern(v, is_alpha),
         default=(),
     )
     layers: tuple[str, ...] = allow(
@@ -151,7 +103,7 @@ class AdapterSpec:
     )
     init: str = allow("one of " + ", ".join(INITIALISATIONS), lambda v: v in INITIALISATIONS, default="gaussian")
     init_std: float = positive(default=1.0)
-    dropout: float = allow("a share of at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1, default=0.0)
+    dropout: float = allow("a share of at least 0 and below 1", lambda v: is_number(v) and 0 <= v < 1, default=0.0)
     learning_rate_ratio: float = positive(default=16.0)
 
     def used(self) -> AdapterSpec:
@@ -176,17 +128,17 @@ class AdapterSpec:
 class FinetuneSpec:
     """How the adapter is trained on the target digit(s) (Adam, cross-entropy)."""
 
-    digit: tuple[int, ...] = allow("a digit from 0 to 9, or a list of one to nine different ones", _is_digits)
+    digit: tuple[int, ...] = allow("a digit from 0 to 9, or a list of one to nine different ones", is_digits)
     steps: int = integer(1, default=100)
     epochs: float | None = allow(
         "null (then finetune.steps counts) or a number above 0",
-        lambda v: v is None or (_is_number(v) and v > 0),
+        lambda v: v is None or (is_number(v) and v > 0),
         default=None,
     )
     batch_size: int = integer(1, default=10)
     learning_rate: float = positive(default=1e-3)
     seed: int = integer(0, default=0)
-    replay: float = allow("a share of at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1, default=0.0)
+    replay: float = allow("a share of at least 0 and below 1", lambda v: is_number(v) and 0 <= v < 1, default=0.0)
 
 
 @dataclass(frozen=True)
@@ -307,7 +259,7 @@ def _normal(name: str, kind: Any, value: Any) -> Any:
         )
     if isinstance(value, list | tuple):
         return tuple(value)
-    return float(value) if "float" in str(kind) and _is_number(value) else value
+    return float(value) if "float" in str(kind) and is_number(value) else value
 
 
 def from_dict(values: Mapping[str, Any]) -> RunSpec:

@@ -1,7 +1,7 @@
 """How a layer is changed for n stacked jobs: outputs and gradients by hand, in place.
 
 By hand, because at this size memory, not arithmetic, sets the pace of everything but the frozen product: plain autograd
-was a tenth slower (docs/performance.md). Each update is a small final class with the same three functions:
+was a tenth slower (docs/performance.md). Each update is a small final class; these three make a step:
 
 - `forward` finds the frozen product plus bias in `outputs`, turns it into the adapted layer's output, and returns what
   the gradients need;
@@ -25,6 +25,8 @@ from lora_exp.products import rowwise_product
 
 Tensors = tuple[torch.Tensor, ...]
 Gradients = tuple[Tensors, Tensors]
+Weights = tuple[torch.Tensor, torch.Tensor]
+Parts = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class Adapted:
 
     weight: torch.Tensor
     bias: torch.Tensor
-    parts: Mapping[str, torch.Tensor]
+    parts: Parts
     scaling: torch.Tensor
     mask: torch.Tensor | None
-    buffers: Mapping[str, torch.Tensor]
+    buffers: Parts
 
 
 class Update(Protocol):
@@ -49,6 +51,18 @@ class Update(Protocol):
     @property
     def parts(self) -> tuple[str, ...]:
         """Such as A and B."""
+        ...
+
+    def parameters(self, rank: int, outputs: int, inputs: int) -> int:
+        """Trained parameters of one layer of one job."""
+        ...
+
+    def start(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The parts other than A and B as they start, for one job; A and B are those of `initialisation.py`."""
+        ...
+
+    def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
+        """Weight [O, I] and bias [O] with one job's update made part of them; its A is [r, I], its B [O, r]."""
         ...
 
     def forward(self, layer: Adapted, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
@@ -67,6 +81,18 @@ class LowRank:
     """W + scaling B A (Hu et al. 2021, section 4.1)."""
 
     parts = ("A", "B")
+
+    def parameters(self, rank: int, outputs: int, inputs: int) -> int:
+        """A and B."""
+        return rank * (outputs + inputs)
+
+    def start(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Nothing besides A and B."""
+        return {}
+
+    def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
+        """W + scaling B A."""
+        return weight + scaling * (parts["B"] @ parts["A"]), bias
 
     def forward(self, layer: Adapted, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
         """outputs + scaling (hidden A') B'."""
@@ -102,6 +128,19 @@ class Dora:
 
     parts = ("A", "B", "magnitude")
 
+    def parameters(self, rank: int, outputs: int, inputs: int) -> int:
+        """A, B and one magnitude an output."""
+        return rank * (outputs + inputs) + outputs
+
+    def start(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The norm of each output's row."""
+        return {"magnitude": _row_squares(weight).sqrt()}
+
+    def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
+        """m V / |V|."""
+        direction, _ = LOW_RANK.merged(weight, bias, parts, scaling)
+        return direction * (parts["magnitude"] / direction.norm(dim=1))[:, None], bias
+
     def forward(self, layer: Adapted, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
         """The low-rank update, then each output times m / |V|; the bias stays as it is."""
         a, b = layer.parts["A"], layer.parts["B"]
@@ -133,6 +172,18 @@ class Bias:
 
     parts = ("bias",)
 
+    def parameters(self, rank: int, outputs: int, inputs: int) -> int:
+        """One an output."""
+        return outputs
+
+    def start(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The base's."""
+        return {"bias": bias.clone()}
+
+    def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
+        """The job's own bias."""
+        return weight, parts["bias"]
+
     def forward(self, layer: Adapted, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
         """Exactly the base's outputs as long as the bias is the base's."""
         outputs += (layer.parts["bias"] - layer.bias)[:, None]
@@ -150,6 +201,18 @@ class Dense:
     """Weight and bias of the layer are the job's own; nothing is shared, so its products are made job by job."""
 
     parts = ("weight", "bias")
+
+    def parameters(self, rank: int, outputs: int, inputs: int) -> int:
+        """All of the layer's."""
+        return outputs * inputs + outputs
+
+    def start(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The base's."""
+        return {"weight": weight.clone(), "bias": bias.clone()}
+
+    def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
+        """The job's own weight and bias."""
+        return parts["weight"], parts["bias"]
 
     def forward(self, layer: Adapted, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
         """Takes the place of whatever the frozen layer gave."""

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lora_exp import data, numerics
-from lora_exp.adapters import adapter_plan
-from lora_exp.base_model import BaseModel, layer_names, train, widths
+from lora_exp.adapter_plan import adapter_plan
+from lora_exp.architecture import layer_shapes
+from lora_exp.base_model import BaseModel, train
 from lora_exp.data import ImageData
 from lora_exp.evaluation import frozen_first_layer, others
 from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec
@@ -56,7 +57,7 @@ def make_job(mnist: ImageData) -> MakeJob:
     def make(adapter: AdapterSpec, finetune: FinetuneSpec) -> Job:
         target, rest = (mnist.train.of_classes(d) for d in (finetune.digit, others(finetune.digit)))
         order = batch_order(finetune, step_count(finetune, len(target)), target, rest)
-        return Job(adapter_plan(adapter, layer_names(SMALL), finetune.seed), finetune.learning_rate, order)
+        return Job(adapter_plan(adapter, layer_shapes(SMALL), finetune.seed), finetune.learning_rate, order)
 
     return make
 
@@ -79,10 +80,10 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def any_pack() -> None:
     """For tests of the stronger promise; `test_numerics.py` tells where it has to be made."""
-    if numerics.promise(widths(SMALL), CPU) != numerics.ANY_PACK:
+    if numerics.promise([(layer.outputs, layer.inputs) for layer in layer_shapes(SMALL)], CPU) != numerics.ANY_PACK:
         pytest.skip("the matrix products of this build promise the same bits in the same pack only")
 
 
 def in_trainer_order(jobs: Sequence[Job]) -> list[Job]:
-    """Equal padded ranks side by side, longer jobs first."""
-    return sorted(jobs, key=lambda job: (job.plan.padded, -len(job.order)))
+    """Plans of equal shape side by side, longer jobs first."""
+    return sorted(jobs, key=lambda job: (job.plan.shape, -len(job.order)))

@@ -11,13 +11,15 @@ import torch
 from conftest import SMALL, MakeJob, TrainPack
 
 from lora_exp.adapted import AdaptedClassifier
-from lora_exp.base_model import BaseModel, initial_weights, layer_names, plain_logits
+from lora_exp.architecture import layer_shapes
+from lora_exp.base_model import BaseModel, initial_weights, plain_logits
 from lora_exp.base_model import assemble as assemble_base
 from lora_exp.data import ImageData
 from lora_exp.evaluation import frozen_first_layer, predict_pack
 from lora_exp.spec import AdapterSpec, FinetuneSpec
 
 SPEC = AdapterSpec(rank=3, alpha=2.0, init_std=0.3)
+SCALING = {layer.name: 2.0 / 3 for layer in layer_shapes(SMALL)}
 Trained = tuple[AdaptedClassifier, dict[str, torch.Tensor], torch.Tensor]
 
 
@@ -25,9 +27,9 @@ Trained = tuple[AdaptedClassifier, dict[str, torch.Tensor], torch.Tensor]
 def trained(make_job: MakeJob, train_pack: TrainPack, small_base: BaseModel, mnist: ImageData) -> Trained:
     """An adapter trained in a pack, and what the pack says of the test images."""
     pack = train_pack([make_job(SPEC, FinetuneSpec((4,), steps=30))]).pack
-    [factors] = pack.factors(layer_names(SMALL))
+    [factors] = pack.factors(layer_shapes(SMALL))
     [said] = predict_pack(small_base, pack, mnist.test, frozen_first_layer(small_base, mnist.test.images))
-    return AdaptedClassifier(small_base, factors, SPEC.scaling), factors, said.predicted
+    return AdaptedClassifier(small_base, factors, SCALING), factors, said.predicted
 
 
 def test_it_answers_as_the_pack_that_trained_it(trained: Trained, mnist: ImageData) -> None:
@@ -57,7 +59,7 @@ def test_merging_changes_the_weights_by_the_scaled_product_and_the_logits_hardly
     merged = adapted.merge()
     assert adapted.merged
     for layer, before in zip(merged.layers, small_base.layers, strict=True):
-        update = SPEC.scaling * factors[f"{layer.name}.B"].double() @ factors[f"{layer.name}.A"].double()
+        update = 2.0 / 3 * factors[f"{layer.name}.B"].double() @ factors[f"{layer.name}.A"].double()
         torch.testing.assert_close(layer.weight.double(), before.weight.double() + update, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(adapted.logits(mnist.test.images), apart, rtol=1e-3, atol=1e-3)
     adapted.unmerge()
@@ -120,4 +122,4 @@ def test_factors_that_do_not_fit_are_refused(trained: Trained, small_base: BaseM
         {"linear1.A": a * float("nan"), "linear1.B": b},
     ):
         with pytest.raises(ValueError, match=r"linear\d\.[AB]: "):
-            AdaptedClassifier(small_base, bad, 1.0)
+            AdaptedClassifier(small_base, bad, {})

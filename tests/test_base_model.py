@@ -15,11 +15,9 @@ from lora_exp.base_model import (
     BaseModel,
     assemble,
     initial_weights,
-    layer_names,
     layer_table,
     plain_logits,
     train,
-    widths,
 )
 from lora_exp.data import ImageData, Split
 from lora_exp.seeding import generator
@@ -48,9 +46,8 @@ def sequential(model: BaseModel) -> nn.Sequential:
 def test_the_reference_model_has_2807010_parameters() -> None:
     model = assemble(REFERENCE, initial_weights(REFERENCE, 0, CPU))
     assert model.parameters == 2_807_010
-    assert widths(REFERENCE) == [784, 1000, 2000, 10]
     assert [tuple(layer.weight.shape) for layer in model.layers] == [(1000, 784), (2000, 1000), (10, 2000)]
-    assert layer_names(REFERENCE) == ["linear1", "linear2", "linear3"]
+    assert [layer.name for layer in model.layers] == ["linear1", "linear2", "linear3"]
 
 
 def test_a_model_without_hidden_layers_is_one_layer() -> None:

@@ -47,7 +47,7 @@ def refused(*overrides: str) -> str:
 
 
 def test_the_folder_holds_all_the_config_files_there_are() -> None:
-    assert len(FILES) == 24
+    assert len(FILES) == 40
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(config_folder())))
@@ -91,7 +91,7 @@ def test_settings_do_not_change_the_key_of_a_run() -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("adapter.rnk=3", "adapter.rnk: no such key; allowed in adapter: rank, alpha, init_std, layers"),
+        ("adapter.rnk=3", "adapter.rnk: no such key; allowed in adapter: method, rank, alpha, rank_pattern, "),
         ("adapter.rank=abc", "adapter.rank=abc: must be an integer of at least 1"),
         ("adapter.rank=1.5", "adapter.rank=1.5: must be an integer of at least 1"),
         ("adapter.rank=null", "adapter.rank=null: must be an integer of at least 1"),
@@ -108,10 +108,13 @@ def test_settings_do_not_change_the_key_of_a_run() -> None:
             "model.hidden=3",
             "model.hidden=3: must be a list of layer widths of at least 2, such as [1000,2000]",
         ),
-        ("model=huge", "model=huge: no such option; allowed: large, medium, reference, small, tiny"),
+        ("model=huge", "model=huge: no such option; allowed: cnn, cnn_small, large, medium, reference, small, tiny"),
         ("tracking=of", "tracking=of: no such option; allowed: off, server, sqlite"),
         ("device.threads=0", "device.threads=0: must be null or an integer of at least 1"),
-        ("+adapter.foo=1", "adapter.foo: no such key; allowed: alpha, init_std, layers, rank"),
+        (
+            "+adapter.foo=1",
+            "adapter.foo: no such key; allowed: alpha, alpha_pattern, dropout, init, init_std, layers, ",
+        ),
         (
             "+foo=1",
             "foo: no such key; allowed: model, data, base, adapter, finetune, device, tracking, store,",

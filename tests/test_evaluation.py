@@ -6,11 +6,13 @@ import random
 
 import pytest
 import torch
-from conftest import MakeJob, TrainPack, in_trainer_order
+from conftest import SMALL, MakeJob, TrainPack, in_trainer_order
 from torch.nn import functional
 
 from lora_exp import evaluation
-from lora_exp.adapters import AdapterPack, AdapterPlan
+from lora_exp.adapter_plan import AdapterPlan, LayerPlan
+from lora_exp.adapters import AdapterPack
+from lora_exp.architecture import layer_shapes
 from lora_exp.base_model import BaseModel, plain_logits
 from lora_exp.data import ImageData, Split
 from lora_exp.evaluation import (
@@ -104,11 +106,10 @@ def test_the_base_is_judged_by_its_logits(small_base: BaseModel, split: Split) -
 
 
 def test_without_training_a_pack_predicts_what_its_base_predicts(small_base: BaseModel, mnist: ImageData) -> None:
-    plans = [AdapterPlan((rank,) * 3, 1.0, 1.0, rank) for rank in (1, 8, 30)]
-    shapes = [tuple(layer.weight.shape) for layer in small_base.layers]
+    plans = [AdapterPlan((LayerPlan("low_rank", rank),) * 3, seed=rank) for rank in (1, 8, 30)]
     first = frozen_first_layer(small_base, mnist.test.images)
     base = predict_base(small_base, mnist.test)
-    fresh = predict_pack(small_base, AdapterPack.initial(plans, shapes, mnist.test.images.device), mnist.test, first)
+    fresh = predict_pack(small_base, AdapterPack.initial(plans, small_base), mnist.test, first)
     [off] = predict_pack(small_base, AdapterPack(()), mnist.test, first)
     assert len(fresh) == 3
     for said in (*fresh, off):
@@ -121,13 +122,13 @@ def test_a_pack_is_judged_with_the_adapters_merged_into_the_weights(
 ) -> None:
     said = predict_pack(small_base, tuned.pack, split, frozen_first_layer(small_base, split.images))
     plans = [plan for group in tuned.pack.groups for plan in group.plans]
-    for one, plan, named in zip(said, plans, tuned.pack.factors(["linear1", "linear2", "linear3"]), strict=True):
+    for one, plan, named in zip(said, plans, tuned.pack.factors(layer_shapes(SMALL)), strict=True):
         hidden = split.images.double()
         for at, layer in enumerate(small_base.layers):
             weight = layer.weight.double()
-            if plan.ranks[at]:
+            if plan.layers[at].rank:
                 a, b = named[f"{layer.name}.A"], named[f"{layer.name}.B"]
-                weight = weight + plan.scaling * b.double() @ a.double()
+                weight = weight + plan.layers[at].scaling * b.double() @ a.double()
             hidden = functional.linear(hidden, weight, layer.bias.double())
             hidden = hidden.relu() if at < 2 else hidden
         losses = functional.cross_entropy(hidden, split.labels, reduction="none")

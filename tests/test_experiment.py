@@ -31,7 +31,7 @@ def grid() -> list[RunSpec]:
     for number, (rank, digit) in enumerate(itertools.product(ranks, (0, 2, 3, 5, 7, 9))):
         alpha, rate, replay = next(varied)
         layers = ("*",) if number % 5 else ("linear2", "linear3")
-        adapter = AdapterSpec(rank, alpha, init_std=0.2, layers=layers)
+        adapter = AdapterSpec(rank=rank, alpha=alpha, init_std=0.2, layers=layers)
         finetune = FinetuneSpec((digit,), steps=12 + number % 3, learning_rate=rate, seed=number % 4, replay=replay)
         jobs.append(RunSpec(MODEL, DATA, BaseSpec(), adapter, finetune))
     return jobs

@@ -21,7 +21,7 @@ from lora_exp.store import Store
 pytestmark = pytest.mark.gpu
 DATA = DataSpec("mnist", limit=3000)
 SPECS = [
-    RunSpec(ModelSpec((64,)), DATA, BaseSpec(), AdapterSpec(rank, init_std=0.2), FinetuneSpec((digit,), steps=20))
+    RunSpec(ModelSpec((64,)), DATA, BaseSpec(), AdapterSpec(rank=rank, init_std=0.2), FinetuneSpec((digit,), steps=20))
     for rank in (1, 8, 33)
     for digit in (2, 9)
 ]

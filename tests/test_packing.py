@@ -18,7 +18,14 @@ def jobs_of(count: int, seed: int = 0, **fixed: int) -> list[JobSize]:
         steps = fixed.get("steps", draw.randint(1, 600))
         rank = 8 * draw.randint(1, 8)
         jobs.append(
-            JobSize(fixed.get("batch_size", 10), (rank,) * 3, steps, steps * 1e8, fixed.get("memory", 1_000_000))
+            JobSize(
+                fixed.get("batch_size", 10),
+                bool(fixed.get("owns_weights")),
+                (("low_rank", rank),) * 3,
+                steps,
+                steps * 1e8,
+                fixed.get("memory", 1_000_000),
+            )
         )
     return jobs
 
@@ -31,10 +38,10 @@ def test_every_job_is_in_exactly_one_pack(count: int, workers: int) -> None:
     assert all(pack for pack in packs)
 
 
-def test_equal_ranks_are_neighbours_and_longer_jobs_come_first() -> None:
+def test_equal_shapes_are_neighbours_and_longer_jobs_come_first() -> None:
     jobs = jobs_of(200)
     for pack in plan_packs(jobs, 2, GIB):
-        keys = [(jobs[index].padded_ranks, -jobs[index].steps) for index in pack]
+        keys = [(jobs[index].shape, -jobs[index].steps) for index in pack]
         assert keys == sorted(keys)
 
 
@@ -42,6 +49,12 @@ def test_jobs_of_different_batch_size_never_share_a_pack() -> None:
     jobs = jobs_of(20, batch_size=10) + jobs_of(20, batch_size=32)
     for pack in plan_packs(jobs, 2, GIB):
         assert len({jobs[index].batch_size for index in pack}) == 1
+
+
+def test_jobs_with_weights_of_their_own_keep_to_themselves() -> None:
+    jobs = jobs_of(20) + jobs_of(20, owns_weights=1)
+    for pack in plan_packs(jobs, 2, GIB):
+        assert len({jobs[index].owns_weights for index in pack}) == 1
 
 
 def test_every_worker_gets_about_the_same_work() -> None:

@@ -110,7 +110,7 @@ def artifacts(recorder: Recorder, run_id: str, path: str | None = None) -> list[
 def test_a_run_has_readable_name_flat_parameters_and_errors_by_digit(recorder: Recorder, folder: Path) -> None:
     parent = recorder.start_sweep("ranks", "lora-exp -m adapter.rank=4", {"jobs": "1"})
     run = recorder.client.get_run(recorder.record_run(made(), folder, OVERRIDES, "a: ü\n", parent))
-    assert run.info.run_name == "digit-9_rank-4_alpha-1_seed-0"
+    assert run.info.run_name == "digit-9_lora_rank-4_alpha-1_seed-0"
     assert run.info.status == "FINISHED"
     assert run.info.end_time - run.info.start_time == 2000
     expected = {"rank": "4", "alpha": "1", "scaling": "0.25", "digit": "9", "seed": "0", "learning_rate": "0.001"}
@@ -143,7 +143,7 @@ def test_filters_find_sound_runs_and_never_a_diverged_one(recorder: Recorder, fo
     recorder.record_run(made(rank=4), folder, [], "", None)
     recorder.record_run(made(rank=8), folder, [], "", None)
     diverged = recorder.record_run(made(rank=2, losses=(2.0, NAN, float("inf")), diverged_at=2), folder, [], "", None)
-    four, eight, two = (f"digit-9_rank-{rank}_alpha-1_seed-0" for rank in (4, 8, 2))
+    four, eight, two = (f"digit-9_lora_rank-{rank}_alpha-1_seed-0" for rank in (4, 8, 2))
     assert found(recorder, "params.rank = '4'") == [four]
     assert found(recorder, "metrics.target_error < 0.1") == [four, eight]
     assert found(recorder, "metrics.`error_after/digit_3` <= 0.006") == [four, eight]
@@ -181,12 +181,15 @@ def test_parameters_beyond_the_limit_are_cut_and_the_cut_is_stated(recorder: Rec
 
 def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
     plain = run_facts.parameters_of(made())
-    assert len(plain) == 1 + sum(len(fields(part)) for part in PARTS.values())
+    unused = 1  # learning_rate_ratio, by LoRA
+    assert len(plain) == 1 + sum(len(fields(part)) for part in PARTS.values()) - unused
     other = RunSpec(
-        ModelSpec((), rectify_logits=True),
+        ModelSpec((), True, (8,), 5),
         DataSpec("kmnist", validation=500, limit=6000),
-        BaseSpec(2, 20, 1e-4, 1),
-        AdapterSpec(3, "rank", 0.5, ("linear1",)),
+        BaseSpec(2, 20, 1e-4, 1, (1, 3)),
+        AdapterSpec(
+            *("rslora", 3, "rank", (("linear1", 2),), (("linear1", 2.0),), ("linear1",), "kaiming", 0.5, 0.1),
+        ),
         FinetuneSpec((2, 7), 100, 0.5, 20, 1e-4, 1, 0.25),
     )
     changed = run_facts.parameters_of(replace(made(), spec=other, outcome=replace(made().outcome, steps=7)))
@@ -349,7 +352,7 @@ def test_the_ui_serves_runs_and_artifacts_takes_new_ones_and_ends_whole(
     parent = remote.start_sweep("s", "c", {})
     child = remote.record_run(made(), folder, [], "rank: 4\n", parent)
     remote.finish_sweep(parent, folder / "figures", {"jobs": 1.0}, "FINISHED")
-    assert found(remote, "metrics.target_error < 0.1") == ["digit-9_rank-4_alpha-1_seed-0"]
+    assert found(remote, "metrics.target_error < 0.1") == ["digit-9_lora_rank-4_alpha-1_seed-0"]
     assert artifacts(remote, child) == ["adapter.safetensors", "config.yaml", "figures", "result.json"]
     assert artifacts(remote, parent, "report") == ["report/loss.png"]
 

@@ -95,7 +95,7 @@ def test_a_row_tells_setting_errors_and_times() -> None:
     one = result()
     row = one.row()
     expected = {
-        "name": "digit-38_rank-4_alpha-2_seed-7",
+        "name": "digit-38_lora_rank-4_alpha-2_seed-7",
         "digit": "3,8",
         "rank": 4,
         "alpha": 2.0,

@@ -39,6 +39,8 @@ BAD_SEEDS = [-1, 1.0, True, None, "0"]
 BAD: dict[str, list[Any]] = {
     "model.hidden": [[0], [1], [-5], [100, True], [100.0], "1000", 1000, None, [[100]]],
     "model.rectify_logits": [0, 1, "true", None],
+    "model.channels": [[0], [1], [-5], [8, True], [8.0], "8", 8, None, [8] * 5],
+    "model.kernel": [0, 2, 9, 3.0, True, None, "3"],
     "data.name": ["cifar", "", None, 1, True],
     "data.validation": [-1, 1, 30001, 2.0, True, None, "500"],
     "data.limit": [0, 99, -100, 100.0, True, "500", math.nan],
@@ -46,8 +48,15 @@ BAD: dict[str, list[Any]] = {
     "base.batch_size": BAD_WHOLE_NUMBERS,
     "base.learning_rate": BAD_POSITIVE_NUMBERS,
     "base.seed": BAD_SEEDS,
+    "base.digits": [[], 3, [10], [3, 3], [True], "odd", [*range(10)]],
+    "adapter.method": ["", "LoRA", "qlora", None, 1, True],
     "adapter.rank": BAD_WHOLE_NUMBERS,
     "adapter.alpha": BAD_POSITIVE_NUMBERS,
+    "adapter.rank_pattern": [{"linear1": 0}, {"linear1": 1.5}, {"linear1": "rank"}, {1: 2}, 4, None, ["linear1"]],
+    "adapter.alpha_pattern": [{"linear1": 0}, {"linear1": True}, {"linear1": "big"}, {1: 2}, 4.0, None, ["linear1"]],
+    "adapter.init": ["", "zeros", None, 1],
+    "adapter.dropout": [1, 1.0, -0.1, True, None, "half", math.nan],
+    "adapter.learning_rate_ratio": BAD_POSITIVE_NUMBERS,
     "adapter.init_std": BAD_POSITIVE_NUMBERS,
     "adapter.layers": [[], "linear1", [1], [None], None, ["linear1", True]],
     "finetune.digit": [10, 12, -1, 2.0, "2", True, None, math.nan, [], [2, 2], [1, 12], [[1]], [*range(10)]],
@@ -63,6 +72,7 @@ OTHER: list[tuple[str, Any]] = [
     ("model.hidden", [2000, 1000]),
     ("model.hidden", []),
     ("model.rectify_logits", True),
+    ("model.channels", [8]),
     ("data.name", "qmnist"),
     ("data.validation", 2),
     ("data.limit", 100),
@@ -70,6 +80,13 @@ OTHER: list[tuple[str, Any]] = [
     ("base.batch_size", 20),
     ("base.learning_rate", 2e-3),
     ("base.seed", 1),
+    ("base.digits", [1, 3]),
+    ("adapter.method", "rslora"),
+    ("adapter.method", "full"),
+    ("adapter.rank_pattern", {"linear1": 8}),
+    ("adapter.alpha_pattern", {"linear1": 8.0}),
+    ("adapter.init", "kaiming"),
+    ("adapter.dropout", 0.1),
     ("adapter.rank", 1),
     ("adapter.alpha", 4),
     ("adapter.alpha", "rank"),
@@ -135,7 +152,8 @@ def test_a_number_too_big_for_a_float_is_refused() -> None:
 
 def test_an_unknown_key_is_refused_and_the_known_ones_are_named() -> None:
     assert refusal(config_with(adapter__rang=3)) == (
-        "adapter.rang: no such key; allowed: alpha, init_std, layers, rank"
+        "adapter.rang: no such key; allowed: alpha, alpha_pattern, dropout, init, init_std, layers, "
+        "learning_rate_ratio, method, rank, rank_pattern"
     )
 
 
@@ -210,9 +228,27 @@ def test_scaling_is_alpha_over_rank_or_1() -> None:
     assert scalings == [0.25, 1, 0.5, 1]
 
 
+def test_keys_that_a_method_has_no_use_for_do_not_tell_runs_apart() -> None:
+    full = [spec_from(config_with(adapter__method="full", adapter__rank=rank)) for rank in (1, 8)]
+    assert full[0] == full[1] and full[0].key == full[1].key
+    assert full[0].adapter.scaling is None
+    assert full[0].name == "digit-2_full_seed-0"
+    ratios = [config_with(adapter__method=method, adapter__learning_rate_ratio=2.0) for method in ("lora", "lora_plus")]
+    assert [spec_from(config).adapter.learning_rate_ratio for config in ratios] == [16.0, 2.0]
+
+
+def test_patterns_survive_json() -> None:
+    spec = spec_from(
+        config_with(adapter__rank_pattern={"linear1": 8}, adapter__alpha_pattern={"conv*": "rank", "*": 2})
+    )
+    assert spec.adapter.rank_pattern == (("linear1", 8),)
+    assert spec.adapter.alpha_pattern == (("conv*", "rank"), ("*", 2.0))
+    assert from_dict(json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+
+
 def test_a_name_is_short_and_readable() -> None:
-    assert spec_with().name == "digit-2_rank-4_alpha-1_seed-0"
-    assert spec_with("finetune.digit", [7, 3]).name == "digit-37_rank-4_alpha-1_seed-0"
+    assert spec_with().name == "digit-2_lora_rank-4_alpha-1_seed-0"
+    assert spec_with("finetune.digit", [7, 3]).name == "digit-37_lora_rank-4_alpha-1_seed-0"
     assert spec_with("adapter.alpha", "rank").name == "digit-2_rank-4_alpha-rank_seed-0"
 
 

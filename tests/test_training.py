@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MakeJob, TrainPack, in_trainer_order
+from conftest import SMALL, MakeJob, TrainPack, in_trainer_order
 from torch import nn
 from torch.nn import functional
 
+from lora_exp.architecture import layer_shapes
 from lora_exp.base_model import BaseModel
 from lora_exp.data import ImageData
 from lora_exp.evaluation import Predictions, frozen_first_layer, predict_pack
@@ -19,7 +20,6 @@ from lora_exp.seeding import generator
 from lora_exp.spec import AdapterSpec, FinetuneSpec
 from lora_exp.training import Job, TrainingImages, batch_order, step_count
 
-NAMES = ["linear1", "linear2", "linear3"]
 Bits = tuple[dict[str, torch.Tensor], torch.Tensor, Predictions]
 
 
@@ -53,7 +53,7 @@ def all_bits(jobs: Sequence[Job], size: int, train_pack: TrainPack, base: BaseMo
     for start in range(0, len(jobs), size):
         tuned = train_pack(jobs[start : start + size])
         said = predict_pack(base, tuned.pack, data.test, first)
-        found += zip(tuned.pack.factors(NAMES), tuned.losses, said, strict=True)
+        found += zip(tuned.pack.factors(layer_shapes(SMALL)), tuned.losses, said, strict=True)
     return found
 
 
@@ -134,25 +134,23 @@ def test_fine_tuning_is_that_of_a_plain_pytorch_loop(
     ]
     jobs = in_trainer_order([make_job(*both) for both in finetunes])
     tuned = train_pack(jobs)
-    for job, losses, factors in zip(jobs, tuned.losses, tuned.pack.factors(NAMES), strict=True):
+    for job, losses, factors in zip(jobs, tuned.losses, tuned.pack.factors(layer_shapes(SMALL)), strict=True):
         plan, parameters = job.plan, nn.ParameterDict()
         for at, layer in enumerate(small_base.layers):
-            if plan.ranks[at]:
+            if rank := plan.layers[at].rank:
                 outs, inputs = layer.weight.shape
-                drawn = torch.randn(
-                    plan.ranks[at], inputs, generator=generator("adapter initialisation", plan.seed, at)
-                )
+                drawn = torch.randn(rank, inputs, generator=generator("adapter initialisation", plan.seed, at))
                 parameters[f"{layer.name}_A"] = drawn.double() * plan.init_std
-                parameters[f"{layer.name}_B"] = torch.zeros(outs, plan.ranks[at], dtype=torch.float64)
+                parameters[f"{layer.name}_B"] = torch.zeros(outs, rank, dtype=torch.float64)
         optimizer = torch.optim.Adam(parameters.parameters(), lr=job.learning_rate)
         expected = []
         for batch in job.order:
             hidden = images.images[batch].double()
             for at, layer in enumerate(small_base.layers):
                 weight = layer.weight.double()
-                if plan.ranks[at]:
+                if plan.layers[at].rank:
                     a, b = parameters[f"{layer.name}_A"], parameters[f"{layer.name}_B"]
-                    weight = weight + plan.scaling * b @ a
+                    weight = weight + plan.layers[at].scaling * b @ a
                 hidden = functional.linear(hidden, weight, layer.bias.double())
                 hidden = hidden.relu() if at < 2 else hidden
             loss = functional.cross_entropy(hidden, images.labels[batch])

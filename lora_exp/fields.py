@@ -1,0 +1,61 @@
+"""What a config key may hold: dataclass fields that carry, in words and in code, which values are allowed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import field
+from typing import Any
+
+CLASSES = 10
+
+
+def is_int(value: Any) -> bool:
+    """A whole number; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """A finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_digits(value: Any) -> bool:
+    """One digit, or one to nine different ones."""
+    digits = value if isinstance(value, list | tuple) else (value,)
+    return (
+        0 < len(digits) < CLASSES
+        and all(is_int(digit) and 0 <= digit < CLASSES for digit in digits)
+        and len(set(digits)) == len(digits)
+    )
+
+
+def is_pattern(value: Any, check: Callable[[Any], bool]) -> bool:
+    """A mapping of layer names or patterns to values, or the pairs that it is kept as."""
+    try:
+        pairs = list(value.items() if isinstance(value, Mapping) else value)
+        return all(isinstance(name, str) and check(own) for name, own in pairs)
+    except (TypeError, ValueError):
+        return False
+
+
+def is_alpha(value: Any) -> bool:
+    """A number above 0, or "rank"."""
+    return value == "rank" or (is_number(value) and value > 0)
+
+
+def allow(text: str, check: Callable[[Any], bool], **default: Any) -> Any:
+    """A field whose metadata says in words and in code what is allowed."""
+    return field(metadata={"allowed": text, "check": check}, **default)
+
+
+def integer(least: int, **default: Any) -> Any:
+    return allow(f"an integer of at least {least}", lambda v: is_int(v) and v >= least, **default)
+
+
+def positive(**default: Any) -> Any:
+    return allow("a number above 0", lambda v: is_number(v) and v > 0, **default)
+
+
+def flag(**default: Any) -> Any:
+    return allow("true or false", lambda v: isinstance(v, bool), **default)
