@@ -20,4 +20,12 @@ def __getattr__(name: str) -> object:
         from lora_exp.adapted import AdaptedClassifier
 
         return AdaptedClassifier
+    if name == "load_base":
+        from lora_exp.run_folder import load_base
+
+        return load_base
+    if name == "plain_module":
+        from lora_exp.torch_module import plain_module
+
+        return plain_module
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,6 +33,16 @@ class AdaptedClassifier:
         self._pack = AdapterPack.of([plan_of(base, self._factors, scaling)], [self._factors], base)
 
     @property
+    def factors(self) -> dict[str, torch.Tensor]:
+        """The adapter's tensors, by name."""
+        return dict(self._factors)
+
+    @property
+    def scaling(self) -> dict[str, float]:
+        """The factor of each layer's low-rank product."""
+        return dict(self._scaling)
+
+    @property
     def merged(self) -> bool:
         """Whether the update is part of the weights now."""
         return self._merged is not None

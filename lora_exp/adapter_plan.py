@@ -13,14 +13,11 @@ from dataclasses import dataclass
 
 from lora_exp.architecture import LayerShape
 from lora_exp.methods import METHODS
+from lora_exp.numerics import RANK_MULTIPLE
 from lora_exp.spec import AdapterSpec, SpecError
 from lora_exp.updates import UPDATES
 
 log = logging.getLogger(__name__)
-
-# A low-rank product is padded with zeros to such a rank: it keeps every product out of matrix-vector kernels, whose
-# bits differ, and makes a job's products the same in every pack it may be in.
-RANK_MULTIPLE = 8
 
 
 @dataclass(frozen=True)

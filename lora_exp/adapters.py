@@ -65,7 +65,7 @@ class Group:
         masks = []
         for plan, generators in zip(self.plans, self.dropout, strict=True):
             kept = torch.rand(rows_BI.shape, generator=generators[at]) >= plan.dropout
-            masks.append(kept.float().div_(1 - plan.dropout))
+            masks.append(kept.to(rows_BI.dtype).div_(1 - plan.dropout))
         return torch.stack(masks).to(rows_BI.device)
 
 

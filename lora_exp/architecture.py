@@ -50,7 +50,8 @@ class Convolution:
         jobs, count = images.shape[:2]
         square = images.reshape(jobs * count, self.channels, self.side, self.side)
         columns = functional.unfold(square, self.kernel, padding=self.padding, stride=STRIDE)
-        return columns.transpose(1, 2).reshape(jobs, count * self.places, -1)
+        # Of one image a job it would be a view, whose products take other kernels where the job is alone.
+        return columns.transpose(1, 2).reshape(jobs, count * self.places, -1).contiguous()
 
     def image(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows [P, N*L, O] as images [P, N, O*S*S], channel by channel as torch has them."""

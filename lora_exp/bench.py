@@ -36,33 +36,36 @@ class Bench:
         self, pack: Sequence[RunSpec], progress: Callable[[int], object] | None
     ) -> list[tuple[RunResult, dict[str, bytes]]]:
         """Fine-tune and judge one pack; results in its order, each with its adapter and predictions as files."""
-        model, data = self.base.model, self.data
         work = self.work
         jobs = [Job(work.plans[spec], spec.finetune.learning_rate, self.place[work.order(spec)]) for spec in pack]
         started = time.perf_counter()
-        tuned = fine_tune(model, jobs, self.drawn, progress)
-        trained = time.perf_counter()
-        said = predict_pack(model, tuned.pack, data.test, self.first_test)
+        tuned = fine_tune(self.base.model, jobs, self.drawn, progress)
+        seconds = time.perf_counter() - started
+        return self.judge(pack, tuned.pack, tuned.losses, {"fine_tuning": seconds / len(pack)})
+
+    def judge(
+        self, pack: Sequence[RunSpec], adapters: AdapterPack, losses: Sequence[torch.Tensor], times: dict[str, float]
+    ) -> list[tuple[RunResult, dict[str, bytes]]]:
+        """Judge a pack whose adapters are trained; `losses` are each job's by step, none for an imported adapter."""
+        model, data = self.base.model, self.data
+        started = time.perf_counter()
+        said = predict_pack(model, adapters, data.test, self.first_test)
         held: Sequence[Predictions | None] = [None] * len(pack)
         if data.validation is not None and self.first_validation is not None:
-            held = predict_pack(model, tuned.pack, data.validation, self.first_validation)
+            held = predict_pack(model, adapters, data.validation, self.first_validation)
         # The proof, after training: the same forward pass with adapters off, and the base's weights once more.
         [off] = predict_pack(model, AdapterPack(()), data.test, self.first_test)
         off_equals_base = torch.equal(off.predicted, self.base.test.predicted)
         sha256_after = model.sha256()
-        judged = time.perf_counter()
-        times = {
-            "base_training": self.base.seconds,
-            "fine_tuning": (trained - started) / len(pack),
-            "evaluation": (judged - trained) / len(pack),
-        }
+        seconds = (time.perf_counter() - started) / len(pack)
+        times = {"base_training": self.base.seconds, **times, "evaluation": seconds}
         results = []
-        all_factors = tuned.pack.factors([layer.shape for layer in model.layers])
-        for row, (factors, added) in enumerate(zip(all_factors, self._trained_parameters(tuned.pack), strict=True)):
+        all_factors = adapters.factors([layer.shape for layer in model.layers])
+        for row, (factors, added) in enumerate(zip(all_factors, self._trained_parameters(adapters), strict=True)):
             spec = pack[row]
             weights = encoded(factors, self._scaling(spec), self.sha256)
             outcome = self._outcome(
-                spec, tuned.losses[row], said[row], held[row], weights, added, off_equals_base, sha256_after
+                spec, losses[row], said[row], held[row], weights, added, off_equals_base, sha256_after
             )
             files = {ADAPTER: weights, PREDICTIONS: _predictions_file(self.base.test, said[row])}
             results.append((RunResult(spec, outcome, times), files))

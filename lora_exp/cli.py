@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from lora_exp.config import compose_settings
+from lora_exp.resume import sync
 
 
 def ui(arguments: Sequence[str]) -> int:
@@ -19,4 +22,117 @@ def ui(arguments: Sequence[str]) -> int:
     return serve_ui(compose_settings(options.overrides).tracking, options.port)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"ui": ui}
+def export(arguments: Sequence[str]) -> int:
+    """Write the adapter of a run as a folder that PEFT loads, with its base beside it."""
+    parser = argparse.ArgumentParser(prog="lora-exp export", description=export.__doc__)
+    parser.add_argument("run", type=Path, help="folder of a run, or of one job of a sweep")
+    parser.add_argument("--format", choices=["peft"], default="peft", help="of the folder that is written")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default RUN/peft)")
+    parser.add_argument("overrides", nargs="*", default=[], help="where things are now, such as store.folder=elsewhere")
+    options = parser.parse_intermixed_args(arguments)
+    from lora_exp.exchange import export_peft
+
+    print(export_peft(options.run, options.out, options.overrides))
+    return 0
+
+
+def import_(arguments: Sequence[str]) -> int:
+    """Judge an adapter that PEFT trained (LoRA, rsLoRA or DoRA) on a base, as one of ours."""
+    parser = argparse.ArgumentParser(prog="lora-exp import", description=import_.__doc__)
+    parser.add_argument("folder", type=Path, help="that PEFT's save_pretrained wrote")
+    parser.add_argument("--into", type=Path, metavar="SWEEP", help="folder of a sweep: add it there, as one more job")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], help="which base and target digit, such as model=tiny finetune.digit=9"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    from lora_exp.importing import import_peft
+
+    print("\n".join(import_peft(options.folder, options.into, options.overrides)))
+    return 0
+
+
+def merge(arguments: Sequence[str]) -> int:
+    """Write the classifier of a run, its adapter made part of the weights, as a state dict in safetensors."""
+    parser = argparse.ArgumentParser(prog="lora-exp merge", description=merge.__doc__)
+    parser.add_argument("run", type=Path, help="folder of a run, or of one job of a sweep")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default RUN/merged.safetensors)")
+    parser.add_argument("overrides", nargs="*", default=[], help="where things are now, such as store.folder=elsewhere")
+    options = parser.parse_intermixed_args(arguments)
+    from lora_exp import exchange
+
+    print(exchange.merge(options.run, options.out, options.overrides))
+    return 0
+
+
+def reproduce(arguments: Sequence[str]) -> int:
+    """Make runs again from nothing, and compare every number and tensor with what was kept of them."""
+    parser = argparse.ArgumentParser(prog="lora-exp reproduce", description=reproduce.__doc__)
+    what = "folder of a run or of a job, MLflow run id, SWEEP:JOB, or a report's summary.csv:JOB"
+    parser.add_argument("run", nargs="+", help=f"{what}; tracking.uri=sqlite:///other.db says where MLflow runs are")
+    given = parser.parse_args(arguments).run
+    tracking = [argument for argument in given if argument.startswith("tracking") and "=" in argument]
+    from lora_exp import reproduce as again
+
+    return again.reproduce([run for run in given if run not in tracking], tracking)
+
+
+def store(arguments: Sequence[str]) -> int:
+    """List, verify or prune the store of bases and results."""
+    parser = argparse.ArgumentParser(prog="lora-exp store", description=store.__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="every entry with its size, age and last use, and the totals")
+    actions.add_parser("verify", help="try every checksum; what is damaged is set aside, and the exit code 1")
+    pruning = actions.add_parser("prune", help="remove what was used longest ago and no running process uses")
+    pruning.add_argument("--older-than", type=_amount, metavar="DAYS", help="what was not used for so long")
+    pruning.add_argument("--to-size", type=_amount, metavar="GIB", help="until no more than this is left")
+    pruning.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+    for action in actions.choices.values():
+        action.add_argument("overrides", nargs="*", default=[], help="such as store.folder=elsewhere")
+    options = parser.parse_args(arguments)
+    from lora_exp import store_keeping as keeping
+    from lora_exp.store import Store
+
+    own = Store(Path(compose_settings(options.overrides).store.folder).absolute())
+    if options.action == "prune" and options.older_than is None and options.to_size is None:
+        pruning.error("say what is to go: --older-than DAYS, --to-size GIB, or both")
+    whole = True
+    if options.action == "list":
+        lines = keeping.listed(own)
+    elif options.action == "verify":
+        lines, whole = keeping.verify(own)
+    else:
+        to_size = None if options.to_size is None else options.to_size * keeping.GIB
+        lines = keeping.told(keeping.prune(own, options.older_than, to_size, dry_run=options.dry_run), options.dry_run)
+    print("\n".join(lines))
+    return 0 if whole else 1
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """Look whether everything that runs need is in order; what is not is said, with how to mend it."""
+    parser = argparse.ArgumentParser(prog="lora-exp doctor", description=doctor.__doc__)
+    parser.add_argument("--full", action="store_true", help="try every checksum of the store (reads all of it)")
+    parser.add_argument("overrides", nargs="*", default=[], help="such as store.folder=elsewhere tracking=server")
+    options = parser.parse_intermixed_args(arguments)
+    from lora_exp.doctor import examine
+
+    return examine(options.overrides, options.full)
+
+
+def _amount(text: str) -> float:
+    """A number of at least 0. Raises ArgumentTypeError for anything else."""
+    with contextlib.suppress(ValueError):
+        if 0 <= (amount := float(text)) < float("inf"):
+            return amount
+    raise argparse.ArgumentTypeError(f"{text}: must be a number of at least 0")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "ui": ui,
+    "export": export,
+    "import": import_,
+    "merge": merge,
+    "reproduce": reproduce,
+    "sync": sync,
+    "store": store,
+    "doctor": doctor,
+}

@@ -27,9 +27,9 @@ class Interval:
     high: float
     confidence: float = 1 - CHANCE
 
-    def text(self, unit: str, signed: bool = True) -> str:
+    def text(self, unit: str) -> str:
         """`+0.17 points (+0.05 to +0.29)`."""
-        mean, low, high = (written(value, unit, signed) for value in (self.mean, self.low, self.high))
+        mean, low, high = (written(value, unit) for value in (self.mean, self.low, self.high))
         return f"{mean} {unit} ({low} to {high})"
 
 

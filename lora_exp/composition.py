@@ -17,7 +17,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.config import without_hydra
+from lora_exp.config import is_experiment, refusing, without_hydra
+from lora_exp.hydra_rules import check_hydra
 
 
 class JobConfigs:
@@ -35,11 +36,15 @@ class JobConfigs:
         self._is_group = functools.cache(lambda key: bool(config_loader.get_group_options(key)))
 
     def own(self, overrides: Sequence[str]) -> DictConfig:
-        """The application's own part of a job's config, in about 2 ms. Raises as `compose` does."""
-        values, config = self._split(overrides, own=True)
-        if all(_applied(config, override) for override in values):
-            return config
-        return without_hydra(self._loader.load_sweep_config(self._master, list(overrides)))
+        """The application's own part of a job's config, in about 2 ms.
+
+        Raises SpecError, of one line, for overrides that make no config.
+        """
+        with refusing():
+            values, config = self._split(overrides, own=True)
+            if all(_applied(config, override) for override in values):
+                return config
+            return without_hydra(self._loaded(overrides))
 
     def compose(self, overrides: Sequence[str], number: int) -> DictConfig:
         """The config, with its `hydra` node, of job `number`.
@@ -50,7 +55,7 @@ class JobConfigs:
         if all(_applied(config, override) for override in values):
             self._note(config, [self._parse(override) for override in overrides])
         else:
-            config = self._loader.load_sweep_config(self._master, list(overrides))
+            config = self._loaded(overrides)
         with open_dict(config):
             config.hydra.job.id = number
             config.hydra.job.num = number
@@ -62,10 +67,17 @@ class JobConfigs:
         choices = [override for override in parsed if not self._sets_a_value(override)]
         key = tuple(override.input_line or "" for override in choices)
         if key not in self._templates:
-            whole = self._loader.load_sweep_config(self._master, list(key))
+            whole = self._loaded(key)
             self._templates[key] = (whole, without_hydra(whole))
         values = [override for override in parsed if self._sets_a_value(override)]
         return values, copy.deepcopy(self._templates[key][own])
+
+    def _loaded(self, overrides: Sequence[str]) -> DictConfig:
+        """As Hydra composes it. The Hydra node of a run is that of its sweep, whatever preset it chose."""
+        config = self._loader.load_sweep_config(self._master, list(overrides))
+        if is_experiment(config):
+            check_hydra(config, self._master)
+        return config
 
     def _sets_a_value(self, override: Override) -> bool:
         """Whether an override only replaces a value: no group choice, addition, deletion or Hydra setting."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import secrets
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from lora_exp.settings import SETTINGS, DataFolder, Settings, settings_from
 from lora_exp.spec import PARTS, RunSpec, SpecError, spec_from
@@ -25,12 +27,16 @@ def config_folder() -> Path:
 
 
 def register() -> None:
-    """Give Hydra the schema of all keys, made from the dataclasses, and the resolver `unique`."""
+    """Give Hydra the schema of all keys, made from the dataclasses, and the resolvers that configs may use."""
     from hydra.core.config_store import ConfigStore
+
+    from lora_exp.hydra_rules import CLOSED_RESOLVERS
 
     ConfigStore.instance().store(name="schema", node=schema())
     # Two sweeps that start in the same second get folders of their own.
     OmegaConf.register_new_resolver("unique", _token, replace=True)
+    for name in CLOSED_RESOLVERS:
+        OmegaConf.clear_resolver(name)
 
 
 @functools.cache
@@ -57,24 +63,106 @@ def read(config: DictConfig) -> tuple[RunSpec, Settings]:
 
     Raises SpecError with one line that names key, value and what is allowed.
     """
-    try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise SpecError(one_line(error)) from error
-    assert isinstance(plain, dict)
-    values = typing.cast("dict[str, Any]", plain)
+    values = _plain(config)
     for unknown in sorted(set(values) - set(_groups())):
         raise SpecError(_no_such_group(unknown))
     return spec_from(values), settings_from(values)
 
 
+def composed(overrides: Sequence[str], multirun: bool = False) -> DictConfig:
+    """The whole config of a run with these overrides, or of a sweep, whose jobs' overrides are left out of it.
+
+    Raises SpecError, of one line, for overrides that make no config, and for what `hydra_rules` refuses.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    from lora_exp.hydra_rules import check_hydra, check_overrides, own_choices
+
+    with refusing():
+        register()
+        check_overrides(overrides)
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            if multirun:
+                loader = GlobalHydra.instance().config_loader()
+                config = loader.load_configuration(
+                    "config", list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
+                )
+            else:
+                config = compose("config", list(overrides), return_hydra_config=True)
+            check_hydra(config, _reference(*own_choices(config)))
+        return config
+
+
+@functools.cache
+def _reference(*choices: str) -> DictConfig:
+    """The project's own config, with these options of Hydra's groups."""
+    from hydra import compose
+
+    return compose("config", list(choices), return_hydra_config=True)
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """A block that composes and reads configs, where whatever is raised is bad input: a SpecError of one line."""
+    try:
+        yield
+    except SpecError:
+        raise
+    except Exception as error:
+        raise SpecError(one_line(error)) from error
+
+
 def compose_settings(overrides: Sequence[str]) -> Settings:
     """The settings that a run with these overrides would have."""
-    from hydra import compose, initialize_config_dir
+    return settings_from(compose_values(overrides))
 
-    register()
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return read(compose("config", list(overrides)))[1]
+
+def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """The config of a run with these overrides, as plain values by group and key.
+
+    Raises SpecError, of one line, for overrides that make no config.
+    """
+    return _plain(without_hydra(composed(overrides)))
+
+
+def saved_values(config: str) -> dict[str, Any]:
+    """The same of a saved config (YAML), as it was when it was saved. Raises SpecError when it is none."""
+    return _plain(_loaded(config))
+
+
+def start_folder(hydra: str) -> Path | None:
+    """The folder that a job was started in, by what Hydra saved of itself (`.hydra/hydra.yaml`); None if unknown."""
+    found = OmegaConf.select(_loaded(hydra), "hydra.runtime.cwd")
+    return None if found is None else Path(str(found))
+
+
+def compose_import(overrides: Sequence[str]) -> tuple[RunSpec, Settings, Path, str]:
+    """Of a run with these overrides whose adapter was trained elsewhere: spec, settings, folder, config to keep.
+
+    The spec's adapter is that of the config, which is not kept, and neither is how to train it.
+    """
+    config = composed(overrides)
+    spec, settings = read(without_hydra(config))
+    kept = OmegaConf.masked_copy(config, ["model", "data", "base", *SETTINGS])
+    return spec, settings, Path(str(config.hydra.run.dir)), OmegaConf.to_yaml(kept)
+
+
+def saved_settings(config: str, overrides: Sequence[str]) -> Settings:
+    """The settings in the saved config (YAML) of a run, with overrides of them: `store.folder=elsewhere`.
+
+    Raises SpecError with one line that names key, value and what is allowed.
+    """
+    for override in overrides:
+        group, _, name = override.partition("=")[0].partition(".")
+        if "=" not in override or not name or (group not in SETTINGS and (group, name) != ("data", "root")):
+            raise SpecError(f"{override}: must be GROUP.KEY=VALUE of {', '.join(SETTINGS)}, or data.root=FOLDER")
+    try:
+        changes = OmegaConf.from_dotlist(list(overrides))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise SpecError(f"{' '.join(overrides)}: can't be read ({' '.join(str(error).split())})") from error
+    return settings_from(_plain(without_hydra(DictConfig(OmegaConf.merge(_loaded(config), changes)))))
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
@@ -115,6 +203,24 @@ def one_line(error: BaseException) -> str:
     return f"{given}: must be {text}" if text else first
 
 
+def _loaded(text: str) -> DictConfig:
+    register()
+    try:
+        config = OmegaConf.create(text)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise SpecError(f"is not a saved config ({' '.join(str(error).split())})") from error
+    if not isinstance(config, DictConfig):
+        raise SpecError("is not a saved config")
+    return config
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    with refusing():
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return typing.cast("dict[str, Any]", plain)
+
+
 def _no_such_group(key: str) -> str:
     return f"{key}: no such key; allowed: {', '.join([*_groups(), 'experiment', 'hydra'])}"
 
@@ -132,9 +238,9 @@ def _keys(group: str) -> dict[str, str]:
 
 
 def _omega_type(classes: tuple[type[Any], ...], name: str) -> Any:
-    """The type as OmegaConf has it: lists for tuples; digits and patterns are checked by the spec alone."""
+    """The type as OmegaConf has it: lists for tuples; what has several types is checked by the spec alone."""
     hint = next(hints[name] for cls in classes if name in (hints := typing.get_type_hints(cls)))
-    if name in ("digit", "digits") or name.endswith("_pattern"):
+    if name in ("digit", "digits", "alpha") or name.endswith("_pattern"):
         return Any
     if typing.get_origin(hint) is tuple:
         return list[typing.get_args(hint)[0]]  # type: ignore[misc]

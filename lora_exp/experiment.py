@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lora_exp import numerics
 from lora_exp.adapter_plan import adapter_plan
+from lora_exp.adapters import AdapterPack
 from lora_exp.architecture import layer_shapes
 from lora_exp.bench import Bench
 from lora_exp.data import ImageData, load, pictures
+from lora_exp.executors import Progress, completed, reason
+from lora_exp.initialisation import Factors
 from lora_exp.packing import plan_packs
 from lora_exp.provenance import BASE_MODULES, RESULT_MODULES, code_version, provenance
 from lora_exp.result import RESULT, RunResult
@@ -55,6 +58,7 @@ class Laboratory:
     device: torch.device
     threads: int
     memory: int
+    failures: dict[RunSpec, Failure] = field(default_factory=dict, compare=False)
 
     def run(self, specs: Sequence[RunSpec]) -> Iterator[Done]:
         """Yield each spec with its result's files: at once where the store has them, else when its pack is done.
@@ -64,6 +68,9 @@ class Laboratory:
         """
         missing: dict[str, list[RunSpec]] = {}
         for spec in dict.fromkeys(specs):
+            if spec in self.failures:
+                yield spec, self.failures[spec]
+                continue
             files = self.store.get("results", self.result_key(spec))
             if files is None:
                 missing.setdefault(spec.base_key, []).append(spec)
@@ -75,9 +82,21 @@ class Laboratory:
                 work = Workload(sharing_a_base, self.data(first.data))
                 bench = Bench(sharing_a_base, self.base(first), work)
             except (FloatingPointError, MemoryError) as error:
-                yield from ((spec, _failure(error)) for spec in sharing_a_base)
+                yield from ((spec, self._failed(spec, reason(error))) for spec in sharing_a_base)
                 continue
             yield from self._train_packs(sharing_a_base, bench)
+
+    def judge(self, spec: RunSpec, factors: Factors) -> tuple[RunResult, Files]:
+        """Judge an adapter that was trained elsewhere; what comes of it never enters the store.
+
+        Of `spec`, the base, the adapter and the digit count. Raises FloatingPointError when the base diverges.
+        """
+        work = Workload([spec], self.data(spec.data))
+        bench = Bench([spec], self.base(spec), work)
+        adapters = AdapterPack.of([work.plans[spec]], [factors], bench.base.model)
+        with numerics.at_most(1):
+            [(result, files)] = bench.judge([spec], adapters, [torch.empty(0)], {})
+        return dataclasses.replace(result, provenance=self._facts(bench)), files
 
     def data(self, spec: DataSpec) -> ImageData:
         """The data set, read once a process."""
@@ -121,55 +140,48 @@ class Laboratory:
         ]
 
     def _train_packs(self, specs: list[RunSpec], bench: Bench) -> Iterator[Done]:
-        """Train and judge jobs that share a base: packs side by side, one thread each."""
-        packs = self.packs(specs, bench.work)
-        facts = provenance(
-            str(self.device),
-            self.threads,
-            numerics.promise([(layer.outputs, layer.inputs) for layer in bench.work.layers], self.device),
-            bench.data.sha256,
-        )
-        before = torch.get_num_threads()
+        """Train and judge jobs that share a base, packs side by side.
+
+        A pack that fails is tried again in halves, until the job that fails is alone.
+        """
+        packs = deque(self.packs(specs, bench.work))
+        facts = self._facts(bench)
+
+        def run(pack: list[RunSpec], progress: Progress) -> None:
+            for result, files in bench.run_pack(pack, progress):
+                whole = dataclasses.replace(result, provenance=facts)
+                self.store.put("results", self.result_key(result.spec), files | {RESULT: whole.to_json().encode()})
+
         done = 0
         with (
             logging_redirect_tqdm(),
             tqdm(total=sum(map(bench.work.steps, specs)), disable=None, unit="step") as bar,
-            ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as threads,
         ):
             bar.set_description(f"0/{len(specs)} jobs")
-            running = {}
-            for pack in packs:
-                running[threads.submit(bench.run_pack, pack, bar.update)] = pack
-            try:
-                for future in as_completed(running):
-                    # Not kept any longer than needed: a future holds the files of all its jobs.
-                    for spec, files in self._collect(future, running.pop(future), facts):
-                        done += 1
-                        bar.set_description(f"{done}/{len(specs)} jobs")
-                        yield spec, files
-            finally:
-                threads.shutdown(cancel_futures=True)
-                torch.set_num_threads(before)
+            for pack, why in completed(packs, run, self.threads, bar.update, self.device.type):
+                left = []
+                for spec in pack:
+                    files = self.store.get("results", self.result_key(spec))
+                    if files is None and len(pack) > 1:
+                        left.append(spec)
+                        continue
+                    done += 1
+                    bar.set_description(f"{done}/{len(specs)} jobs")
+                    yield spec, files or self._failed(spec, why or "its result can't be read from the store")
+                if left:
+                    log.warning("a pack of %d jobs failed (%s); it is tried again in parts", len(pack), why)
+                    half = -(-len(left) // 2)
+                    packs.extendleft(part for part in (left[half:], left[:half]) if part)
 
-    def _collect(
-        self, future: Future[list[tuple[RunResult, Files]]], pack: list[RunSpec], facts: dict[str, Any]
-    ) -> Iterator[Done]:
-        """Store a pack's results; a pack that raised fails its jobs, with the reason."""
-        try:
-            results = future.result()
-        except Exception as error:
-            log.exception("a pack of %d jobs failed", len(pack))
-            yield from ((spec, _failure(error)) for spec in pack)
-            return
-        for result, files in results:
-            whole = dataclasses.replace(result, provenance=facts)
-            files[RESULT] = whole.to_json().encode()
-            self.store.put("results", self.result_key(result.spec), files)
-            yield result.spec, files
+    def _failed(self, spec: RunSpec, why: str) -> Failure:
+        """A failure, remembered so that the job is not tried again by this process."""
+        self.failures[spec] = Failure(why)
+        return self.failures[spec]
 
-
-def _failure(error: BaseException) -> Failure:
-    return Failure(f"{type(error).__name__}: {error}".splitlines()[0])
+    def _facts(self, bench: Bench) -> dict[str, Any]:
+        """The provenance of what is computed on this bench."""
+        sides = [(layer.outputs, layer.inputs) for layer in bench.work.layers]
+        return provenance(str(self.device), self.threads, numerics.promise(sides, self.device), bench.data.sha256)
 
 
 @functools.lru_cache(maxsize=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any
@@ -20,6 +21,18 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
+def is_text(value: Any) -> bool:
+    """Text of at least one character, none of which is a control character, a line break or no Unicode at all."""
+    return (
+        isinstance(value, str) and value != "" and not {"Cc", "Cs", "Zl", "Zp"} & set(map(unicodedata.category, value))
+    )
+
+
+def is_name(value: Any) -> bool:
+    """Text that names a file or folder in another folder, wherever that is."""
+    return is_text(value) and not {"/", "\\"} & set(value) and value not in (".", "..") and len(value.encode()) <= 200
+
+
 def is_digits(value: Any) -> bool:
     """One digit, or one to nine different ones."""
     digits = value if isinstance(value, list | tuple) else (value,)
@@ -31,9 +44,9 @@ def is_digits(value: Any) -> bool:
 
 
 def is_pattern(value: Any, check: Callable[[Any], bool]) -> bool:
-    """A mapping of layer names or patterns to values, or the pairs that it is kept as."""
+    """A mapping of layer names or patterns to values, the pairs that it is kept as, or None for no such layers."""
     try:
-        pairs = list(value.items() if isinstance(value, Mapping) else value)
+        pairs = list(value.items() if isinstance(value, Mapping) else () if value is None else value)
         return all(isinstance(name, str) and check(own) for name, own in pairs)
     except (TypeError, ValueError):
         return False

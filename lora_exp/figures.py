@@ -19,12 +19,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from lora_exp.fields import CLASSES
 from lora_exp.result import RunResult
-from lora_exp.spec import CLASSES
 
 BLUE, ORANGE, VERMILION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 INK, FAINT = "#222222", "#8A8A8A"
-LEGEND_RUNS = 8  # ranks that a legend still shows better than a colour bar
+Kind = tuple[str, int | None]  # method and rank, None for a method without one
+LEGEND_RUNS = 8  # kinds of run that a legend still shows better than a colour bar
 LEAST_LOSS = 1e-4
 SMOOTHED_STEPS = 50  # a loss curve of this length or more is averaged over a tenth of its steps
 
@@ -44,9 +45,10 @@ def run_figures(
 ) -> list[Path]:
     """Write the figures of one run into `folder`, made if absent: errors per digit, wrong digits, loss curve.
 
-    Takes what `wrong_digits` takes. A diverged run gets its loss curve only: its errors mean nothing.
+    Takes what `wrong_digits` takes. A diverged run gets its loss curve only: its errors mean nothing. An imported
+    adapter has no loss curve.
     """
-    drawn = {"loss_curve": loss_curves([result])}
+    drawn = {} if result.imported else {"loss_curve": loss_curves([result])}
     if not result.diverged:
         drawn["errors_per_digit"] = error_bars(result)
         drawn["wrong_digits"] = wrong_digits(result, predictions, pictures, labels)
@@ -124,34 +126,34 @@ def wrong_digits(
 
 
 def loss_curves(results: Sequence[RunResult]) -> Figure:
-    """Fine-tuning loss by step, one line a run, coloured by rank; long curves as moving averages.
+    """Fine-tuning loss by step, one line a run, coloured by method and rank; long curves as moving averages.
 
-    One run alone shows its single losses too; where runs are many, each rank's mean over its sound runs of
+    One run alone shows its single losses too; where runs are many, each colour's mean over its sound runs of
     full length stands out. A run that diverged ends in a cross at its last finite loss.
     """
     figure, (axes,) = empty_figure(9, 4.4)
-    ranks = sorted({result.spec.adapter.rank for result in results})
-    colours = dict(zip(ranks, colormaps["viridis"](np.linspace(0, 0.92, len(ranks))), strict=True))
+    kinds = sorted({kind_of(result) for result in results}, key=lambda kind: (kind[0], kind[1] or 0))
+    colours = dict(zip(kinds, colormaps["viridis"](np.linspace(0, 0.92, len(kinds))), strict=True))
     longest = max(len(result.outcome.loss_curve) for result in results)
     window = longest // 10 if longest >= SMOOTHED_STEPS else 1
     many = len(results) > LEGEND_RUNS
-    whole: dict[int, list[list[float]]] = {}
+    whole: dict[Kind, list[list[float]]] = {}
     for result in results:
-        rank, losses = result.spec.adapter.rank, result.outcome.loss_curve
+        kind, losses = kind_of(result), result.outcome.loss_curve
         if result.outcome.diverged_at is not None:
             losses = losses[: result.outcome.diverged_at - 1]
         elif len(losses) == longest:
-            whole.setdefault(rank, []).append(losses)
+            whole.setdefault(kind, []).append(losses)
         if not losses:
             continue  # diverged at the first step: there is nothing to draw
         if len(results) == 1 and window > 1:
             _draw_losses(axes, losses, 1, color=FAINT, lw=0.8, alpha=0.6)
-        end = _draw_losses(axes, losses, window, color=colours[rank], lw=0.7 if many else 2, alpha=0.3 if many else 1)
+        end = _draw_losses(axes, losses, window, color=colours[kind], lw=0.7 if many else 2, alpha=0.3 if many else 1)
         if result.diverged:
             axes.plot(*end, "X", color=VERMILION, ms=9, zorder=3)
     if many:
-        for rank, curves in whole.items():
-            _draw_losses(axes, np.mean(curves, axis=0), window, color=colours[rank], lw=2.2)
+        for kind, curves in whole.items():
+            _draw_losses(axes, np.mean(curves, axis=0), window, color=colours[kind], lw=2.2)
     _explain_colours(figure, axes, colours, any((result.outcome.diverged_at or 0) > 1 for result in results))
     axes.set_yscale("log")
     axes.set_xlabel("fine-tuning step")
@@ -165,7 +167,23 @@ def loss_curves(results: Sequence[RunResult]) -> Figure:
 def setting(result: RunResult) -> str:
     """In words: `fine-tuned on digit 9 at rank 4`."""
     digits = " and ".join(map(str, result.spec.finetune.digit))
-    return f"fine-tuned on digit {digits} at rank {result.spec.adapter.rank}"
+    return f"fine-tuned on digit {digits} {adapted(*kind_of(result))}"
+
+
+def kind_of(result: RunResult) -> Kind:
+    """Method and rank of a run."""
+    adapter = result.spec.adapter
+    return adapter.method, None if adapter.scaling is None else adapter.rank
+
+
+def kind_label(method: str, rank: int | None) -> str:
+    """`rank 4`, `dora rank 4`, `full`."""
+    return " ".join(([] if method == "lora" else [method]) + ([] if rank is None else [f"rank {rank}"]))
+
+
+def adapted(method: str, rank: int | None) -> str:
+    """How a run was adapted: `at rank 4`, `with dora rank 4`, `with full`."""
+    return f"{'at' if method == 'lora' else 'with'} {kind_label(method, rank)}"
 
 
 def empty_figure(
@@ -200,19 +218,19 @@ def _draw_losses(axes: Axes, losses: Sequence[float] | NDArray[Any], window: int
     return len(losses), float(means[-1])
 
 
-def _explain_colours(figure: Figure, axes: Axes, colours: Mapping[int, Any], crosses: bool) -> None:
-    """A legend of few ranks or a colour bar of many, and what a cross means."""
-    ranks = list(colours)
-    if len(ranks) <= LEGEND_RUNS:
-        for rank, colour in colours.items():
-            axes.plot([], [], color=colour, lw=2.2, label=f"rank {rank}")
+def _explain_colours(figure: Figure, axes: Axes, colours: Mapping[Kind, Any], crosses: bool) -> None:
+    """A legend of few methods and ranks or a colour bar of many, and what a cross means."""
+    labels = [kind_label(*kind) for kind in colours]
+    if len(labels) <= LEGEND_RUNS:
+        for label, colour in zip(labels, colours.values(), strict=True):
+            axes.plot([], [], color=colour, lw=2.2, label=label)
     else:
-        steps = BoundaryNorm(np.arange(len(ranks) + 1) - 0.5, len(ranks))
+        steps = BoundaryNorm(np.arange(len(labels) + 1) - 0.5, len(labels))
         scale = ScalarMappable(steps, ListedColormap(list(colours.values())))
-        shown = range(0, len(ranks), -(-len(ranks) // 10))
-        bar = figure.colorbar(scale, ax=axes, label="rank", ticks=list(shown), pad=0.02)
+        shown = range(0, len(labels), -(-len(labels) // 10))
+        bar = figure.colorbar(scale, ax=axes, ticks=list(shown), pad=0.02)
         bar.minorticks_off()
-        bar.set_ticklabels([str(ranks[at]) for at in shown])
+        bar.set_ticklabels([labels[at] for at in shown])
     if crosses:
         axes.plot([], [], "X", color=VERMILION, ms=9, label="diverged")
     if axes.get_legend_handles_labels()[0]:

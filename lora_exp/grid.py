@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.composition import JobConfigs
 from lora_exp.config import is_experiment, read
-from lora_exp.job import JobsFailed, check, open_laboratory, open_recorder
-from lora_exp.records import TrackingError
+from lora_exp.job import JobsFailed, check, open_delivery, open_laboratory
 from lora_exp.spec import RunSpec, SpecError
-from lora_exp.sweep_files import begin_sweep, command_line
+from lora_exp.sweep_files import SWEEP, begin_sweep, note
 
 if TYPE_CHECKING:
     from lora_exp.settings import Settings
-
-log = logging.getLogger(__name__)
 
 
 def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: list[str]) -> Sequence[JobReturn]:
@@ -47,7 +45,7 @@ def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: 
         return []
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
-    with _reported(folder, jobs, specs[0], settings):
+    with _recorded(folder, jobs, specs[0], settings):
         returns = launcher.launch(jobs, initial_job_idx=0)
     failed = [str(r.overrides) for r in returns if r.status is not JobStatus.COMPLETED]
     if failed:
@@ -75,37 +73,51 @@ def _checked(
 
 
 @contextlib.contextmanager
-def _reported(folder: Path, jobs: list[list[str]], first: RunSpec, settings: Settings) -> Iterator[None]:
-    """A parent run while the sweep runs; the report, the table and the paths when it ends, however it ends."""
-    laboratory = open_laboratory(settings)
-    recorder = open_recorder(settings)
-    name = "-".join(folder.parts[-2:]) if len(folder.parts) > 1 else folder.name
-    command = command_line()
-    parent = None if recorder is None else recorder.start_sweep(name, command, {"jobs": str(len(jobs))})
-    begin_sweep(folder, name, command, jobs, parent)
-    status = "KILLED"
+def _recorded(folder: Path, jobs: list[list[str]], first: RunSpec, settings: Settings) -> Iterator[None]:
+    """A parent run while the sweep runs; the report, the table and the paths when it ends.
+
+    A sweep that is interrupted gets no report, so that it ends at once, but the command that goes on with it.
+    """
+    delivery, is_resumed = open_delivery(settings), (folder / SWEEP).exists()
+    begin_sweep(folder, "-".join(folder.parts[-2:]) if len(folder.parts) > 1 else folder.name, jobs)
+    if is_resumed:
+        delivery.reopen_parent(folder)
+    delivery.open_parent(folder)
+    status = "FINISHED"
     try:
         yield
-        status = "FINISHED"
+    except KeyboardInterrupt:
+        note(folder, ended={"status": "KILLED", "report": None, "metrics": {}})
+        delivery.close_parent(folder)
+        print(f"to go on: {shlex.join(['lora-exp', 'resume', str(folder.absolute())])}", file=sys.stderr)
+        raise
     except Exception:
         status = "FAILED"
         raise
     finally:
-        from lora_exp import report
-        from lora_exp.sweep import read_sweep
+        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            _report(folder, first, settings, status)
 
-        done = read_sweep(folder)
-        out = Path(settings.report.folder).absolute() / (settings.report.name or name)
-        pictures, labels = laboratory.test_pictures(first)
-        report.write_report(done, out, pictures, labels)
-        if recorder is not None and parent is not None:
-            try:
-                recorder.finish_sweep(parent, out, _metrics(done.frame), status)
-            except TrackingError as error:
-                log.warning("%s; the report is kept in %s", error, out)
-        print(report.terminal_table(done.frame))
-        print(report.verdict(done.frame))
-        print(f"report   {out / 'report.md'}\nruns     {folder.absolute()}\ncompare  lora-exp ui")
+
+def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> None:
+    """Write the report, close the parent run, and tell a terminal what came of the sweep."""
+    from lora_exp import report
+    from lora_exp.sweep import read_sweep
+
+    done, delivery = read_sweep(folder), open_delivery(settings)
+    claim = report.judged_claim(done, settings.report.claim)
+    out = Path(settings.report.folder).absolute() / (settings.report.name or done.name)
+    pictures, labels = open_laboratory(settings).test_pictures(first)
+    report.write_report(done, out, pictures, labels, claim)
+    note(folder, ended={"status": status, "report": str(out), "metrics": _metrics(done.frame)})
+    missing = delivery.deliver_all([Path(place) for place in done.frame["folder"]], delivery.open_parent(folder))
+    print(report.terminal_table(done.frame))
+    print(report.verdict(done.frame))
+    if claim is not None:
+        print(claim.sentence)
+    print(f"report   {out / 'report.md'}\nruns     {folder.absolute()}\ncompare  lora-exp ui")
+    if missing or not delivery.close_parent(folder):
+        print(f"not all of it is in MLflow yet; when that is back: {shlex.join(['lora-exp', 'sync', str(folder)])}")
 
 
 def _metrics(frame: Any) -> dict[str, float]:

@@ -43,11 +43,15 @@ def _drawn(plan: AdapterPlan, at: int, layer: Layer) -> tuple[torch.Tensor, torc
     if plan.start == "kaiming":  # uniform in +-1/sqrt(I), as PEFT draws A
         a = torch.rand(rank, inputs, generator=random).mul_(2).sub_(1).mul_(inputs**-0.5)
     elif plan.start == "orthogonal":
-        rows = torch.split(torch.randn(rank, inputs, generator=random), inputs)
-        a = torch.cat([_orthonormal(some) for some in rows])
+        a = torch.cat([_orthonormal(rows) for rows in torch.split(_normal(rank, inputs, random), inputs)])
     else:
-        a = torch.randn(rank, inputs, generator=random) * plan.init_std
+        a = _normal(rank, inputs, random) * plan.init_std
     return a, torch.zeros(outputs, rank)
+
+
+def _normal(rank: int, inputs: int, random: torch.Generator) -> torch.Tensor:
+    """Row by row: torch draws the last 16 numbers of a tensor in another way, so the whole depends on its size."""
+    return torch.stack([torch.randn(inputs, generator=random) for _ in range(rank)])
 
 
 def _orthonormal(rows: torch.Tensor) -> torch.Tensor:

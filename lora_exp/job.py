@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config import read
-from lora_exp.result import RESULT, RunResult, from_json
-from lora_exp.sweep_files import failure_of, parent_run
+from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
+from lora_exp.result import read as read_result
+from lora_exp.sweep_files import FAILURE, failure_of, parent_run, write_whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from lora_exp.delivery import Delivery
     from lora_exp.experiment import Laboratory
-    from lora_exp.records import Recorder
     from lora_exp.settings import Settings
     from lora_exp.spec import RunSpec
 
@@ -45,24 +47,60 @@ def run_job(config: DictConfig) -> float:
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     sweep_folder = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
     parent = None if sweep_folder is None else parent_run(sweep_folder)
-    recorder = open_recorder(settings)
     laboratory = open_laboratory(settings)
     text = _saved_config(folder / (hydra.output_subdir or "")) or OmegaConf.to_yaml(config)
     [(_, files)] = laboratory.run([spec])
     if isinstance(files, Failure):
-        failure_of(folder, files.error, overrides)
-        _record(recorder, lambda to: to.record_failure(spec.name, overrides, files.error, folder, parent), folder)
+        failure_of(folder, spec.name, files.error, overrides)
+        open_delivery(settings).deliver(folder, parent)
         raise JobsFailed(f"{spec.name}: {files.error}")
-    result = _with_config(from_json(files[RESULT].decode()), overrides, text)
-    for name, content in (files | {RESULT: (result.to_json() + "\n").encode()}).items():
-        _write(folder / name, content)
-    if sweep_folder is None:
-        _draw(result, laboratory, folder)
-    _record(recorder, lambda to: to.record_run(result, folder, overrides, text, parent), folder)
+    result = with_facts(from_json(files[RESULT].decode()), overrides=overrides, config=text)
+    keep(result, files, folder, settings, parent, draw=sweep_folder is None)
     log.info("%s", summary_line(result))
     if result.diverged:
-        raise JobsFailed(f"{spec.name}: the loss stopped being finite at step {result.outcome.diverged_at}")
+        raise diverged(result)
     return result.outcome.target_error
+
+
+def keep(
+    result: RunResult, files: Mapping[str, bytes], folder: Path, settings: Settings, parent: str | None, draw: bool
+) -> None:
+    """Write a result and its files into the job's folder, with figures where asked, and record it in MLflow.
+
+    `result.json` comes last: where it is, all is.
+    """
+    for name, content in files.items():
+        if name != RESULT:
+            write_whole(folder / name, content)
+    write_whole(folder / RESULT, (result.to_json() + "\n").encode())
+    (folder / FAILURE).unlink(missing_ok=True)  # of an earlier try
+    if draw:
+        _draw(result, open_laboratory(settings), folder)
+    open_delivery(settings).deliver(folder, parent)
+
+
+def diverged(result: RunResult) -> JobsFailed:
+    """What is raised of a run that has no errors to compare."""
+    return JobsFailed(f"{result.name}: the loss stopped being finite at step {result.outcome.diverged_at}")
+
+
+def finished_run(folder: Path, spec: RunSpec) -> RunResult | None:
+    """The result of `spec` in a job's folder, if it is there whole and was made by the code of today."""
+    from lora_exp.provenance import RESULT_MODULES, code_version
+
+    try:
+        result = read_result(folder)
+        sha256 = hashlib.sha256((folder / ADAPTER).read_bytes()).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    is_same = result.spec == spec and result.provenance.get("code") == code_version(RESULT_MODULES)
+    is_whole = sha256 == result.outcome.adapter_sha256 and (folder / PREDICTIONS).is_file()
+    return result if is_same and is_whole else None
+
+
+def with_facts(result: RunResult, **facts: Any) -> RunResult:
+    """The result with more provenance: the overrides and the config of its job, say."""
+    return dataclasses.replace(result, provenance=result.provenance | facts)
 
 
 def check(specs: Sequence[RunSpec], settings: Settings) -> None:
@@ -70,7 +108,7 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
 
     Raises SpecError, StoreError or TrackingError, of one line.
     """
-    open_recorder(settings)
+    open_delivery(settings)
     laboratory = open_laboratory(settings)
     for spec in {(spec.data, spec.model, spec.adapter): spec for spec in specs}.values():
         laboratory.check(spec)
@@ -83,16 +121,18 @@ def open_laboratory(settings: Settings) -> Laboratory:
 
 
 @functools.lru_cache(maxsize=1)
-def open_recorder(settings: Settings) -> Recorder | None:
-    """The MLflow recorder of these settings, made once a process; None when tracking is off.
+def open_delivery(settings: Settings) -> Delivery:
+    """What brings runs to MLflow under these settings, made once a process.
 
     Raises TrackingError when the store or server can't be reached.
     """
+    from lora_exp.delivery import Delivery
+
     if settings.tracking.kind == "off":
-        return None
+        return Delivery(None)
     from lora_exp.records import Recorder
 
-    return Recorder.open(settings.tracking)
+    return Delivery(Recorder.open(settings.tracking))
 
 
 def summary_line(result: RunResult) -> str:
@@ -109,36 +149,12 @@ def summary_line(result: RunResult) -> str:
     )
 
 
-def _record(recorder: Recorder | None, write: Callable[[Recorder], object], folder: Path) -> None:
-    """Record what lies in `folder`; a tracking store that went away costs the record, never the result."""
-    from lora_exp.records import TrackingError
-
-    if recorder is None:
-        return
-    try:
-        write(recorder)
-    except TrackingError as error:
-        log.warning("%s; the result is kept in %s", error, folder)
-
-
 def _saved_config(folder: Path) -> str | None:
     """What Hydra saved of the job's config; composing the text anew takes 3 ms a job."""
     try:
         return (folder / "config.yaml").read_text(encoding="utf-8")
     except OSError:
         return None
-
-
-def _with_config(result: RunResult, overrides: list[str], config: str) -> RunResult:
-    facts: dict[str, Any] = {"overrides": overrides, "config": config}
-    return dataclasses.replace(result, provenance=result.provenance | facts)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def _draw(result: RunResult, laboratory: Laboratory, folder: Path) -> None:

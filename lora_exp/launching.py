@@ -6,12 +6,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hydra.core.utils import JobReturn, configure_log, filter_overrides, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from lora_exp.composition import JobConfigs
 from lora_exp.config import is_experiment, read
+from lora_exp.job import diverged, finished_run, open_laboratory
 from lora_exp.job_run import run_job
 from lora_exp.spec import RunSpec
 
@@ -34,8 +35,8 @@ def launch(
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
     configs = JobConfigs(context.config_loader, config)
-    returns: dict[int, JobReturn] = {}
-    for at in _in_order_of_results(config, configs, job_overrides):
+    returns = _finished(config, configs, job_overrides, initial_job_idx)
+    for at in _in_order_of_results(config, configs, job_overrides, set(returns)):
         number = initial_job_idx + at
         log.debug("job %d: %s", number, " ".join(filter_overrides(job_overrides[at])))
         returns[at] = run_job(context, task, configs.compose(job_overrides[at], number))
@@ -46,7 +47,7 @@ def launch(
 
 
 def _in_order_of_results(
-    config: DictConfig, configs: JobConfigs, job_overrides: Sequence[Sequence[str]]
+    config: DictConfig, configs: JobConfigs, job_overrides: Sequence[Sequence[str]], finished: set[int]
 ) -> Iterator[int]:
     """Positions of the jobs as their results come in; in the given order for other Hydra applications."""
     if not is_experiment(config) or not job_overrides:
@@ -55,6 +56,22 @@ def _in_order_of_results(
     jobs: dict[RunSpec, list[int]] = {}
     for at, overrides in enumerate(job_overrides):
         spec, settings = read(configs.own(overrides))
-        jobs.setdefault(spec, []).append(at)
-    for spec, _ in settings.laboratory().run(list(jobs)):
+        if at not in finished:
+            jobs.setdefault(spec, []).append(at)
+    for spec, _ in open_laboratory(settings).run(list(jobs)):
         yield from jobs[spec]
+
+
+def _finished(
+    config: DictConfig, configs: JobConfigs, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+) -> dict[int, JobReturn]:
+    """What the jobs returned that an earlier, interrupted launch finished in this folder."""
+    returns: dict[int, JobReturn] = {}
+    for at, overrides in enumerate(job_overrides) if is_experiment(config) else ():
+        folder = Path(str(config.hydra.sweep.dir)) / str(initial_job_idx + at)
+        result = finished_run(folder, read(configs.own(overrides))[0]) if folder.is_dir() else None
+        if result is not None:
+            returns[at] = JobReturn(overrides=overrides, working_dir=str(Path.cwd()))
+            returns[at].status = JobStatus.FAILED if result.diverged else JobStatus.COMPLETED
+            returns[at].return_value = diverged(result) if result.diverged else result.outcome.target_error
+    return returns

@@ -8,8 +8,9 @@ once, when it is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,9 @@ def _widest_code_path() -> str:
 
 # Below 4 rows (10 where two threads share a narrow product) some processors take other kernels whatever is asked.
 LEAST_ROWS = 16
+# A low-rank product is padded with zeros to such a rank: it keeps every product out of matrix-vector kernels, whose
+# bits differ, and makes a job's products the same in every pack it may be in.
+RANK_MULTIPLE = 8
 ANY_PACK = "same bits alone or in any pack"
 SAME_PACK = "same bits in the same pack; across packs within rounding"
 
@@ -45,26 +49,55 @@ SAME_PACK = "same bits in the same pack; across packs within rounding"
 def promise(shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
     """Find out whether rows of this build's matrix products depend on the other rows; what a run may claim.
 
-    Tries the products of a model whose layers have weights of these shapes [O, I] on one thread, with few rows and
-    with many.
+    Tries the products of a model whose layers have weights of these shapes [O, I], and of low-rank updates of them, on
+    one thread: few rows alone, and many.
     """
     import torch
 
     if device.type != "cpu":
         return SAME_PACK
     random = torch.Generator().manual_seed(0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for outputs, inputs in shapes:
+    with at_most(1):
+        for position, (outputs, inputs) in enumerate(shapes):
             weight = torch.randn(outputs, inputs, generator=random)
-            for factor, columns in ((weight.t(), inputs), (weight, outputs)):  # forward, and back
-                rows = torch.randn(160, columns, generator=random)
-                whole = rows @ factor
-                for few in (LEAST_ROWS, 20, 70):
-                    parts = [part @ factor for part in torch.split(rows, few)]
-                    if not torch.equal(torch.cat(parts), whole):
-                        return SAME_PACK
+            a, b = (torch.randn(RANK_MULTIPLE, side, generator=random) for side in (inputs, outputs))
+            # Forward, and back, but not to the images; low-rank products are made for a stack of jobs.
+            shared = (weight.t(), weight) if position else (weight.t(),)
+            frozen = (_depends_on_others(torch.mm, factor, random) for factor in shared)
+            low_rank = (_depends_on_others(_stacked, factor, random) for factor in (a.t(), b, b.t(), a))
+            if any(frozen) or any(low_rank):
+                return SAME_PACK
+    return ANY_PACK
+
+
+def _depends_on_others(
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], factor: torch.Tensor, random: torch.Generator
+) -> bool:
+    """Whether the bits of a row of a product depend on how many other rows there are."""
+    import torch
+
+    rows = torch.randn(160, len(factor), generator=random)
+    whole = product(rows, factor)
+    cuts = (torch.split(rows, few) for few in (LEAST_ROWS, 20, 70))
+    return not all(torch.equal(torch.cat([product(part, factor) for part in parts]), whole) for parts in cuts)
+
+
+def _stacked(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """The product of the last of as many jobs as there are tens of rows."""
+    import torch
+
+    jobs = len(rows) // 10
+    return torch.bmm(rows.expand(jobs, -1, -1), factor.expand(jobs, -1, -1))[-1]
+
+
+@contextlib.contextmanager
+def at_most(threads: int) -> Iterator[None]:
+    """A block whose products run on no more threads than that; those of a pack run on one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(threads, before))
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
-    return ANY_PACK

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 FULL_PACK = 25
 # A last pack of a few jobs runs at the speed of small products, so fewer are not worth a thread of their own.
 SMALL_PACK = 4
+# Jobs with weights of their own share no product, only the cost of each call: packs of 2 and of 4 took about 5 % less
+# processor time than packs of 1 (docs/performance.md). Larger ones hold more memory, and one is worth a thread.
+OWN_WEIGHTS_PACK = 4
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,11 @@ def plan_packs(jobs: Sequence[JobSize], workers: int, memory: int) -> list[list[
 
 
 def _cut(jobs: Sequence[JobSize], workers: int, memory: int) -> list[range]:
-    """Cut a list into runs of about equal cost, none above FULL_PACK jobs or `memory` bytes unless single."""
-    rounds = max(1, -(-len(jobs) // (FULL_PACK * workers)))
+    """Cut jobs of one kind into runs of about equal cost, none above a full pack or `memory` bytes unless single."""
+    full, small = (OWN_WEIGHTS_PACK, 1) if jobs[0].owns_weights else (FULL_PACK, SMALL_PACK)
+    rounds = max(1, -(-len(jobs) // (full * workers)))
     while True:
-        count = max(1, min(rounds * workers, -(-len(jobs) // SMALL_PACK) if rounds == 1 else len(jobs)))
+        count = max(1, min(rounds * workers, -(-len(jobs) // small) if rounds == 1 else len(jobs)))
         runs = _equal_cost(jobs, count)
         if count >= len(jobs) or all(sum(jobs[at].memory for at in run) <= memory for run in runs):
             return runs

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from lora_exp import numerics
 from lora_exp.spec import digest
 
 PACKAGE = Path(__file__).parent
@@ -75,6 +76,8 @@ def processor() -> str:
 
 def provenance(device: str, threads: int, promise: str, data_sha256: str) -> dict[str, Any]:
     """What a result carries about the circumstances of its making."""
+    import torch
+
     return {
         "versions": versions(),
         "commit": git_commit(),
@@ -83,6 +86,8 @@ def provenance(device: str, threads: int, promise: str, data_sha256: str) -> dic
         "processor": processor(),
         "device": device,
         "threads": threads,
+        "torch_threads": torch.get_num_threads(),  # on which bases are trained
+        "mkl_cbwr": numerics.requested(),
         "promise": promise,
         "data_sha256": data_sha256,
     }

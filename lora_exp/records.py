@@ -41,15 +41,28 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # A request that is sent twice may be carried out twice; delivery.py knows what arrived.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
 class TrackingError(Exception):
     """The tracking store can't be used; the message is one line: key, value and what to do."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a run is known by before MLflow has given it an id, and the time it is recorded under (ms since 1970).
+
+    `again` tells that it was handed in before, so that the store may have the run already.
+    """
+
+    name: str
+    time: int
+    again: bool
 
 
 @dataclass(frozen=True)
@@ -66,8 +79,7 @@ class Recorder:
 
         Raises TrackingError when that is not possible, for a silent server after about 3 s.
         """
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        _set_environment()
         if settings.kind == "server":
             _check_server(settings.uri)
             return cls._connected(settings, None)
@@ -83,17 +95,17 @@ class Recorder:
             client = MlflowClient(settings.uri)
             return cls(settings, client, _experiment(client, settings.experiment, artifacts))
 
-    def start_sweep(self, name: str, command: str, parameters: Mapping[str, str]) -> str:
+    def start_sweep(self, name: str, command: str, parameters: Mapping[str, str], ticket: Ticket | None = None) -> str:
         """Open the parent run of a sweep and return its id. Raises TrackingError, as all methods do."""
         from mlflow.entities import Param
 
         tags = {"kind": "sweep", "command": command, "mlflow.note.content": f"```\n{command}\n```"}
-        with self._run(name, tags, _now(), None) as run:
+        with self._run(name, tags, _now(), None, ticket) as run:
             params = [Param(key, _cut(value, PARAMETER_LIMIT)) for key, value in parameters.items()]
             self.client.log_batch(run.info.run_id, params=params, synchronous=True)
         return str(run.info.run_id)
 
-    def finish_sweep(self, parent: str, report: Path, metrics: Mapping[str, float], status: str) -> None:
+    def finish_sweep(self, parent: str, report: Path | None, metrics: Mapping[str, float], status: str) -> None:
         """Close the parent run as `status` (FINISHED, FAILED or KILLED), with its summary and its report."""
         from mlflow.entities import Metric
 
@@ -102,13 +114,19 @@ class Recorder:
         with _one_line(self.settings.uri):
             try:
                 self.client.log_batch(parent, metrics=points, synchronous=True)
-                if report.is_dir():
+                if report is not None and report.is_dir():
                     self.client.log_artifacts(parent, str(report), "report")
             finally:
                 self.client.set_terminated(parent, status)
 
     def record_run(
-        self, result: RunResult, folder: Path, overrides: Sequence[str], config: str, parent: str | None
+        self,
+        result: RunResult,
+        folder: Path,
+        overrides: Sequence[str],
+        config: str,
+        parent: str | None,
+        ticket: Ticket | None = None,
     ) -> str:
         """Record a result whose files lie in `folder`, and return the run's id.
 
@@ -117,14 +135,14 @@ class Recorder:
         """
         from mlflow.entities import Metric, Param
 
-        end = _now()
+        end = _now() if ticket is None else ticket.time
         start = end - int(1000 * sum(result.times.get(stage, 0) for stage in ("fine_tuning", "evaluation")))
         parameters, tags = parameters_of(result), {"kind": "run", **tags_of(result, overrides)}
         if cut := [name for name, value in parameters.items() if len(value) > PARAMETER_LIMIT]:
             tags["cut"] = f"{', '.join(cut)}: the first {PARAMETER_LIMIT} characters; config.yaml has the whole"
         points = [(key, value, 0) for key, value in metrics_of(result).items()]
         points += [("loss", loss, step) for step, loss in curve_of(result)]
-        with self._run(result.spec.name, tags, start, parent) as run:
+        with self._run(result.name, tags, start, parent, ticket) as run:
             self.client.log_batch(
                 run.info.run_id,
                 metrics=[Metric(key, value, end, step) for key, value, step in points if math.isfinite(value)],
@@ -135,24 +153,54 @@ class Recorder:
             self.client.set_terminated(run.info.run_id, "FAILED" if result.diverged else "FINISHED", end)
         return str(run.info.run_id)
 
-    def record_failure(self, name: str, overrides: Sequence[str], error: str, folder: Path, parent: str | None) -> str:
+    def record_failure(
+        self,
+        name: str,
+        overrides: Sequence[str],
+        error: str,
+        folder: Path,
+        parent: str | None,
+        ticket: Ticket | None = None,
+    ) -> str:
         """Record a job that has no result: a FAILED run with the reason and the logs in `folder`; its id."""
         command = shlex.join(overrides)
         note = f"**Failed:** {error}\n\n```\nlora-exp {command}\n```"
         tags = {"kind": "run", "status": "failed", "error": error, "overrides": command, "mlflow.note.content": note}
-        now = _now()
-        with self._run(name, tags, now, parent) as run:
+        now = _now() if ticket is None else ticket.time
+        with self._run(name, tags, now, parent, ticket) as run:
             self._attach(run, sorted(folder.glob("*.log")), None, None)
             self.client.set_terminated(run.info.run_id, "FAILED", now)
         return str(run.info.run_id)
 
+    def reopen(self, run: str) -> None:
+        """Let a run that ended go on."""
+        with _one_line(self.settings.uri):
+            self.client.update_run(run, status="RUNNING")
+
+    def forget(self, ticket: str) -> None:
+        """Take the run of that ticket, if there is one, out of sight; MLflow can restore it."""
+        with _one_line(self.settings.uri):
+            for run in self._of_ticket(ticket):
+                self.client.delete_run(run.info.run_id)
+
+    def _of_ticket(self, ticket: str) -> list[Any]:
+        return list(self.client.search_runs([self.experiment_id], f"tags.ticket = '{ticket}'"))
+
     @contextlib.contextmanager
-    def _run(self, name: str, tags: dict[str, str], start: int, parent: str | None) -> Iterator[Any]:
-        """A new run; whatever interrupts the block leaves it KILLED instead of RUNNING."""
+    def _run(
+        self, name: str, tags: dict[str, str], start: int, parent: str | None, ticket: Ticket | None
+    ) -> Iterator[Any]:
+        """A new run, or the one that an earlier try with this ticket left.
+
+        Whatever interrupts the block leaves it KILLED instead of RUNNING.
+        """
         tags = tags | ({"mlflow.parentRunId": parent} if parent else {})
+        tags |= {"ticket": ticket.name} if ticket else {}
         tags = {key: _cut(value, TAG_LIMIT) for key, value in tags.items()}
         with _one_line(self.settings.uri):
-            run = self.client.create_run(self.experiment_id, start, tags, _cut(name, NAME_LIMIT))
+            run, *_ = (self._of_ticket(ticket.name) if ticket is not None and ticket.again else []) or [
+                self.client.create_run(self.experiment_id, start, tags, _cut(name, NAME_LIMIT))
+            ]
             try:
                 yield run
             except BaseException:
@@ -175,6 +223,58 @@ class Recorder:
                 file = Path(folder) / "config.yaml"
                 file.write_text(config, encoding="utf-8")
                 artifacts.log_artifact(str(file))
+
+
+def fetch_run(settings: TrackingSettings, run: str, names: Sequence[str]) -> dict[str, bytes]:
+    """Those of the artifacts `names` that a recorded run has, by name; neither store nor run is changed.
+
+    Raises TrackingError when there is no such store, or no such run in it.
+    """
+    _set_environment()
+    if settings.kind == "server":
+        _check_server(settings.uri)
+    else:
+        settings = _absolute(settings)
+        path = Path(settings.uri.removeprefix(SQLITE))
+        if not path.is_file():
+            raise TrackingError(f"tracking.uri={settings.uri}: there is no such file, so run {run} is not in it")
+        with _one_line(settings.uri):
+            _check_database(path)
+    with _one_line(settings.uri), tempfile.TemporaryDirectory() as folder:
+        from mlflow import MlflowClient
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        found = MlflowClient(settings.uri).get_run(run)
+        artifacts = get_artifact_repository(found.info.artifact_uri, tracking_uri=settings.uri)
+        present = {artifact.path for artifact in artifacts.list_artifacts()}.intersection(names)
+        return {name: Path(artifacts.download_artifacts(name, folder)).read_bytes() for name in present}
+
+
+def state(settings: TrackingSettings) -> str:
+    """How the tracking store is, in words; nothing is made or changed.
+
+    Raises TrackingError when it is damaged or does not answer.
+    """
+    if settings.kind == "off":
+        return "tracking=off: runs are not recorded"
+    if settings.kind == "server":
+        _check_server(settings.uri)
+        return f"{settings.uri} answers"
+    path = Path(_absolute(settings).uri.removeprefix(SQLITE))
+    if not path.exists() or (path.is_file() and path.stat().st_size == 0):
+        return f"{path}: none yet; the first run makes it"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=20)) as connection:
+            [found] = connection.execute("PRAGMA quick_check(1)").fetchone()
+            [runs] = connection.execute("SELECT count(*) FROM runs").fetchone()
+    except sqlite3.Error as error:
+        found = str(error)
+    if found != "ok":
+        raise TrackingError(
+            f"tracking.uri={settings.uri}: is damaged or no database of MLflow's ({_cut(found, 100)}); move it away "
+            "and the next run makes a new one, the folders of the runs have all results"
+        )
+    return f"{path}: whole, {runs} runs"
 
 
 def ui_command(settings: TrackingSettings, port: int) -> list[str]:
@@ -266,12 +366,21 @@ def _prepared_database(settings: TrackingSettings) -> Iterator[None]:
     with FileLock(f"{path}.lock"):
         if not path.exists() or path.stat().st_size == 0:
             _create_database(path, settings.artifacts)
-        # A file that isn't a database would come out of MLflow as a traceback of SQLAlchemy's.
-        with contextlib.closing(sqlite3.connect(path, timeout=20)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("SELECT count(*) FROM sqlite_master")
-            connection.rollback()
+        _check_database(path)
         yield
+
+
+def _check_database(path: Path) -> None:
+    """A file that isn't a database would come out of MLflow as a traceback of SQLAlchemy's."""
+    with contextlib.closing(sqlite3.connect(path, timeout=20)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("SELECT count(*) FROM sqlite_master")
+        connection.rollback()
+
+
+def _set_environment() -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def _create_database(path: Path, artifacts: str) -> None:

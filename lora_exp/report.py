@@ -17,8 +17,13 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from lora_exp import figures, sweep_figures
-from lora_exp.report_page import Picture, page
+from lora_exp.claim_figures import claim_figure
+from lora_exp.claim_page import CLAIM_FIGURE, claim_section
+from lora_exp.claims import judged
+from lora_exp.markdown import Picture
+from lora_exp.report_page import page
 from lora_exp.sweep import Sweep
+from lora_exp.sweep_files import SweepError
 from lora_exp.tables import (
     both_errors,
     differing,
@@ -29,20 +34,23 @@ from lora_exp.tables import (
     runs_table,
     sound,
 )
+from lora_exp.verdict import Verdict
 
 TERMINAL_ROWS = 64  # a longer table scrolls away; means are shown instead
 TERMINAL_REASONS = 10
 
 
-def write_report(sweep: Sweep, out: Path, pictures: NDArray[np.uint8], labels: NDArray[Any]) -> Path:
+def write_report(
+    sweep: Sweep, out: Path, pictures: NDArray[np.uint8], labels: NDArray[Any], claim: Verdict | None = None
+) -> Path:
     """Write `summary.csv`, `summary.parquet`, `report.md` and `figures/*.png` into folder `out`; return it.
 
-    `pictures` (uint8 [N, 28, 28]) and `labels` [N] are the test images that were judged. In the two summaries
-    `folder` is relative to the sweep's folder. The report appears at once or not at all, and takes the place
-    of an older one. Raises ValueError when `out` holds something that is not a report.
+    `pictures` (uint8 [N, 28, 28]) and `labels` [N] are the test images that were judged; `claim` is as of
+    `judged_claim`. In the two summaries `folder` is relative to the sweep's folder. The report appears at once or
+    not at all, and takes the place of an older one. Raises SweepError when `out` holds something that is not a report.
     """
     if out.exists() and not (out / "report.md").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: is there already and is not a report; name another folder or remove it")
+        raise SweepError(f"{out}: is there already and is not a report; name another folder or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{which}") for which in ("new", "old"))
     (fresh / "figures").mkdir(parents=True)
@@ -51,7 +59,10 @@ def write_report(sweep: Sweep, out: Path, pictures: NDArray[np.uint8], labels: N
         table.to_csv(fresh / "summary.csv", index=False)
         table.to_parquet(fresh / "summary.parquet", index=False)
         drawn = _draw(sweep, pictures, labels, fresh / "figures")
-        (fresh / "report.md").write_text(page(sweep, verdict(sweep.frame), drawn), encoding="utf-8")
+        if claim is not None and claim.answers:
+            figures.save(claim_figure(claim), fresh / "figures" / CLAIM_FIGURE)
+        section = "" if claim is None else claim_section(claim)
+        (fresh / "report.md").write_text(page(sweep, verdict(sweep.frame), drawn, section), encoding="utf-8")
         if out.exists():
             out.replace(old)
         fresh.replace(out)
@@ -59,6 +70,12 @@ def write_report(sweep: Sweep, out: Path, pictures: NDArray[np.uint8], labels: N
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return out
+
+
+def judged_claim(sweep: Sweep, name: str | None) -> Verdict | None:
+    """What the runs of the sweep, imported ones apart, say of the claim of that name, if there is one."""
+    curves = {job: result.outcome.loss_curve for job, result in sweep.results.items()}
+    return None if name is None else judged(name, sweep.frame[sweep.frame["origin"] != "imported"], curves)
 
 
 def verdict(frame: pd.DataFrame) -> str:
@@ -70,7 +87,8 @@ def verdict(frame: pd.DataFrame) -> str:
         return f"No sound run among {len(frame)} ({rest}): there are no errors to compare."
     if len(runs) == 1:
         run = runs.iloc[0]
-        head = f"Digit {run['digit'].replace(',', ' and ')} at rank {run['rank']}"
+        how = figures.adapted(run["method"], None if pd.isna(run["rank"]) else run["rank"])
+        head = f"Digit {run['digit'].replace(',', ' and ')} {how}"
         tail = ""
     else:
         head = f"Mean of {len(runs)} sound runs"
@@ -119,7 +137,7 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
     def add(title: str, name: str, figure: Figure, alt: str, note: str) -> None:
         drawn[title] = Picture(figures.save(figure, folder / f"{name}.png").name, alt, note)
 
-    if len(runs[["digit", "rank"]].drop_duplicates()) > 1:
+    if len(runs[["digit", "rank"]].dropna().drop_duplicates()) > 1:
         add(
             "Errors by target digit and rank",
             "heat_maps",
@@ -127,7 +145,7 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
             "Two heat maps of target digit by rank: error on the target digit, and forgetting",
             "Left what was gained, right what it cost; dark is low in both. " + _of_cells(runs),
         )
-    if runs["parameters_adapter"].nunique() > 1:
+    if runs.loc[runs["parameters_adapter"] > 0, "parameters_adapter"].nunique() > 1:
         add(
             "Parameters against error",
             "parameters_against_error",
@@ -160,12 +178,13 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
         else:
             alt = "Images that fine-tuning mended, broke or left wrong, with true digit and both predictions"
             add(title, "wrong_digits", figure, alt, why)
-    if any(result.outcome.diverged_at != 1 for result in sweep.results.values()):
+    trained = [result for result in sweep.results.values() if not result.imported]
+    if any(result.outcome.diverged_at != 1 for result in trained):
         add(
             "Loss curves",
             "loss_curves",
-            figures.loss_curves(list(sweep.results.values())),
-            "Fine-tuning loss by step, one line a run, coloured by rank",
+            figures.loss_curves(trained),
+            "Fine-tuning loss by step, one line a run, coloured by method and rank",
             "",
         )
     return drawn

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 import pandas as pd
-from tabulate import tabulate
 
+from lora_exp.figures import adapted, kind_label, kind_of
+from lora_exp.markdown import Picture, code, markdown_table, picture, plain
 from lora_exp.result import RunResult
 from lora_exp.sweep import Sweep, run_command
 from lora_exp.tables import (
     NONE,
-    Table,
     differing,
     lowest,
     means_table,
@@ -29,27 +26,19 @@ from lora_exp.tables import (
 
 # Provenance that would repeat what other sections show.
 SHOWN_ELSEWHERE = ("overrides", "config", "started")
-RANK_COLUMNS = 8  # of the model table; more ranks are thinned to these
+SIZE_COLUMNS = 8  # of the model table; more methods and ranks are thinned to these
 VARIANTS = 10  # values written out where runs differ in their provenance
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure of the report: its file in `figures/`, its alternative text and what a reader should know."""
-
-    file: str
-    alt: str
-    note: str
-
-
-def page(sweep: Sweep, verdict: str, drawn: Mapping[str, Picture | str]) -> str:
-    """The whole page; `drawn` maps titles to pictures, or to why there is no picture."""
+def page(sweep: Sweep, verdict: str, drawn: Mapping[str, Picture | str], claim: str = "") -> str:
+    """The whole page; `drawn` maps titles to pictures, or to why there is no picture; `claim` is a section or none."""
     results = list(sweep.results.values())
     sections = [
         _head(sweep),
         "## Verdict\n\n" + "\n\n".join([verdict, *_lowest(sweep.frame), *_doubts(sweep.frame)]),
+        claim,
     ]
-    sections += [f"## {title}\n\n{_picture(picture)}" for title, picture in drawn.items()]
+    sections += [f"## {title}\n\n{picture(shown)}" for title, shown in drawn.items()]
     if len(sound(sweep.frame)):
         sections.append(_means(sweep.frame))
         sections.append("## Sound runs\n\n" + markdown_table(runs_table(sweep.frame)))
@@ -62,24 +51,10 @@ def page(sweep: Sweep, verdict: str, drawn: Mapping[str, Picture | str]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def markdown_table(table: Table, words: int = 0) -> str:
-    """A table whose first `words` columns are aligned as words and the others as numbers."""
-    headings, rows = table
-    align = ["left" if column < words else "right" for column in range(len(headings))]
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return tabulate(
-        cells,
-        [heading.replace("-\n", "").replace("\n", " ") for heading in headings],
-        "pipe",
-        disable_numparse=True,
-        colalign=align if rows else None,
-    )
-
-
 def _head(sweep: Sweep) -> str:
     counts = Counter(sweep.frame["status"])
     told = ", ".join(f"{counts[status]} {status}" for status in ("finished", "diverged", "failed", "missing"))
-    lines = [f"# {_plain(sweep.name)}", f"```bash\n{sweep.command}\n```"]
+    lines = [f"# {plain(sweep.name)}", f"```bash\n{sweep.command}\n```"]
     lines.append(f"{'Started ' + sweep.started + '; j' if sweep.started else 'J'}obs: {told}.")
     return "\n\n".join(lines)
 
@@ -100,8 +75,9 @@ def _lowest(frame: pd.DataFrame) -> list[str]:
 
 def _run(runs: pd.DataFrame, job: int) -> str:
     row = runs[runs["job"] == job].iloc[0]
+    how = adapted(row["method"], None if pd.isna(row["rank"]) else row["rank"])
     return (
-        f"job {job} (digit {row['digit'].replace(',', ' and ')}, rank {row['rank']}), target "
+        f"job {job} (digit {row['digit'].replace(',', ' and ')} {how}), target "
         f"{percent(row['target_error_before'])} % -> {percent(row['target_error'])} %, others "
         f"{percent(row['other_error_before'])} % -> {percent(row['other_error'])} %"
     )
@@ -118,13 +94,6 @@ def _doubts(frame: pd.DataFrame) -> list[str]:
     return doubts
 
 
-def _picture(picture: Picture | str) -> str:
-    if isinstance(picture, str):
-        return _plain(picture)
-    image = f"![{_plain(picture.alt)}](figures/{quote(picture.file)})"
-    return f"{picture.note}\n\n{image}" if picture.note else image
-
-
 def _means(frame: pd.DataFrame) -> str:
     """Means by rank, and by every other setting that differs."""
     names = list(dict.fromkeys(["rank", *differing(sound(frame))]))
@@ -138,24 +107,25 @@ def _unsound(sweep: Sweep) -> str:
         reason = row["error"] or "never ran, or was stopped"
         if row["status"] == "diverged":
             reason = f"the loss stopped being finite at step {sweep.results[row['job']].outcome.diverged_at}"
-        rows.append([str(row["job"]), row["status"], _code(row["overrides"]), _plain(reason)])
+        rows.append([str(row["job"]), row["status"], code(row["overrides"]), plain(reason)])
     if not rows:
         return ""
     return "## Jobs without errors to compare\n\n" + markdown_table((["job", "status", "overrides", "reason"], rows), 4)
 
 
 def _models(results: Sequence[RunResult]) -> str:
-    """Shapes and parameter counts of each model in the sweep, with the adapter's at each rank."""
-    kinds: dict[tuple[Any, ...], dict[int, RunResult]] = {}
+    """Shapes and parameter counts of each model in the sweep, with the adapter's of each method and rank."""
+    kinds: dict[tuple[str, tuple[str, ...]], dict[tuple[str, int], RunResult]] = {}
     for result in results:
-        kind = (result.spec.model.hidden, result.spec.adapter.layers)
-        kinds.setdefault(kind, {}).setdefault(result.spec.adapter.rank, result)
+        adapter = result.spec.adapter
+        by_size = kinds.setdefault((result.spec.model.label, adapter.layers), {})
+        by_size.setdefault((adapter.method, adapter.rank), result)
     parts = []
-    for (hidden, layers), by_rank in kinds.items():
-        ranks = sorted(by_rank)
-        if len(ranks) > RANK_COLUMNS:
-            ranks = [ranks[at * (len(ranks) - 1) // (RANK_COLUMNS - 1)] for at in range(RANK_COLUMNS)]
-        outcomes = [by_rank[rank].outcome for rank in ranks]
+    for (label, layers), by_size in kinds.items():
+        sizes = sorted(by_size)
+        if len(sizes) > SIZE_COLUMNS:
+            sizes = [sizes[at * (len(sizes) - 1) // (SIZE_COLUMNS - 1)] for at in range(SIZE_COLUMNS)]
+        outcomes = [by_size[size].outcome for size in sizes]
         rows = []
         for at, layer in enumerate(outcomes[0].layers):
             shape = " x ".join(str(side) for side in layer["shape"])
@@ -165,12 +135,11 @@ def _models(results: Sequence[RunResult]) -> str:
         rows.append(["all", "", f"{base:,}", *(f"{out.parameters_adapter:,}" for out in outcomes)])
         rows.append(["with the base", "", f"{base:,}", *(f"{out.parameters_total:,}" for out in outcomes)])
         rows.append(["overhead (%)", "", "", *(f"{out.overhead_percent:.3f}" for out in outcomes)])
-        widths = "-".join(str(width) for width in hidden)
-        parts.append(f"Hidden layers {widths or 'none'}; adapted: {_code(', '.join(layers))}.")
-        headings = ["layer", "weight", "base", *(f"rank {rank}" for rank in ranks)]
+        parts.append(f"Hidden layers {label or 'none'}; adapted: {code(', '.join(layers))}.")
+        headings = ["layer", "weight", "base", *(kind_label(*kind_of(by_size[size])) for size in sizes)]
         parts.append(markdown_table((headings, rows), words=2))
-        if len(by_rank) > len(ranks):
-            parts.append(f"{len(ranks)} of {len(by_rank)} ranks.")
+        if len(by_size) > len(sizes):
+            parts.append(f"{len(sizes)} of {len(by_size)} methods and ranks.")
     return "## Model: parameters\n\n" + "\n\n".join(parts)
 
 
@@ -196,14 +165,14 @@ def _provenance(results: Sequence[RunResult]) -> str:
     facts = []
     for result in results:
         told = {name: value for name, value in result.provenance.items() if name not in SHOWN_ELSEWHERE}
-        facts.append({**_flat(dataclasses.asdict(result.spec)), **_flat(told)})
+        facts.append({**_flat(result.settings), **_flat(told)})
     rows = []
     for name in dict.fromkeys(name for fact in facts for name in fact):
         values = list(dict.fromkeys(fact.get(name, NONE) for fact in facts))
         text = ", ".join(values[:VARIANTS])
         if len(values) > VARIANTS:
             text = f"{len(values)} values: {text}, ..."
-        rows.append([name, _code(text)])
+        rows.append([name, code(text)])
     return "## Settings and provenance\n\n" + markdown_table((["what", "value"], rows), words=2)
 
 
@@ -217,17 +186,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
             flat[f"{prefix}{name}"] = " ".join(text.split())
     return flat
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown and HTML leave as it is."""
-    for mark in "\\`*_[]<>#":
-        text = text.replace(mark, "\\" + mark)
-    return " ".join(text.replace("&", "&amp;").split())
-
-
-def _code(text: str) -> str:
-    """An inline code span; a longer fence where the text has backticks of its own."""
-    if not text:
-        return ""
-    return f"`` {text} ``" if "`" in text else f"`{text}`"

@@ -16,6 +16,14 @@ from typing import Any
 from lora_exp.spec import AdapterSpec, RunSpec, from_dict
 
 RESULT, ADAPTER, PREDICTIONS = "result.json", "adapter.safetensors", "predictions.safetensors"
+# Provenance of an adapter that was trained elsewhere: the folder it came from.
+IMPORTED_FROM = "imported_from"
+# What is not known of such an adapter: parts of its spec, and columns of its row.
+UNKNOWN_SETTINGS = {
+    "adapter": ("init", "init_std", "learning_rate_ratio"),
+    "finetune": ("steps", "epochs", "batch_size", "learning_rate", "seed", "replay"),
+}
+UNKNOWN_COLUMNS = ("seed", "learning_rate", "batch_size", "replay", "steps", "final_loss", "spec_key")
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,8 @@ class Outcome:
     """The numbers of a run. Errors are rates from 0 to 1; several classes count as the mean of their rates.
 
     `forgetting` is the rise of the error on the classes that were not fine-tuned on; `layers` has one row a
-    layer with its shape and parameter counts; `diverged_at` is the step (from 1) of the first loss that was
-    not finite, None for a sound run.
+    layer with its shape and parameter counts; an imported adapter has 0 `steps` and no losses; `diverged_at` is the
+    step (from 1) of the first loss that was not finite, None for a sound run.
     """
 
     before: ClassErrors
@@ -78,6 +86,25 @@ class RunResult:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def imported(self) -> bool:
+        """Whether the adapter was trained elsewhere: nothing is known of its training."""
+        return IMPORTED_FROM in self.provenance
+
+    @property
+    def name(self) -> str:
+        """That of the spec; `digit-9_lora_rank-4_alpha-1_imported` for an imported adapter."""
+        return f"{self.spec.name.rpartition('_seed-')[0]}_imported" if self.imported else self.spec.name
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """The spec by group and key, without what isn't known of an imported adapter."""
+        unknown = UNKNOWN_SETTINGS if self.imported else {}
+        return {
+            group: {name: value for name, value in own.items() if name not in unknown.get(group, ())}
+            for group, own in dataclasses.asdict(self.spec).items()
+        }
+
+    @property
     def diverged(self) -> bool:
         """Whether the loss stopped being finite: such a run has no errors worth comparing."""
         return self.outcome.diverged_at is not None
@@ -94,9 +121,10 @@ class RunResult:
         """One flat row for tables: setting, main numbers, errors of every digit before and after, times."""
         spec, out = self.spec, self.outcome
         row: dict[str, Any] = {
-            "name": spec.name,
+            "name": self.name,
             "digit": ",".join(str(digit) for digit in spec.finetune.digit),
             "method": spec.adapter.method,
+            "origin": "imported" if self.imported else "trained here",
             "rank": spec.adapter.rank if spec.adapter.scaling is not None else None,
             "alpha": _alpha(spec.adapter),
             "scaling": spec.adapter.scaling,
@@ -123,14 +151,14 @@ class RunResult:
             "overhead_percent": out.overhead_percent,
             "base_unchanged": out.base_unchanged,
             "adapter_off_equals_base": out.adapter_off_equals_base,
-            "final_loss": out.loss_curve[-1],
+            "final_loss": out.loss_curve[-1] if out.loss_curve else None,
         }
         for digit in range(len(out.before.errors)):
             row[f"errors_before_{digit}"] = out.before.errors[digit]
             row[f"errors_{digit}"] = out.after.errors[digit]
         row.update({f"seconds_{stage}": seconds for stage, seconds in self.times.items()})
         row["spec_key"] = spec.key
-        return row
+        return row | (dict.fromkeys(UNKNOWN_COLUMNS) if self.imported else {})
 
 
 def from_json(text: str) -> RunResult:

@@ -24,18 +24,19 @@ SHORT_NAMES = {"model_hidden": "model", "data_name": "data"}
 def parameters_of(result: RunResult) -> dict[str, str]:
     """Every setting of the run as text, by a flat name; `steps` are those made, also where epochs were asked.
 
-    Settings that the method has no use for (the rank of full fine-tuning) are left out.
+    Settings that the method has no use for (the rank of full fine-tuning) are left out, as are those that aren't known.
     """
     found: dict[str, Any] = {}
     method = result.spec.adapter.method
     for group in reversed(PARTS):
         prefix = "" if group in ("adapter", "finetune") else f"{group}_"
-        for name, value in vars(getattr(result.spec, group)).items():
+        for name, value in result.settings[group].items():
             if group != "adapter" or name in ("method", *METHODS[method].keys):
                 found[SHORT_NAMES.get(prefix + name, prefix + name)] = value
     if result.spec.adapter.scaling is not None:
         found["scaling"] = result.spec.adapter.scaling
-    found["steps"] = result.outcome.steps
+    if not result.imported:
+        found["steps"] = result.outcome.steps
     found["model"] = result.spec.model.label or "no hidden layers"
     return {name: _text(value) for name, value in found.items()}
 
@@ -79,7 +80,6 @@ def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
     facts = {k: v for k, v in result.provenance.items() if k not in ("versions", "overrides", "config")}
     tags = {name: _text(value) for name, value in facts.items()} | {
         "status": "diverged" if result.diverged else "finished",
-        "spec_key": result.spec.key,
         "base_sha256": out.base_sha256_before,
         "adapter_sha256": out.adapter_sha256,
         "base_unchanged": _text(out.base_unchanged),
@@ -88,6 +88,8 @@ def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
         "overrides": shlex.join(overrides),
         "mlflow.note.content": _note(result, overrides),
     }
+    if not result.imported:
+        tags["spec_key"] = result.spec.key
     if result.diverged:
         tags["diverged_at"] = str(out.diverged_at)
         tags["error"] = f"the loss stopped being finite at step {out.diverged_at}"

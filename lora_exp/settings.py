@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.claims import CLAIMS
-from lora_exp.fields import allow
+from lora_exp.fields import allow, is_int, is_name, is_number, is_text
 from lora_exp.spec import SpecError, checked
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 TRACKING = ("sqlite", "server", "off")
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
 @dataclass(frozen=True)
 class DeviceSettings:
     """`threads` packs train side by side on a CPU; null means one a core."""
@@ -32,7 +28,7 @@ class DeviceSettings:
     name: str = allow("one of " + ", ".join(DEVICES), lambda v: v in DEVICES, default="auto")
     threads: int | None = allow(
         "null or an integer of at least 1",
-        lambda v: v is None or (isinstance(v, int) and not isinstance(v, bool) and v >= 1),
+        lambda v: v is None or (is_int(v) and v >= 1),
         default=None,
     )
 
@@ -42,26 +38,31 @@ class TrackingSettings:
     """Where MLflow runs go: a sqlite file, a server, or nowhere."""
 
     kind: str = allow("one of " + ", ".join(TRACKING), lambda v: v in TRACKING, default="sqlite")
-    uri: str = allow("sqlite:///FILE or http://HOST:PORT", _is_text, default="sqlite:///mlflow.db")
-    artifacts: str = allow("a folder", _is_text, default="mlartifacts")
-    experiment: str = allow("a name", _is_text, default="lora_exp")
+    uri: str = allow("sqlite:///FILE or http://HOST:PORT", is_text, default="sqlite:///mlflow.db")
+    artifacts: str = allow("a folder", is_text, default="mlartifacts")
+    experiment: str = allow("a name", is_text, default="lora_exp")
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """Where trained bases and results are kept."""
+    """Where trained bases and results are kept, and how many GiB of them when a run or a sweep ends."""
 
-    folder: str = allow("a folder", _is_text, default="cache/store")
+    folder: str = allow("a folder", is_text, default="cache/store")
+    limit: float | None = allow(
+        "null or a number of GiB of at least 0",
+        lambda v: v is None or (isinstance(v, int | float) and not isinstance(v, bool) and v >= 0),
+        default=None,
+    )
 
 
 @dataclass(frozen=True)
 class ReportSettings:
     """Where a sweep's report goes, `folder/name` (that of the sweep when null), and the claim it judges, if any."""
 
-    folder: str = allow("a folder", _is_text, default="multirun_reports")
+    folder: str = allow("a folder", is_text, default="multirun_reports")
     name: str | None = allow(
-        "null or a name without slashes",
-        lambda v: v is None or (_is_text(v) and "/" not in v and v not in (".", "..")),
+        "null or a name without slashes, of at most 200 bytes",
+        lambda v: v is None or is_name(v),
         default=None,
     )
     claim: str | None = allow("null or one of " + ", ".join(CLAIMS), lambda v: v is None or v in CLAIMS, default=None)
@@ -73,7 +74,7 @@ class SweepSettings:
 
     memory: float | None = allow(
         "null or a number of GiB above 0",
-        lambda v: v is None or (isinstance(v, int | float) and not isinstance(v, bool) and v > 0),
+        lambda v: v is None or (is_number(v) and v > 0),
         default=None,
     )
     plan: bool = allow("true or false", lambda v: isinstance(v, bool), default=False)
@@ -83,7 +84,7 @@ class SweepSettings:
 class DataFolder:
     """Where data sets lie."""
 
-    root: str = allow("a folder", _is_text, default="cache/data")
+    root: str = allow("a folder", is_text, default="cache/data")
 
 
 # Top-level config group -> dataclass of its settings.
@@ -139,8 +140,12 @@ def settings_from(config: Mapping[str, Any]) -> Settings:
 
     Raises SpecError with one line that names key, value and what is allowed.
     """
+    for group in SETTINGS:
+        if not isinstance(config.get(group), Mapping):
+            raise SpecError(f"{group}: must be a config group")
     parts = {group: checked(cls, group, config[group]) for group, cls in SETTINGS.items()}
-    return Settings(**parts, data=checked(DataFolder, "data", {"root": config["data"]["root"]}))
+    folder = {key: value for key, value in config["data"].items() if key == "root"}
+    return Settings(**parts, data=checked(DataFolder, "data", folder))
 
 
 def torch_device(name: str) -> torch.device:

@@ -87,12 +87,12 @@ class AdapterSpec:
     rank: int = integer(1, default=1)
     alpha: float | str = allow("a number above 0, or rank (alpha equals the rank)", is_alpha, default=1.0)
     rank_pattern: tuple[tuple[str, int], ...] = allow(
-        "ranks of at least 1 by layer name or pattern, such as {linear1:4,conv*:2}",
+        "null, or ranks of at least 1 by layer name or pattern, such as {linear1:4,conv*:2}",
         lambda v: is_pattern(v, lambda own: is_int(own) and own >= 1),
         default=(),
     )
     alpha_pattern: tuple[tuple[str, float | str], ...] = allow(
-        "alphas (numbers above 0, or rank) by layer name or pattern, such as {linear1:4,conv*:rank}",
+        "null, or alphas (numbers above 0, or rank) by layer name or pattern, such as {linear1:4,conv*:rank}",
         lambda v: is_pattern(v, is_alpha),
         default=(),
     )
@@ -253,7 +253,7 @@ def _normal(name: str, kind: Any, value: Any) -> Any:
     if name == "digits" and value is not None:
         return tuple(sorted(value))
     if name.endswith("_pattern"):
-        pairs = value.items() if isinstance(value, Mapping) else value
+        pairs = value.items() if isinstance(value, Mapping) else value or ()
         return tuple(
             (layer, own if isinstance(own, str) or name == "rank_pattern" else float(own)) for layer, own in pairs
         )

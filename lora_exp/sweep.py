@@ -16,15 +16,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lora_exp.fields import CLASSES
 from lora_exp.result import PREDICTIONS, RESULT, RunResult, read
-from lora_exp.spec import CLASSES
-from lora_exp.sweep_files import FAILURE, SWEEP
+from lora_exp.sweep_files import FAILURE, SWEEP, SweepError, read_about
 
 # Type of every column, so that a table looks the same whether or not jobs failed. Text is `object`, where an
 # absent value is None in every pandas; whole numbers are nullable, so that a failed job leaves 4 a 4.
 COLUMNS: dict[str, str] = {
     "job": "int64",
-    **dict.fromkeys(("name", "digit", "method"), "object"),
+    **dict.fromkeys(("name", "digit", "method", "origin"), "object"),
     "rank": "Int64",
     "alpha": "object",
     "scaling": "float64",
@@ -77,10 +77,11 @@ class Sweep:
 def run_command(overrides: str) -> str:
     """The command that runs the job with these (shell-quoted) overrides by itself.
 
-    A preset may be a sweep, so its job is asked for as a single run; the name of the sweep's report is not its.
+    A preset may be a sweep, so its job is asked for as a single run; the name of the sweep's report is not its. What
+    `lora-exp import` added to a sweep has that sub-command among its overrides.
     """
     own = [override for override in shlex.split(overrides) if not override.startswith("report.")]
-    if any(override.startswith("experiment=") for override in own):
+    if own[:1] != ["import"] and any(override.startswith("experiment=") for override in own):
         own.append("hydra.mode=RUN")
     return shlex.join(["lora-exp", *own])
 
@@ -90,7 +91,7 @@ def load_sweep(folder: str | Path) -> pd.DataFrame:
 
     Columns: `job`, those of `RunResult.row()`, `error`, `folder`, `overrides`. Errors are rates from 0 to 1.
     `status` is "finished", "diverged", "failed" or "missing"; only finished rows have errors, and failed or
-    missing ones no numbers at all. Raises ValueError when the folder holds no run.
+    missing ones no numbers at all. Raises SweepError when the folder holds no run.
     """
     return read_sweep(folder).frame
 
@@ -98,18 +99,18 @@ def load_sweep(folder: str | Path) -> pd.DataFrame:
 def read_sweep(folder: str | Path) -> Sweep:
     """The sweep (or the one run) in `folder`, with its results.
 
-    Raises ValueError, of one line, when the folder holds no run or its `sweep.json` can't be read.
+    Raises SweepError, of one line, when the folder holds no run or its `sweep.json` can't be read.
     """
     folder = Path(folder)
     if (folder / SWEEP).is_file():
-        about = _about(folder / SWEEP)
+        about = read_about(folder)
         folders = {job: folder / str(job) for job in range(len(about["jobs"]))}
     elif (folder / RESULT).is_file() or (folder / FAILURE).is_file():
         about, folders = {"jobs": [None]}, {0: folder}
     else:
         about, folders = {"jobs": []}, {}
     if not folders:
-        raise ValueError(f"{folder}: holds no run (neither {SWEEP} with jobs, nor {RESULT}, nor {FAILURE})")
+        raise SweepError(f"{folder}: holds no run (neither {SWEEP} with jobs, nor {RESULT}, nor {FAILURE})")
 
     rows: list[dict[str, Any]] = []
     results: dict[int, RunResult] = {}
@@ -135,15 +136,6 @@ def read_sweep(folder: str | Path) -> Sweep:
 def digits_of(label: str) -> tuple[int, ...]:
     """The digits of a `digit` column's text, by which it sorts: "2,7" -> (2, 7)."""
     return tuple(int(digit) for digit in label.split(","))
-
-
-def _about(path: Path) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        about["jobs"] = [[str(override) for override in job] for job in about["jobs"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is not the record of a sweep ({type(error).__name__}: {error})") from error
-    return dict(about)
 
 
 def _outcome(folder: Path) -> tuple[RunResult | None, dict[str, Any]]:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
+from lora_exp.fields import CLASSES
 from lora_exp.figures import BLUE, FAINT, INK, ORANGE, empty_figure
-from lora_exp.spec import CLASSES
 from lora_exp.sweep import digits_of
 
 WRITTEN_CELLS = 120  # more heat-map cells than these leave no room for their numbers
@@ -67,7 +67,7 @@ def parameters_against_error(frame: pd.DataFrame) -> Figure:
 
     One faint line a target digit (mean where several sound jobs share a size), one strong line for the mean.
     """
-    sound = frame[frame["status"] == "finished"]
+    sound = frame[(frame["status"] == "finished") & (frame["parameters_adapter"] > 0)]  # none: off a log scale
     size = sound["parameters_adapter"].astype(int)
     crowded = size.nunique() > CROWDED_SIZES
     figure, all_axes = empty_figure(10, 4.4, columns=2)

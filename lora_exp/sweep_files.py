@@ -1,11 +1,13 @@
-"""What a sweep and its jobs write about themselves: `sweep.json` and `failure.json`."""
+"""What a sweep and its jobs write about themselves: `sweep.json` and `failure.json`, each whole or not there."""
 
 from __future__ import annotations
 
 import datetime
 import json
+import os
 import shlex
 import sys
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,38 +15,85 @@ from typing import Any
 SWEEP, FAILURE = "sweep.json", "failure.json"
 
 
-def begin_sweep(folder: Path, name: str, command: str, jobs: Sequence[Sequence[str]], parent: str | None) -> None:
-    """Write `sweep.json`: what was asked, the overrides of each job, and the MLflow parent run."""
+class SweepError(ValueError):
+    """A folder is not that of a sweep, or of another one; the message is one line."""
+
+
+def begin_sweep(folder: Path, name: str, jobs: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """What `sweep.json` says, written where there is none yet: what was asked, where, and each job's overrides.
+
+    Raises SweepError when the folder holds a sweep of other jobs.
+    """
+    path, asked = folder / SWEEP, [list(overrides) for overrides in jobs]
+    if path.exists():
+        about = read_about(folder)
+        if about["jobs"][: len(asked)] != asked:
+            raise SweepError(f"hydra.sweep.dir={folder}: holds another sweep, of other jobs; choose another folder")
+        return about
     about = {
         "name": name,
-        "command": command,
+        "command": shlex.join(["lora-exp", *sys.argv[1:]]),
+        "arguments": sys.argv[1:],
+        "directory": str(Path.cwd()),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "parent_run": parent,
-        "jobs": [list(overrides) for overrides in jobs],
+        "ticket": uuid.uuid4().hex,
+        "parent_run": None,
+        "jobs": asked,
     }
-    _write(folder / SWEEP, about)
+    write_json(path, about)
+    return about
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `sweep.json` says. Raises SweepError, of one line, when there is none that can be read."""
+    path = folder / SWEEP
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        about["jobs"] = [[str(override) for override in job] for job in about["jobs"]]
+    except FileNotFoundError as error:
+        raise SweepError(f"{folder}: holds no {SWEEP}, so it is not the folder of a sweep") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SweepError(f"{path}: is not the record of a sweep ({type(error).__name__}: {error})") from error
+    return dict(about)
+
+
+def note(folder: Path, **facts: Any) -> dict[str, Any]:
+    """Put facts into `sweep.json`; what it says then."""
+    about = read_about(folder) | facts
+    write_json(folder / SWEEP, about)
+    return about
+
+
+def add_job(folder: Path, overrides: Sequence[str]) -> None:
+    """Enter one more job, whose files lie in its folder already, into `sweep.json`."""
+    note(folder, jobs=[*read_about(folder)["jobs"], list(overrides)])
 
 
 def parent_run(sweep_folder: Path) -> str | None:
     """The MLflow parent run of a sweep; None where there is none."""
     try:
-        found = json.loads((sweep_folder / SWEEP).read_text(encoding="utf-8")).get("parent_run")
-    except (OSError, ValueError):
+        found = read_about(sweep_folder).get("parent_run")
+    except SweepError:
         return None
     return str(found) if found else None
 
 
-def failure_of(folder: Path, error: str, overrides: Sequence[str]) -> None:
+def failure_of(folder: Path, name: str, error: str, overrides: Sequence[str]) -> None:
     """Write `failure.json`: why a job has no result."""
-    _write(folder / FAILURE, {"error": error, "overrides": list(overrides)})
+    write_json(folder / FAILURE, {"name": name, "error": error, "overrides": list(overrides)})
 
 
-def command_line() -> str:
-    """The command as the user could type it again."""
-    return shlex.join(["lora-exp", *sys.argv[1:]])
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file that is there whole or not at all."""
+    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -19,7 +19,7 @@ NONE = "–"
 ALWAYS = ("digit", "rank", "alpha")
 SETTINGS = (
     *ALWAYS,
-    "method",
+    *("method", "origin"),
     *("seed", "learning_rate", "steps", "batch_size", "replay", "layers", "hidden", "data", "base_seed"),
 )
 
@@ -89,7 +89,7 @@ def means_table(frame: pd.DataFrame, by: Sequence[str]) -> Table:
     rows = sound(frame)
     groups: dict[tuple[Any, ...], pd.DataFrame] = {(): rows}
     if by:
-        groups = {tuple(keys): group for keys, group in rows.groupby(list(by), sort=False)}
+        groups = {tuple(keys): group for keys, group in rows.groupby(list(by), sort=False, dropna=False)}
     ordered = sorted(groups, key=lambda keys: [_order(name, key) for name, key in zip(by, keys, strict=True)])
     headings = [*(_heading(name) for name in by), "runs", *(heading for heading, _ in MEASURES.values())]
     cells = [
@@ -119,7 +119,9 @@ def _measured(row: dict[Any, Any]) -> list[str]:
 
 
 def _order(name: str, value: Any) -> Any:
-    """What a setting's values sort by: digits by number, other text after the numbers."""
+    """What a setting's values sort by: digits by number, other text after the numbers, and no value last."""
     if name == "digit":
         return digits_of(value)
+    if pd.isna(value):
+        return (2, 0.0, "")
     return (1, 0.0, value) if isinstance(value, str) else (0, float(value), "")

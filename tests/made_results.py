@@ -41,6 +41,7 @@ def made_run(
     seed: int = 0,
     diverged_at: int | None = None,
     steps: int = 100,
+    method: str = "lora",
 ) -> tuple[RunResult, dict[str, NDArray[Any]]]:
     """A result and its predictions: the base errs on 5 % of all; the target is mended and others broken."""
     random = np.random.default_rng([*digit, rank, seed])
@@ -92,7 +93,7 @@ def made_run(
         ModelSpec(WIDTHS[1:-1]),
         DataSpec("mnist"),
         BaseSpec(),
-        AdapterSpec(rank=rank, alpha=alpha),
+        AdapterSpec(method, rank, alpha).used(),
         FinetuneSpec(digit=digit, seed=seed, steps=steps),
     )
     times = {"base_training": 30.0, "fine_tuning": 0.5, "evaluation": 0.25}

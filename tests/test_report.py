@@ -11,7 +11,7 @@ import made_results as made
 import pandas as pd
 import pytest
 
-from lora_exp.report import terminal_table, verdict, write_report
+from lora_exp.report import judged_claim, terminal_table, verdict, write_report
 from lora_exp.result import PREDICTIONS
 from lora_exp.sweep import load_sweep, read_sweep
 
@@ -123,18 +123,48 @@ def test_a_diverged_run_is_in_no_mean(tmp_path: Path) -> None:
             5,
         ),
         ([made.made_run(FEW, rank=r, alpha=a) for r in (1, 2) for a in (1.0, "rank")], "### By alpha", 5),
-        ([made.made_run(FEW, rank=rank) for rank in range(1, 65)], "8 of 64 ranks", 5),
+        ([made.made_run(FEW, rank=rank) for rank in range(1, 65)], "8 of 64 methods and ranks", 5),
+        ([made.made_run(FEW, method=m) for m in ("lora", "dora", "full")], "### By method", 3),
+        ([made.made_run(FEW, (digit,), method="full") for digit in (1, 2)], "digit 1 with full", 3),
         (["boom", "boom"], "No sound run among 2 (2 failed)", 0),
         ([None], "No sound run among 1 (1 missing)", 0),
         ([made.made_run(FEW, diverged_at=1)], "No sound run among 1 (1 diverged)", 0),
     ],
-    ids=["one job", "two digits", "one rank", "seeds", "alphas", "64 ranks", "failed", "missing", "diverged"],
+    ids=[
+        "one job",
+        "two digits",
+        "one rank",
+        "seeds",
+        "alphas",
+        "64 ranks",
+        "methods",
+        "full",
+        "failed",
+        "missing",
+        "diverged",
+    ],
 )
 def test_any_sweep_gives_a_sensible_page(tmp_path: Path, runs: list[object], told: str, pictures: int) -> None:
     text = reported(tmp_path, runs)
     assert told in text
     assert text.count("![") == pictures
     assert not re.search(r"\b(nan|none|inf)\b|<NA>", text, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_claim_is_told_before_the_other_figures_whatever_became_of_its_jobs(tmp_path: Path, lost: bool) -> None:
+    runs: list[object] = [made.made_run(FEW, rank=rank, seed=seed) for rank in (1, 2, 4, 64) for seed in (0, 1)]
+    sweep = read_sweep(made.write_sweep(tmp_path / "s", [*runs[:7], "no memory" if lost else runs[7]]))  # type: ignore[list-item]
+    claim = judged_claim(sweep, "rank_saturates")
+    assert claim is not None and judged_claim(sweep, None) is None
+    out = write_report(sweep, tmp_path / "report", PICTURES[: len(FEW)], FEW, claim)
+    text = (out / "report.md").read_text()
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert headings[:3] == ["Verdict", "Claim", "Errors by target digit and rank"]
+    section = text.split("## Claim")[1].split("\n## ")[0]
+    assert f"**{claim.outcome}**: Few ranks suffice" in section
+    assert (out / "figures" / "claim.png").is_file() == ("](figures/claim.png)" in section) == (not lost)
+    assert ("Not judged: of 8 jobs 1 failed" in section) == lost
 
 
 def test_a_run_whose_predictions_are_lost_is_reported_without_them(tmp_path: Path) -> None:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
-from lora_exp.store import ENTRY, Store, StoreError
+from lora_exp import living
+from lora_exp import store as store_module
+from lora_exp.living import alive_and_abandoned, living_folder
+from lora_exp.store import ENTRY, DamagedError, Store, StoreError
 
 KEY = "ab" * 32
 FILES = {"one.bin": b"1" * 1000, "two.json": b"{}"}
@@ -61,15 +74,231 @@ def test_a_damaged_entry_is_set_aside_and_can_be_made_anew(store: Store, name: s
     assert store.get("results", KEY) == FILES
 
 
-def test_a_put_that_fails_half_way_leaves_nothing_readable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("lora_exp.store.os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        store.put("results", KEY, FILES)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"{}",
+        b"null",
+        b"7",
+        b"[" * 100_000,
+        b'{"kind": "results", "key": "KEY", "files": {}}',
+        b'{"kind": "results", "key": "KEY", "files": []}',
+        b'{"kind": "results", "key": "KEY", "files": {"../../../secret": "0"}}',
+        b'{"kind": "results", "key": "KEY", "files": {"one.bin": 5}}',
+        b'{"kind": "results", "key": "KEY", "files": {"a\\u0000b": "0"}}',
+        b'{"kind": "bases", "key": "KEY", "files": {"one.bin": "0"}}',
+        b'{"files": {"one.bin": "0"}}',
+    ],
+)
+def test_any_other_record_of_an_entry_is_damage(store: Store, content: bytes) -> None:
+    store.put("results", KEY, FILES)
+    (entry(store) / ENTRY).write_bytes(content.replace(b"KEY", KEY.encode()))
+    with pytest.raises(DamagedError):
+        store.read("results", KEY)
     assert store.get("results", KEY) is None
-    assert list((store.root / "partial").iterdir()) == []
+    assert not store.has("results", KEY)
+
+
+def test_of_200_entries_every_damaged_one_is_found_set_aside_and_made_anew(store: Store) -> None:
+    dice = random.Random(0)
+    made = {f"{number:064x}": {"a.bin": dice.randbytes(300), "b.json": dice.randbytes(30)} for number in range(200)}
+    for key, files in made.items():
+        store.put("results", key, files)
+    damaged = dice.sample(sorted(made), 80)
+    for at, key in enumerate(damaged):
+        path = entry(store, key) / dice.choice(["a.bin", "b.json", ENTRY])
+        other = entry(store, damaged[at - 1]) / path.name
+        content = bytearray(path.read_bytes())
+        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        flipped, cut = bytes(content), path.read_bytes()[: dice.randrange(1, path.stat().st_size)]
+        path.write_bytes([flipped, cut, b"", other.read_bytes()][at % 4] if at else flipped)
+    found = {key for key, files in made.items() if store.get("results", key) != files}
+    assert found == set(damaged)
+    assert len(list((store.root / "damaged").iterdir())) == len(damaged)
+    for key in damaged:
+        store.put("results", key, made[key])
+    assert all(store.get("results", key) == files for key, files in made.items())
+
+
+def test_an_entry_in_the_place_of_another_is_damage(store: Store) -> None:
+    store.put("results", KEY, FILES)
+    other = "cd" * 32
+    entry(store, other).parent.mkdir()
+    entry(store).rename(entry(store, other))
+    with pytest.raises(DamagedError, match="another entry"):
+        store.read("results", other)
+
+
+def test_only_a_use_changes_the_time_of_last_use_and_it_takes_no_3_ms(store: Store) -> None:
+    store.put("results", KEY, FILES)
+    record = entry(store) / ENTRY
+    os.utime(record, (0, 0))
+    store.read("results", KEY)
+    assert record.stat().st_mtime == 0
+    seconds = []
+    for _ in range(20):
+        started = time.perf_counter()
+        store.get("results", KEY)
+        seconds.append(time.perf_counter() - started)
+    assert time.time() - record.stat().st_mtime < 60
+    assert min(seconds) < 3e-3
+
+
+STEPS = (store_module.__file__, living.__file__)
+
+
+def after_lines(count: int, act: Callable[[], None]) -> Callable[[FrameType, str, Any], Any]:
+    """A trace function that acts before that many-th line of the store's own code, locking left out.
+
+    A lock that its holder fails to let go of is free when its process ends, and so not in this test.
+    """
+    left = count
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename not in STEPS or frame.f_code.co_name == "_locked":
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                act()
+        return trace
+
+    return trace
+
+
+def put_interrupted(store: Store, at_line: int, act: Callable[[], None]) -> bool:
+    """Put an entry and act before a line of it; whether there was such a line."""
+    reached = False
+
+    def note() -> None:
+        nonlocal reached
+        reached = True
+        sys.settrace(None)
+        act()
+
+    before = sys.gettrace()
+    sys.settrace(after_lines(at_line, note))
+    try:
+        store.put("results", KEY, FILES)
+    finally:
+        sys.settrace(before)
+    return reached
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_whatever_line_of_a_put_fails_there_is_a_whole_entry_or_none(tmp_path: Path, error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    outcomes = []
+    for line in range(1, 200):
+        store = Store(tmp_path / f"store {line}")
+        store.prepare()
+        try:
+            if not put_interrupted(store, line, fail):
+                break
+        except (OSError, KeyboardInterrupt):
+            outcomes.append(store.read("results", KEY))
+        store.prepare()
+        assert list((store.root / "partial").iterdir()) == []
+        store.put("results", KEY, FILES)
+        assert store.get("results", KEY) == FILES
+        assert not (store.root / "damaged").exists()
+    assert len(outcomes) > 30  # it was every line
+    assert None in outcomes and FILES in outcomes  # before and after the rename
+    assert all(files in (None, FILES) for files in outcomes)
+    assert outcomes == sorted(outcomes, key=bool)
+
+
+def test_whatever_line_of_a_put_is_its_processs_last_there_is_a_whole_entry_or_none(tmp_path: Path) -> None:
+    kills = []
+    for line in range(1, 200, 3):
+        store = Store(tmp_path / f"store {line}")
+        store.prepare()
+        process = multiprocessing.get_context("fork").Process(
+            target=put_interrupted, args=(store, line, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        )
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        kills.append(store.read("results", KEY))
+        store.prepare()
+        assert list((store.root / "partial").iterdir()) == []
+        assert kills[-1] in (None, FILES)
+    assert len(kills) > 10 and None in kills and FILES in kills
+
+
+WRITER = """
+import sys; from pathlib import Path; from lora_exp.store import Store
+store = Store(Path(sys.argv[1])); number = int(sys.argv[2]) * 1000
+print("ready", flush=True)
+while True:
+    store.put("results", f"{number:064x}", {"a.bin": bytes(300_000), "b.bin": b"b" * 1000}); number += 1
+"""
+
+
+def test_a_writer_killed_at_random_moments_leaves_no_partial_entry_and_nothing_for_good(store: Store) -> None:
+    dice = random.Random(1)
+    left = 0
+    for number in range(8):
+        command = [sys.executable, "-c", WRITER, str(store.root), str(number)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(store_module.__file__).parents[1]) as writer:
+            assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+            time.sleep(dice.uniform(0, 0.1))
+            writer.kill()
+        left += len(list((store.root / "partial").iterdir()))
+        keys = [path.name for path in (store.root / "results").glob("*/*")]
+        assert all(store.read("results", key) is not None for key in keys)
+    store.prepare()
+    assert left > 0 and list((store.root / "partial").iterdir()) == []
+
+
+@pytest.fixture
+def sleeper(store: Store) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in the middle of writing an entry."""
+    code = """
+import sys, time; from pathlib import Path; from lora_exp.living import living_folder
+with living_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_bytes(b"x"); print("ready", flush=True); time.sleep(600)
+"""
+    command = [sys.executable, "-c", code, str(store.root / "partial")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(store_module.__file__).parents[1]) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        yield process
+        process.kill()
+
+
+def test_what_a_living_process_writes_is_left_alone_until_it_is_dead(
+    store: Store, sleeper: subprocess.Popen[bytes]
+) -> None:
+    store.prepare()
+    [folder] = (store.root / "partial").iterdir()
+    assert alive_and_abandoned(store.root / "partial") == ([folder], [])
+    sleeper.kill()
+    sleeper.wait()
+    assert alive_and_abandoned(store.root / "partial") == ([], [folder])
+    store.prepare()
+    assert not folder.exists()
+
+
+def test_what_another_machine_writes_is_left_alone_for_a_day(store: Store) -> None:
+    folder = store.root / "partial" / f"another-machine-{'0' * 32}"
+    folder.mkdir()
+    store.prepare()
+    assert folder.exists()
+    os.utime(folder, (time.time() - 90_000,) * 2)
+    store.prepare()
+    assert not folder.exists()
+
+
+def test_a_folder_moved_elsewhere_outlives_its_block(tmp_path: Path) -> None:
+    with living_folder(tmp_path / "parent") as folder:
+        folder.rename(tmp_path / "kept")
+    assert (tmp_path / "kept").is_dir() and list((tmp_path / "parent").iterdir()) == []
 
 
 def _put(root: Path, number: int) -> None:

@@ -1,0 +1,51 @@
+"""The section of a report that tells of its claim."""
+
+from __future__ import annotations
+
+from lora_exp.comparison import Answer, written
+from lora_exp.markdown import Picture, markdown_table, picture, plain
+from lora_exp.verdict import Side, Verdict
+
+CLAIM_FIGURE = "claim.png"
+COMPARED = ["compared", "measure", "mean", "interval", "confidence (%)", "claimed: below", "seeds", "outcome"]
+SIDES = ["mean and 95 % interval", "error on the target (%)", "forgetting (points)"]
+
+
+def claim_section(verdict: Verdict) -> str:
+    """The claim, how it was judged, the numbers with their costs, and the figure; or why it was not judged."""
+    parts = [
+        "## Claim",
+        f"**{verdict.outcome}**: {plain(verdict.claim.words)} ({plain(verdict.claim.source)}).",
+        f"Measured: {plain(verdict.claim.measured)}",
+    ]
+    if verdict.answers:
+        parts += [
+            markdown_table((COMPARED, [_answer_cells(answer) for answer in verdict.answers]), words=2),
+            "Student's t intervals, of differences within a seed; of several comparisons, with the confidence that "
+            "Holm's procedure asks for. Margins were stated before the runs.",
+            markdown_table((SIDES, [_side_cells(side) for side in verdict.sides]), words=1),
+        ]
+    if verdict.note:
+        parts.append(plain(verdict.note))
+    if verdict.answers:
+        alt = f"{verdict.name}, {verdict.outcome}: what was measured, and each difference with interval and margin"
+        parts.append(picture(Picture(CLAIM_FIGURE, alt, "Bars and bands are 95 % intervals; each dot is a seed.")))
+    return "\n\n".join(parts)
+
+
+def _answer_cells(answer: Answer) -> list[str]:
+    question, interval = answer.question, answer.interval
+    mean, low, high, margin = (
+        written(value, question.unit) for value in (interval.mean, interval.low, interval.high, question.margin)
+    )
+    confidence, seeds = f"{100 * interval.confidence:.3g}", str(len(question.differences))
+    measure = f"{question.measure} ({question.unit})"
+    return [question.what, measure, mean, f"{low} to {high}", confidence, margin, seeds, answer.outcome]
+
+
+def _side_cells(side: Side) -> list[str]:
+    cells = []
+    for interval, unit, signed in ((side.target_error, "%", False), (side.forgetting, "points", True)):
+        mean, low, high = (written(value, unit, signed) for value in (interval.mean, interval.low, interval.high))
+        cells.append(f"{mean} ({low} to {high})")
+    return [side.label, *cells]

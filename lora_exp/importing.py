@@ -1,0 +1,81 @@
+"""An adapter that PEFT trained, judged as one of ours: a run of its own, or one more job of a sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_exp.architecture import layer_shapes
+from lora_exp.config import compose_import
+from lora_exp.job import JobsFailed, check, keep, open_laboratory, summary_line, with_facts
+from lora_exp.peft_format import read_folder
+from lora_exp.report import judged_claim, write_report
+from lora_exp.result import IMPORTED_FROM, RunResult
+from lora_exp.run_folder import FolderError, run_settings
+from lora_exp.settings import Settings
+from lora_exp.spec import RunSpec, SpecError
+from lora_exp.sweep import Sweep, read_sweep
+from lora_exp.sweep_files import SWEEP, add_job, parent_run
+
+
+def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> list[str]:
+    """Judge the PEFT adapter in `source` on the base that `overrides` name; lines that tell what came of it.
+
+    Its files go into a run's folder or, as one more job, into the sweep `into`, whose report is written again; it
+    never enters the store of results. Raises FolderError for a folder that can't be used and SpecError for overrides
+    that can't, before anything is written; JobsFailed when the base diverges.
+    """
+    for override in overrides:
+        if override.startswith(("adapter", "finetune")) and not override.startswith("finetune.digit="):
+            raise SpecError(
+                f"{override}: the adapter is trained already; of finetune only finetune.digit has a meaning"
+            )
+    spec, settings, folder, config = compose_import(overrides)
+    try:
+        adapter = read_folder(source, layer_shapes(spec.model))
+    except ValueError as error:
+        raise FolderError(str(error)) from error
+    spec = dataclasses.replace(spec, adapter=adapter.spec)
+    check([spec], settings)
+    parent = None
+    if into is not None:
+        folder, parent = into / str(len(_sweep(into, spec).frame)), parent_run(into)
+    try:
+        result, files = open_laboratory(settings).judge(spec, adapter.factors)
+    except FloatingPointError as error:
+        raise JobsFailed(f"{source}: can't be judged: {error}") from error
+    command = ["import", str(source.absolute()), *overrides]
+    result = with_facts(result, overrides=command, config=config, **{IMPORTED_FROM: str(source.absolute())})
+    folder.mkdir(parents=True, exist_ok=True)
+    keep(result, files, folder, settings, parent, draw=True)
+    told = [summary_line(result), f"run      {folder.absolute()}"]
+    if into is not None:
+        add_job(into, command)
+        told.append(f"report   {_report_again(_sweep(into, spec), result, settings) / 'report.md'}")
+    return told
+
+
+def _sweep(folder: Path, spec: RunSpec) -> Sweep:
+    """The sweep in `folder`, whose runs must be on the data set of `spec`."""
+    if not (folder / SWEEP).is_file():
+        raise FolderError(f"{folder}: holds no {SWEEP}, so it is not the folder of a sweep")
+    try:
+        sweep = read_sweep(folder)
+    except ValueError as error:
+        raise FolderError(str(error)) from error
+    data = {result.spec.data.name for result in sweep.results.values()} - {spec.data.name}
+    if data:
+        raise FolderError(f"{folder}: its runs are on {', '.join(sorted(data))}, this one is on {spec.data.name}")
+    return sweep
+
+
+def _report_again(sweep: Sweep, imported: RunResult, settings: Settings) -> Path:
+    """Write the sweep's report anew, where the sweep had it."""
+    how = run_settings(next(iter(sweep.results.values()))).report
+    out = Path(how.folder).absolute() / (how.name or sweep.name)
+    pictures, labels = open_laboratory(settings).test_pictures(imported.spec)
+    try:
+        return write_report(sweep, out, pictures, labels, judged_claim(sweep, how.claim))
+    except ValueError as error:
+        raise FolderError(str(error)) from error

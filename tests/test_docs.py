@@ -1,0 +1,52 @@
+"""python -m pytest tests/test_docs.py
+
+What the documents show is done as they say, and works.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with the blocks of docs/methods.md put where their first lines say."""
+    copy = tmp_path_factory.mktemp("extended")
+    for name in ("lora_exp", "conf", "hydra_plugins"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    blocks = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (ROOT / "docs" / "methods.md").read_text(), re.S)
+    assert len(blocks) == 5
+    for place, text in blocks:
+        with (copy / place).open("a") as file:
+            file.write("\n\n" + text)
+    return copy
+
+
+def train(extended: Path, folder: Path, method: str) -> dict[str, object]:
+    command = [sys.executable, "-m", "lora_exp", f"adapter={method}", "model=tiny", "data.limit=3000"]
+    command += ["finetune.digit=4", "tracking=off", "hydra.run.dir=run"]
+    environment = {**os.environ, "PYTHONPATH": str(extended)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads((folder / "run" / "result.json").read_text())["outcome"]
+    return found
+
+
+@pytest.mark.parametrize(("method", "parameters"), [("half_lora", 784 + 64 + 64 + 10), ("ia3", 64 + 10)])
+def test_a_method_added_as_the_document_says_trains(
+    extended: Path, tmp_path: Path, method: str, parameters: int
+) -> None:
+    outcome = train(extended, tmp_path, method)
+    assert outcome["parameters_adapter"] == parameters
+    assert outcome["target_error"] < outcome["target_error_before"]
+    assert outcome["adapter_off_equals_base"] is True

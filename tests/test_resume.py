@@ -1,0 +1,216 @@
+"""python -m pytest tests/test_resume.py
+
+Nothing finished is lost or made twice: sweeps that are killed, interrupted or partly fail, and go on. Real processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lora_exp import load_sweep
+from lora_exp.data import ImageData
+from lora_exp.result import RESULT
+from lora_exp.sweep_files import SWEEP
+
+JOBS = ("adapter.rank=1,2,3,4", "finetune.digit=range(0,10)")
+QUICK = ("model=tiny", "data.limit=3000", "base.batch_size=50")
+# Runs in every process of a sweep: what is put into the store is noted in the file COMPUTED, and FAULT is what the job
+# of digit 3 and rank 2 does.
+HOOK = """
+import os, signal, sys
+
+def install():
+    from lora_exp import bench
+    from lora_exp.store import Store
+
+    tune, put = bench.fine_tune, Store.put
+
+    def faulty(base, jobs, data, progress=None):
+        for job in jobs:
+            digits = set(data.labels[job.order.flatten()].tolist())
+            fault = os.environ.get("FAULT") if (job.plan.layers[0].rank, digits) == (2, {3}) else None
+            if fault == "raise":
+                raise RuntimeError("out of luck")
+            if fault == "exit":
+                sys.exit(3)
+            if fault == "hard exit":
+                os._exit(7)
+            if fault in ("SIGSEGV", "SIGKILL"):
+                os.kill(os.getpid(), getattr(signal, fault))
+        return tune(base, jobs, data, progress)
+
+    def noted(self, kind, key, files):
+        put(self, kind, key, files)
+        with open(os.environ["COMPUTED"], "a") as file:
+            file.write(f"{kind} {key}\\n")
+
+    bench.fine_tune, Store.put = faulty, noted
+
+if "COMPUTED" in os.environ:
+    install()
+"""
+
+
+class Place:
+    """A working folder, the command line in it, and what became of its runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.computed = folder / "computed.txt"
+        (folder / "sitecustomize.py").write_text(HOOK)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        given = {"PYTHONPATH": str(self.folder), "COMPUTED": str(self.computed), **environment}
+        return subprocess.Popen(
+            [sys.executable, "-m", "lora_exp", *arguments],
+            cwd=self.folder,
+            env=os.environ | given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, code: int = 0, **environment: str) -> tuple[str, str]:
+        process = self.start(*arguments, **environment)
+        told = process.communicate(timeout=300)
+        assert process.returncode == code, told
+        return told
+
+    def sweep(self) -> Path:
+        [found] = self.folder.glob(f"runs/*/*/{SWEEP}")
+        return found.parent
+
+    def last_change(self) -> float:
+        """When a sweep last wrote of itself; 0 before there is one."""
+        return max((path.stat().st_mtime for path in self.folder.glob(f"runs/*/*/{SWEEP}")), default=0.0)
+
+    def statuses(self) -> Counter[str]:
+        with sqlite3.connect(self.folder / "mlflow.db") as database:
+            return Counter(
+                status for (status,) in database.execute("SELECT status FROM runs WHERE lifecycle_stage = 'active'")
+            )
+
+    def results_made(self) -> Counter[str]:
+        """How often each result was put into the store."""
+        lines = self.computed.read_text().splitlines() if self.computed.exists() else []
+        return Counter(line for line in lines if line.startswith("results "))
+
+    def partial_files(self) -> list[Path]:
+        return [*self.folder.glob("cache/store/partial/*"), *self.folder.glob("runs/**/*.tmp")]
+
+
+@pytest.fixture
+def place(tmp_path: Path, data_root: Path, mnist: ImageData) -> Place:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "data").symlink_to(data_root)
+    return Place(tmp_path)
+
+
+def comparable(folder: Path) -> pd.DataFrame:
+    """The summary without what no two runs share: seconds, and where it lies."""
+    table = load_sweep(folder)
+    return table.drop(columns=["folder", *(name for name in table if name.startswith("seconds_"))])
+
+
+def same(one: Path, other: Path) -> None:
+    """Every number and every tensor of two sweeps."""
+    pd.testing.assert_frame_equal(comparable(one), comparable(other), check_exact=True)
+    for job in range(len(load_sweep(one))):
+        for name in ("adapter.safetensors", "predictions.safetensors"):
+            assert (one / str(job) / name).read_bytes() == (other / str(job) / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "cache").mkdir()
+    (folder / "cache" / "data").symlink_to(data_root)
+    place = Place(folder)
+    place.run("-m", *QUICK, "finetune.steps=400", *JOBS)
+    return place.sweep()
+
+
+def test_a_sweep_killed_at_twenty_moments_ends_as_one_that_was_not(place: Place, uninterrupted: Path) -> None:
+    moments = random.Random(0)
+    arguments = ["-m", *QUICK, "finetune.steps=400", *JOBS]
+    for kill in range(20):
+        process = place.start(*arguments)
+        begun = time.time()
+        # Two while it starts, the others while it works, whatever the machine is busy with besides.
+        while kill > 1 and process.poll() is None and place.last_change() < begun:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0.0, 2.5))
+        process.kill()
+        process.communicate()
+        if kill > 1:
+            arguments = ["resume", str(place.sweep())]
+    out, _ = place.run("resume", str(place.sweep()))
+    assert "Mean of 40 sound runs" in out
+    same(place.sweep(), uninterrupted)
+    assert len(place.results_made()) == 40
+    assert set(place.results_made().values()) == {1}, "a job was computed twice that had finished"
+    assert place.statuses() == {"FINISHED": 41}
+    assert place.partial_files() == []
+
+
+def test_ctrl_c_ends_within_five_seconds_and_says_how_to_go_on(place: Place) -> None:
+    process = place.start("-m", *QUICK, "finetune.steps=4000", *JOBS)
+    while not list(place.folder.glob(f"runs/*/*/*/{RESULT}")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert time.monotonic() - started < 5
+    assert process.returncode == 130
+    assert f"lora-exp resume {place.sweep()}" in told
+    assert "Traceback" not in told
+    before = place.statuses()
+    # The parent was killed, and perhaps the record of one job, whose result is whole all the same.
+    assert before["KILLED"] in (1, 2) and "RUNNING" not in before
+    finished = list(place.sweep().glob(f"*/{RESULT}"))
+    assert all(json.loads(path.read_text())["outcome"] for path in finished)
+    assert len(finished) - (sum(before.values()) - 1) in (0, 1)
+    assert place.partial_files() == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ("raise", "RuntimeError: out of luck"),
+        ("exit", "SystemExit: 3"),
+        ("hard exit", "exit code 7"),
+        ("SIGSEGV", "segmentation fault"),
+        ("SIGKILL", "want of memory"),
+    ],
+)
+def test_a_job_that_fails_takes_no_other_with_it_and_is_tried_again(place: Place, fault: str, cause: str) -> None:
+    jobs = ("finetune.steps=5", "adapter.rank=1,2", "finetune.digit=range(2,6)")
+    out, err = place.run("-m", *QUICK, *jobs, code=1, FAULT=fault)
+    table = load_sweep(place.sweep())
+    assert table["status"].value_counts().to_dict() == {"finished": 7, "failed": 1}
+    [failed] = table[table["status"] == "failed"].to_dict("records")
+    assert cause in failed["error"] and "adapter.rank=2 finetune.digit=3" in failed["overrides"]
+    assert cause in out and "1 of 8 jobs failed" in err.splitlines()[-1]
+    assert place.statuses() == {"FINISHED": 8, "FAILED": 1}
+    place.run("resume", str(place.sweep()))
+    assert (load_sweep(place.sweep())["status"] == "finished").all()
+    assert place.statuses() == {"FINISHED": 9}
+    assert set(place.results_made().values()) == {1}
+
+
+def test_resuming_something_else_is_one_line(place: Place) -> None:
+    err = place.run("resume", str(place.folder), code=2)[1]
+    assert err.strip() == f"lora-exp: {place.folder}: holds no sweep.json, so it is not the folder of a sweep"
