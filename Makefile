@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MINIMUM := .venv-minimum
 
-.PHONY: sweep test setup example clean
+.PHONY: sweep test minimum audit setup example clean
 
 sweep: setup
 	$(BIN)/lora-exp experiment=rank_by_digit
@@ -13,6 +14,22 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# The tests with every library at the oldest version that pyproject.toml allows, torch and what tests need besides as
+# they are in .venv.
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
+minimum: setup
+	$(BIN)/python -m venv --clear $(MINIMUM)
+	$(BIN)/python tests/lower_bounds.py > $(MINIMUM)/pins.txt
+	$(MINIMUM)/bin/python -m pip install --quiet --requirement $(MINIMUM)/pins.txt
+	$(MINIMUM)/bin/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/python -c '$(SITE)' > "$$($(MINIMUM)/bin/python -c '$(SITE)')/others.pth"
+	$(MINIMUM)/bin/python -m pytest -W ignore::DeprecationWarning  # old libraries over newer ones of their own
+
+# Known weaknesses of the installed libraries; needs network.
+audit: setup
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --local --skip-editable
 
 setup: $(VENV)/ready
 
@@ -27,4 +44,4 @@ example: setup
 	$(BIN)/lora-exp experiment=rank_by_digit report.name=example
 
 clean:
-	rm -rf $(VENV) cache runs mlflow.db mlartifacts .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(MINIMUM) cache runs mlflow.db mlartifacts .pytest_cache .mypy_cache .ruff_cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import io
 import logging
 import os
@@ -25,7 +24,7 @@ from lora_exp.fields import is_text
 from lora_exp.hydra_rules import check_overrides
 from lora_exp.resume import resume_arguments
 from lora_exp.spec import SpecError
-from lora_exp.store import StoreError
+from lora_exp.store import DISK_FULL, StoreError
 from lora_exp.sweep_files import SweepError
 
 
@@ -58,8 +57,7 @@ def main() -> None:
     except BrokenPipeError:
         _stop("nobody reads the output any more; what was finished is kept", 1)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1 if full else 2)
+        _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1 if error.errno in DISK_FULL else 2)
     except JobsFailed as error:
         _stop(str(error), 1)
     except KeyboardInterrupt:
@@ -94,7 +92,7 @@ def _do(arguments: list[str]) -> int:
 
     application = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
     if given.help or given.hydra_help or given.cfg or given.info or given.shell_completion:
-        with refusing():
+        with refusing(OSError):
             register()
             check_overrides(given.overrides)
             application(run)()

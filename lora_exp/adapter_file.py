@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ def read_adapter(path: Path) -> StoredAdapter:
             about = json.loads((file.metadata() or {})[METADATA])
             factors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         scaling = {str(layer): float(factor) for layer, factor in about["scaling"].items()}
+        if not all(map(math.isfinite, scaling.values())):
+            raise ValueError("a scaling is not finite")
         return StoredAdapter(factors, scaling, str(about["base_sha256"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: is not an adapter that can be read ({str(error).splitlines()[0]})") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: is not an adapter that can be read ({' '.join(str(error).split())})") from error

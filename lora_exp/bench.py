@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -115,6 +116,8 @@ class Bench:
         before, after = summarise(self.base.test, labels), summarise(said, labels)
         target, rest = spec.finetune.digit, others(spec.finetune.digit)
         not_finite = (~losses.isfinite()).nonzero().flatten().tolist()
+        if not not_finite and not math.isfinite(after.loss):  # the last step's update, which no training loss has seen
+            not_finite = [len(losses) - 1]
         return Outcome(
             before=_class_errors(before),
             after=_class_errors(after),

@@ -104,13 +104,13 @@ def _reference(*choices: str) -> DictConfig:
 
 
 @contextlib.contextmanager
-def refusing() -> Iterator[None]:
-    """A block that composes and reads configs, where whatever is raised is bad input: a SpecError of one line."""
+def refusing(*passing: type[Exception]) -> Iterator[None]:
+    """A block where whatever is raised, but `passing`, is bad input, and becomes a SpecError of one line."""
     try:
         yield
-    except SpecError:
-        raise
     except Exception as error:
+        if isinstance(error, (SpecError, *passing)):
+            raise
         raise SpecError(one_line(error)) from error
 
 

@@ -117,7 +117,9 @@ def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> No
         print(claim.sentence)
     print(f"report   {out / 'report.md'}\nruns     {folder.absolute()}\ncompare  lora-exp ui")
     if missing or not delivery.close_parent(folder):
-        print(f"not all of it is in MLflow yet; when that is back: {shlex.join(['lora-exp', 'sync', str(folder)])}")
+        print(
+            f"not all of it is in MLflow yet; when that is back: {shlex.join(['lora-exp', 'sync', str(folder.absolute())])}"
+        )
 
 
 def _metrics(frame: Any) -> dict[str, float]:

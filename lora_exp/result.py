@@ -44,7 +44,7 @@ class Outcome:
 
     `forgetting` is the rise of the error on the classes that were not fine-tuned on; `layers` has one row a
     layer with its shape and parameter counts; an imported adapter has 0 `steps` and no losses; `diverged_at` is the
-    step (from 1) of the first loss that was not finite, None for a sound run.
+    step (from 1) of the first loss that was not finite, or after which it was not; None for a sound run.
     """
 
     before: ClassErrors

@@ -143,7 +143,7 @@ def removed_while_running(folder: Path, place: str, *arguments: str, codes: tupl
 
 
 def test_a_run_whose_folder_is_removed_is_kept_in_the_store(lab: Path) -> None:
-    slow = (*OFF, "data.limit=30000", "base.seed=11")
+    slow = (*OFF, "data.limit=12000", "base.seed=11")
     before = results(lab)
     removed_while_running(lab, "gone", *slow, "hydra.run.dir=gone", codes=(0, 1, 2))
     assert results(lab) == before + 1
@@ -152,7 +152,7 @@ def test_a_run_whose_folder_is_removed_is_kept_in_the_store(lab: Path) -> None:
 
 
 def test_a_sweep_whose_folder_is_removed_is_kept_in_the_store(lab: Path) -> None:
-    slow = (*SWEEP, "data.limit=30000", "base.seed=12", "report.name=gone")
+    slow = (*SWEEP, "data.limit=12000", "base.seed=12", "report.name=gone")
     before = results(lab)
     removed_while_running(lab, "gone sweep", *slow, "hydra.sweep.dir='gone sweep'", codes=(0, 1, 2))
     assert results(lab) == before + 2
@@ -161,7 +161,7 @@ def test_a_sweep_whose_folder_is_removed_is_kept_in_the_store(lab: Path) -> None
 
 
 def test_a_store_or_report_folder_that_is_removed_is_made_again(lab: Path) -> None:
-    slow = (*SWEEP, "data.limit=30000", "base.seed=13", "store.folder=other", "report.folder=reports")
+    slow = (*SWEEP, "data.limit=12000", "base.seed=13", "store.folder=other", "report.folder=reports")
     (lab / "reports").mkdir()
     removed_while_running(lab, "other", *slow, "report.name=a", codes=(0, 1, 2))
     removed_while_running(lab, "reports", *slow, "report.name=b", codes=(0,))
@@ -228,7 +228,7 @@ def test_a_very_long_config_is_on_record_whole_or_its_cut_is_stated(lab: Path) -
     lora_exp(
         lab,
         *("-m", *QUICK, "adapter.rank=1,2", f"adapter.layers={layers}", f"adapter.rank_pattern={ranks}"),
-        *(f"report.name={name}", f"tracking.experiment={'größe' * 100}", f"hydra.sweep.dir={name}/{name}"),
+        *(f"report.name={name}", f"tracking.experiment='{'größe' * 100}'", f"hydra.sweep.dir={name}/{name}"),
     )
     runs = recorded(lab, "größe" * 100)
     assert len(runs) == 3

@@ -53,9 +53,13 @@ store_keeping: living result store trained_base
 workload: adapter_plan architecture data evaluation packing spec training
 bench: adapter_file adapters base_model data evaluation result spec trained_base training workload
 plan: base_model data experiment spec workload
-experiment: adapter_plan adapters architecture bench data initialisation numerics packing provenance result spec store trained_base workload
+experiment: adapter_plan adapters architecture bench data executors initialisation numerics packing provenance result spec store trained_base workload
 run_facts: methods result spec
 records: result run_facts settings
+delivery: records result sweep_files
+executors:
+doctor: architecture config data living numerics provenance records settings spec store store_keeping
+resume: config delivery records sweep sweep_files
 sweep_files:
 sweep: fields result spec sweep_files
 tables: sweep
@@ -66,7 +70,7 @@ report_page: figures markdown result sweep tables
 claim_figures: comparison evidence figures verdict
 claim_page: comparison markdown verdict
 report: claim_figures claim_page claims figures markdown report_page sweep sweep_figures sweep_files tables verdict
-job: config experiment figures records result settings spec sweep_files
+job: config delivery experiment figures provenance records result settings spec sweep_files
 job_run: config
 launching: composition config job job_run spec
 grid: composition config job launching plan records report settings spec sweep sweep_files
@@ -78,8 +82,8 @@ peft_format: architecture fields spec
 run_folder: base_model config result settings sweep trained_base
 exchange: adapted adapter_file base_model methods peft_format result run_folder torch_module
 importing: architecture config job peft_format report result run_folder settings spec sweep sweep_files
-cli: config exchange importing records reproduce
-__main__: cli config fields hydra_rules job records run_folder spec store
+cli: config doctor exchange importing records reproduce resume store store_keeping
+__main__: cli config fields hydra_rules job records resume run_folder spec store sweep_files
 """
 MAY_IMPORT = {
     module: set(allowed.split()) for module, _, allowed in (line.partition(":") for line in TABLE.strip().splitlines())

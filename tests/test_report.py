@@ -44,7 +44,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_summaries_are_the_table(mixed: tuple[Path, str]) -> None:
     frame = load_sweep(mixed[0] / "the sweep").assign(folder=[str(job) for job in range(7)])
     parquet = pd.read_parquet(mixed[0] / "my report" / "summary.parquet")
-    csv = pd.read_csv(mixed[0] / "my report" / "summary.csv", dtype={"folder": str, "digit": str})
+    csv = pd.read_csv(mixed[0] / "my report" / "summary.csv", dtype={"folder": str, "digit": str}, float_precision="round_trip")
     for read in (parquet, csv):
         assert list(read) == list(frame)
         for name in frame:

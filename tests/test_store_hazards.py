@@ -101,7 +101,7 @@ TAMPERINGS: dict[str, Callable[[dict[str, bytes]], None]] = {
     "not finite": weights_with(set_to_nan),
     "of shape": weights_with(lambda weights: weights.update({"linear1.bias": torch.zeros(17)})),
     "a float32 tensor": weights_with(lambda weights: weights.update({"linear1.bias": torch.zeros(16).double()})),
-    "linear2.weight must be": weights_with(lambda weights: weights.pop("linear2.weight") and None),
+    "linear2.weight must be": weights_with(lambda weights: weights.__delitem__("linear2.weight")),
     "other weights than": weights_with(lambda weights: weights.update({"linear1.bias": torch.zeros(16)})),
     "holds no weights": lambda files: files.update({WEIGHTS: struct.pack("<Q", 2**40) + files[WEIGHTS][8:]}),
     "holds no predictions": lambda files: files.update({"predictions.safetensors": save({})}),
@@ -113,7 +113,7 @@ TAMPERINGS: dict[str, Callable[[dict[str, bytes]], None]] = {
         }
     ),
     "could not convert": lambda files: files.update({SECONDS: b"soon"}),
-    f"than {SHA256} says": lambda files: files.pop(SHA256) and None,
+    f"than {SHA256} says": lambda files: files.__delitem__(SHA256),
 }
 
 

@@ -1,0 +1,98 @@
+"""A working folder in which tests run the application as its users do, and see what became of it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from lora_exp.sweep_files import SWEEP
+
+JOBS = ("adapter.rank=1,2,3,4", "finetune.digit=range(0,10)")
+QUICK = ("model=tiny", "data.limit=3000", "base.batch_size=50")
+# Runs in every process of a sweep: what is put into the store is noted in the file COMPUTED, and FAULT is what the job
+# of digit 3 and rank 2 does.
+HOOK = """
+import os, signal, sys
+
+def install():
+    from lora_exp import bench
+    from lora_exp.store import Store
+
+    tune, put = bench.fine_tune, Store.put
+
+    def faulty(base, jobs, data, progress=None):
+        for job in jobs:
+            digits = set(data.labels[job.order.flatten()].tolist())
+            fault = os.environ.get("FAULT") if (job.plan.layers[0].rank, digits) == (2, {3}) else None
+            if fault == "raise":
+                raise RuntimeError("out of luck")
+            if fault == "exit":
+                sys.exit(3)
+            if fault == "hard exit":
+                os._exit(7)
+            if fault in ("SIGSEGV", "SIGKILL"):
+                os.kill(os.getpid(), getattr(signal, fault))
+        return tune(base, jobs, data, progress)
+
+    def noted(self, kind, key, files):
+        put(self, kind, key, files)
+        with open(os.environ["COMPUTED"], "a") as file:
+            file.write(f"{kind} {key}\\n")
+
+    bench.fine_tune, Store.put = faulty, noted
+
+if "COMPUTED" in os.environ:
+    install()
+"""
+
+
+class Place:
+    """A working folder, the command line in it, and what became of its runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.computed = folder / "computed.txt"
+        (folder / "sitecustomize.py").write_text(HOOK)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        given = {"PYTHONPATH": str(self.folder), "COMPUTED": str(self.computed), **environment}
+        return subprocess.Popen(
+            [sys.executable, "-m", "lora_exp", *arguments],
+            cwd=self.folder,
+            env=os.environ | given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, code: int = 0, **environment: str) -> tuple[str, str]:
+        process = self.start(*arguments, **environment)
+        told = process.communicate(timeout=300)
+        assert process.returncode == code, told
+        return told
+
+    def sweep(self) -> Path:
+        [found] = self.folder.glob(f"runs/*/*/{SWEEP}")
+        return found.parent
+
+    def last_change(self) -> float:
+        """When a sweep last wrote of itself; 0 before there is one."""
+        return max((path.stat().st_mtime for path in self.folder.glob(f"runs/*/*/{SWEEP}")), default=0.0)
+
+    def statuses(self) -> Counter[str]:
+        with sqlite3.connect(self.folder / "mlflow.db") as database:
+            return Counter(
+                status for (status,) in database.execute("SELECT status FROM runs WHERE lifecycle_stage = 'active'")
+            )
+
+    def results_made(self) -> Counter[str]:
+        """How often each result was put into the store."""
+        lines = self.computed.read_text().splitlines() if self.computed.exists() else []
+        return Counter(line for line in lines if line.startswith("results "))
+
+    def partial_files(self) -> list[Path]:
+        return [*self.folder.glob("cache/store/partial/*"), *self.folder.glob("runs/**/*.tmp")]

@@ -1,0 +1,183 @@
+"""python -m pytest tests/test_delivery.py
+
+Every run reaches MLflow once, also when its server goes away: a real server, stopped, and a proxy that loses an answer.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from places import QUICK, Place
+
+from lora_exp import load_sweep
+from lora_exp.data import ImageData
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A real MLflow server on a database of its own, which can be stopped at once and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        store = ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        store += ["--artifacts-destination", str(self.folder / "served")]
+        command = [sys.executable, "-m", "mlflow", "server", *store, "--host", "127.0.0.1", "--port", str(self.port)]
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--workers", "1"],
+                stdout=log,
+                stderr=log,
+                env=os.environ | quiet,
+                start_new_session=True,
+            )
+        for _ in range(600):
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            try:
+                urllib.request.urlopen(f"{self.address}/health", timeout=2).close()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def runs(self) -> Counter[tuple[str, str]]:
+        """(name, status) of all runs, and how often each is there."""
+        with sqlite3.connect(self.folder / "server.db") as database:
+            return Counter(database.execute("SELECT name, status FROM runs WHERE lifecycle_stage = 'active'"))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def place(tmp_path: Path, data_root: Path, mnist: ImageData) -> Place:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "data").symlink_to(data_root)
+    return Place(tmp_path)
+
+
+def each_once(server: Server, place: Place) -> None:
+    """The parent and every job, finished, and none of them twice."""
+    names = list(load_sweep(place.sweep())["name"])
+    parents = {key for key in server.runs() if not key[0].startswith("digit-")}
+    assert len(parents) == 1 and {status for _, status in server.runs()} == {"FINISHED"}
+    assert {key: count for key, count in server.runs().items() if key not in parents} == {
+        (name, "FINISHED"): 1 for name in names
+    }
+
+
+def test_a_server_that_is_away_for_half_a_minute_gets_all_runs_and_for_good_what_sync_brings(
+    server: Server, place: Place
+) -> None:
+    tracking = ("tracking=server", f"tracking.uri={server.address}")
+    jobs = ("finetune.steps=9000", "adapter.rank=1,2,3,4,5,6,7,8", "finetune.digit=range(0,10)")
+    process = place.start("-m", *QUICK, *tracking, *jobs)
+    while sum(server.runs().values()) < 4:  # the parent and some jobs
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    server.stop()
+    time.sleep(30)
+    server.start()
+    while sum(server.runs().values()) < 60 and process.poll() is None:
+        time.sleep(0.1)
+    server.stop()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert f"lora-exp sync {place.sweep()}" in out
+    assert (load_sweep(place.sweep())["status"] == "finished").all()
+    server.start()
+    assert place.run("sync", str(place.sweep()))[0].strip() == "all of it is in MLflow"
+    each_once(server, place)
+    place.run("sync", str(place.sweep()))
+    each_once(server, place)
+
+
+def test_a_run_whose_creation_was_carried_out_but_not_answered_is_there_once(server: Server, place: Place) -> None:
+    with lossy(server.port, b"runs/create", skip=1) as (port, lost):
+        tracking = ("tracking=server", f"tracking.uri=http://127.0.0.1:{port}")
+        jobs = ("finetune.steps=5", "finetune.digit=1,2,3")
+        out, _ = place.run("-m", *QUICK, *tracking, *jobs)
+        assert lost == [b"runs/create"]
+        assert f"lora-exp sync {place.sweep()}" in out
+        assert sum(server.runs().values()) == 2  # the parent, and one job, of which nothing is known here
+        place.run("sync", str(place.sweep()))
+    each_once(server, place)
+
+
+class lossy:
+    """A proxy before a server, which swallows one answer: that to the request after `skip` others of its kind."""
+
+    def __init__(self, port: int, kind: bytes, skip: int) -> None:
+        self.server, self.kind, self.skip = port, kind, skip
+        self.lost: list[bytes] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+
+    def __enter__(self) -> tuple[int, list[bytes]]:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return int(self.listener.getsockname()[1]), self.lost
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self.server)) as server:
+            swallow = threading.Event()
+
+            def answers() -> None:
+                while data := server.recv(65536):
+                    if swallow.is_set():
+                        client.shutdown(socket.SHUT_RDWR)
+                        return
+                    client.sendall(data)
+
+            threading.Thread(target=answers, daemon=True).start()
+            try:
+                while data := client.recv(65536):
+                    if self.kind in data:
+                        self.skip -= 1
+                        if self.skip == -1:
+                            self.lost.append(self.kind)
+                            swallow.set()
+                    server.sendall(data)
+            except OSError:
+                return

@@ -1,0 +1,175 @@
+"""python -m pytest tests/test_diverged.py
+
+A run that diverged, at whichever step, has no errors: it is never the best, never found by a filter, never in a mean.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_results import made_run, pictures_and_labels, write_sweep
+from numpy.typing import NDArray
+
+from lora_exp import load_sweep
+from lora_exp.data import ImageData
+from lora_exp.records import Recorder
+from lora_exp.report import terminal_table, verdict, write_report
+from lora_exp.result import RunResult, read
+from lora_exp.settings import TrackingSettings
+from lora_exp.sweep import JUDGEMENTS, Sweep, read_sweep
+from lora_exp.tables import representative
+
+# MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
+STEPS = 5
+FILTERS = (
+    *("metrics.target_error < 0.1", "metrics.target_error <= 1", "metrics.forgetting < 1", "metrics.other_error >= 0"),
+    *("metrics.accuracy > -1", "metrics.`error_after/digit_9` < 1", "metrics.target_error != 0.5"),
+)
+Made = tuple[RunResult, dict[str, NDArray[Any]]]
+
+
+@pytest.fixture(scope="module")
+def test_images() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    return pictures_and_labels()
+
+
+def diverging(labels: NDArray[np.uint8], at: int, value: float, rank: int) -> Made:
+    """A run whose losses are `value` from step `at` on, and whose errors look better than any other's."""
+    result, predictions = made_run(labels, (9,), rank, diverged_at=at, steps=STEPS)
+    out = result.outcome
+    best = replace(
+        out,
+        loss_curve=[*out.loss_curve[: at - 1], *[value] * (STEPS - at + 1)],
+        after=replace(out.after, accuracy=1.0, loss=value, errors=[0] * 10, error_rates=[0.0] * 10),
+        target_error=0.0,
+        other_error=0.0,
+        forgetting=-1.0,
+    )
+    return replace(result, outcome=best), predictions
+
+
+@pytest.fixture(params=[float("nan"), float("inf"), float("-inf")], ids=["nan", "inf", "-inf"])
+def sweep(request: pytest.FixtureRequest, tmp_path: Path, test_images: tuple[NDArray[np.uint8], Any]) -> Sweep:
+    """Jobs 1 and 3 are sound; 0, 2 and 4 diverged at the first step, in the middle and at the last."""
+    labels = test_images[1]
+    bad = [diverging(labels, at, request.param, rank) for at, rank in ((1, 1), (3, 3), (STEPS, 5))]
+    good = [made_run(labels, (9,), rank, steps=STEPS) for rank in (2, 4)]
+    return read_sweep(write_sweep(tmp_path / "sweep", [bad[0], good[0], bad[1], good[1], bad[2]]))
+
+
+def test_a_diverged_run_has_no_errors_in_the_table_and_is_never_the_best(sweep: Sweep) -> None:
+    frame = sweep.frame
+    assert list(frame["status"]) == ["diverged", "finished", "diverged", "finished", "diverged"]
+    judged = [name for name in frame.columns if name.startswith(JUDGEMENTS)]
+    assert len(judged) > 20
+    assert frame.loc[frame["status"] == "diverged", judged].isna().all(axis=None)
+    assert representative(frame) in (1, 3)
+    assert len(frame.sort_values("target_error").head(2)["job"].isin([1, 3])) == 2
+    assert len(frame[frame["target_error"] < 0.1]) <= 2 and len(frame[frame["forgetting"] < 1]) == 2
+
+
+def test_every_table_shows_it_as_diverged(sweep: Sweep, tmp_path: Path, test_images: Any) -> None:
+    out = write_report(sweep, tmp_path / "report", *test_images)
+    for frame in (
+        pd.read_csv(out / "summary.csv"),
+        pd.read_parquet(out / "summary.parquet"),
+    ):
+        assert list(frame["status"]) == ["diverged", "finished", "diverged", "finished", "diverged"]
+        assert (
+            frame.loc[frame["status"] == "diverged", ["target_error", "other_error", "forgetting"]]
+            .isna()
+            .all(axis=None)
+        )
+    page = (out / "report.md").read_text()
+    assert "jobs: 2 finished, 3 diverged, 0 failed, 0 missing" in page
+    assert page.count("| diverged | ") == 3
+    for step in (1, 3, STEPS):
+        assert f"the loss stopped being finite at step {step}" in page
+    assert not [word for word in ("nan", "inf %", "0.00 % ->") if f" {word}" in page]
+    text = terminal_table(sweep.frame)
+    assert [f"job {job} " in text and "diverged" in text for job in (0, 2, 4)] == [True] * 3
+    assert "nan" not in text.lower() and "inf" not in text
+    assert verdict(sweep.frame).startswith("Mean of 2 sound runs (3 diverged besides)")
+
+
+def test_a_sweep_in_which_all_diverged_has_a_report_without_a_best(tmp_path: Path, test_images: Any) -> None:
+    runs = [diverging(test_images[1], at, float("nan"), at) for at in (1, 3, STEPS)]
+    sweep = read_sweep(write_sweep(tmp_path / "sweep", runs))
+    page = (write_report(sweep, tmp_path / "report", *test_images) / "report.md").read_text()
+    assert "No sound run among 3 (3 diverged)" in page and "owest" not in page
+    assert representative(sweep.frame) is None
+
+
+def test_no_filter_of_the_tracker_finds_it(sweep: Sweep, tmp_path: Path) -> None:
+    recorder = Recorder.open(TrackingSettings("sqlite", f"sqlite:///{tmp_path}/m.db", str(tmp_path / "artifacts")))
+    for job, result in sweep.results.items():
+        recorder.record_run(result, sweep.folder / str(job), [], "", None)
+    for query in FILTERS:
+        found = recorder.client.search_runs([recorder.experiment_id], query)
+        assert {run.data.tags["status"] for run in found} <= {"finished"}, query
+    assert len(recorder.client.search_runs([recorder.experiment_id], "tags.status = 'diverged'")) == 3
+    best = recorder.client.search_runs([recorder.experiment_id], "", order_by=["metrics.target_error ASC"])[0]
+    assert best.data.tags["status"] == "finished"
+    assert len(recorder.client.search_runs([recorder.experiment_id], "attributes.status = 'FAILED'")) == 3
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> tuple[Path, str]:
+    """A sweep of three learning rates and two lengths; at 1e30 the very first update is one too many."""
+    folder = tmp_path_factory.mktemp("diverged")
+    (folder / "cache").mkdir()
+    (folder / "cache" / "data").symlink_to(data_root)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "lora_exp", "-m", "model=tiny", "data.limit=2000", "hydra.sweep.dir=sweep"),
+            *("finetune.learning_rate=1e-3,1e10,1e30", "finetune.steps=1,2,5", "report.name=report"),
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "4 of 9 jobs failed" in done.stderr
+    return folder, done.stdout
+
+
+def test_a_real_run_diverges_at_the_first_the_middle_or_the_last_step(real: tuple[Path, str]) -> None:
+    at = {
+        (run.spec.finetune.learning_rate, run.spec.finetune.steps): run.outcome.diverged_at
+        for run in (read(path.parent) for path in (real[0] / "sweep").glob("*/result.json"))
+    }
+    assert at[1e30, 1] == 1  # no loss of training has seen that update, but that on the test set has
+    assert at[1e30, 2] == at[1e30, 5] == 2
+    assert at[1e10, 5] in (3, 4, 5)
+    assert at[1e-3, 1] is at[1e-3, 2] is at[1e-3, 5] is at[1e10, 1] is None
+
+
+def test_a_real_diverged_run_is_told_and_never_compared(real: tuple[Path, str]) -> None:
+    folder, printed = real
+    frame = load_sweep(folder / "sweep")
+    diverged = frame[frame["status"] == "diverged"]
+    assert len(diverged) == 4 and diverged["target_error"].isna().all()
+    assert frame.loc[frame["target_error"].idxmin(), "learning_rate"] == 1e-3
+    assert printed.count(" diverged\n") == 4 and "(4 diverged besides)" in printed
+    page = (folder / "multirun_reports" / "report" / "report.md").read_text()
+    assert "jobs: 5 finished, 4 diverged" in page and page.count("| diverged | ") == 4
+    recorder = Recorder.open(TrackingSettings("sqlite", f"sqlite:///{folder}/mlflow.db", f"{folder}/mlartifacts"))
+    for query in FILTERS:
+        found = recorder.client.search_runs([recorder.experiment_id], f"tags.kind = 'run' and {query}")
+        assert {run.data.tags["status"] for run in found} <= {"finished"}, query
+    assert len(recorder.client.search_runs([recorder.experiment_id], "tags.status = 'diverged'")) == 4
+    [parent] = recorder.client.search_runs([recorder.experiment_id], "tags.kind = 'sweep'")
+    sound = frame[frame["status"] == "finished"]
+    assert parent.data.metrics["mean_target_error"] == pytest.approx(sound["target_error"].mean())
+    assert parent.data.metrics["jobs_diverged"] == 4
