@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINIMUM := .venv-minimum
+AUDIT := .venv-audit
 
 .PHONY: sweep test minimum audit setup example clean
 
@@ -26,10 +27,11 @@ minimum: setup
 	$(BIN)/python -c '$(SITE)' > "$$($(MINIMUM)/bin/python -c '$(SITE)')/others.pth"
 	$(MINIMUM)/bin/python -m pytest -W ignore::DeprecationWarning  # old libraries over newer ones of their own
 
-# Known weaknesses of the installed libraries; needs network.
+# Known weaknesses of the installed libraries; needs the network. docs/safety.md says how to read it.
 audit: setup
-	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/pip-audit --local --skip-editable
+	$(BIN)/python -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit
+	$(AUDIT)/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c '$(SITE)')"
 
 setup: $(VENV)/ready
 
@@ -44,4 +46,4 @@ example: setup
 	$(BIN)/lora-exp experiment=rank_by_digit report.name=example
 
 clean:
-	rm -rf $(VENV) $(MINIMUM) cache runs mlflow.db mlartifacts .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(MINIMUM) $(AUDIT) cache runs mlflow.db mlartifacts .pytest_cache .mypy_cache .ruff_cache

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lora_exp.architecture import LayerShape, layer_shapes
 from lora_exp.data import Split
-from lora_exp.numerics import at_most
+from lora_exp.numerics import on_threads
 from lora_exp.seeding import generator
 from lora_exp.spec import BaseSpec, ModelSpec
 
@@ -119,13 +119,13 @@ def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
         data = Split(data.images[chosen], data.labels[chosen])
     tensors = {k: v.requires_grad_() for k, v in initial_weights(spec, how.seed, data.images.device).items()}
     model = assemble(spec, tensors)
-    # One or two threads give the same bits; more of them don't always.
+    # Fixed, since the bits of narrow layers and small batches depend on it.
     threads = 2 if model.parameters >= WEIGHTS_FOR_TWO_THREADS else 1
     optimizer = torch.optim.Adam(tensors.values(), lr=how.learning_rate, fused=True)
     order = generator("base order", how.seed)
     count = len(data.labels)
     loss = torch.zeros(())
-    with logging_redirect_tqdm(), at_most(threads):
+    with logging_redirect_tqdm(), on_threads(threads):
         steps = tqdm(total=-(-count // how.batch_size) * how.epochs, disable=None, desc="base", unit="step")
         for _ in range(how.epochs):
             shuffled = torch.randperm(count, generator=order).to(data.images.device)

@@ -15,7 +15,7 @@ from lora_exp.adapters import AdapterPack
 from lora_exp.base_model import BaseModel, plain_logits
 from lora_exp.data import Split
 from lora_exp.fields import CLASSES
-from lora_exp.numerics import LEAST_ROWS, at_most
+from lora_exp.numerics import LEAST_ROWS, on_threads
 from lora_exp.products import frozen_product
 from lora_exp.training import pack_logits
 
@@ -84,7 +84,7 @@ def frozen_first_layer(base: BaseModel, images: torch.Tensor) -> torch.Tensor | 
     layer = base.layers[0]
     if layer.shape.convolution is not None:
         return None
-    with torch.no_grad(), at_most(1):  # a job alone has few images, whose bits on two threads may be others
+    with torch.no_grad(), on_threads(1):  # a job alone has few images, whose bits on two threads may be others
         return frozen_product(images, layer.weight, layer.bias)
 
 

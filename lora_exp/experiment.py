@@ -81,7 +81,7 @@ class Laboratory:
                 first = sharing_a_base[0]
                 work = Workload(sharing_a_base, self.data(first.data))
                 bench = Bench(sharing_a_base, self.base(first), work)
-            except (FloatingPointError, MemoryError) as error:
+            except (ArithmeticError, MemoryError, RuntimeError) as error:  # diverged, or too large for this machine
                 yield from ((spec, self._failed(spec, reason(error))) for spec in sharing_a_base)
                 continue
             yield from self._train_packs(sharing_a_base, bench)
@@ -94,7 +94,7 @@ class Laboratory:
         work = Workload([spec], self.data(spec.data))
         bench = Bench([spec], self.base(spec), work)
         adapters = AdapterPack.of([work.plans[spec]], [factors], bench.base.model)
-        with numerics.at_most(1):
+        with numerics.on_threads(1):
             [(result, files)] = bench.judge([spec], adapters, [torch.empty(0)], {})
         return dataclasses.replace(result, provenance=self._facts(bench)), files
 

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.composition import JobConfigs
-from lora_exp.config import is_experiment, read
+from lora_exp.config import is_experiment, read, refusing
 from lora_exp.job import JobsFailed, check, open_delivery, open_laboratory
 from lora_exp.spec import RunSpec, SpecError
-from lora_exp.sweep_files import SWEEP, begin_sweep, note
+from lora_exp.sweep_files import SWEEP, begin_sweep, check_report_place, note
 
 if TYPE_CHECKING:
     from lora_exp.settings import Settings
@@ -32,8 +33,9 @@ def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: 
     Raises SpecError, before anything is computed, when one of the jobs is not valid, and JobsFailed at the end
     when jobs failed.
     """
-    overrides = OverridesParser.create(config_loader=context.config_loader).parse_overrides(given)
-    [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    with refusing(HydraException):
+        overrides = OverridesParser.create(config_loader=context.config_loader).parse_overrides(given)
+        [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     folder = Path(str(config.hydra.sweep.dir))
     if not is_experiment(config):
         return launcher.launch(jobs, initial_job_idx=0)
@@ -43,6 +45,7 @@ def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: 
 
         print(plan_text(open_laboratory(settings), specs))
         return []
+    check_report_place(_report_place(settings, _sweep_name(folder)))
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
     with _recorded(folder, jobs, specs[0], settings):
@@ -79,7 +82,7 @@ def _recorded(folder: Path, jobs: list[list[str]], first: RunSpec, settings: Set
     A sweep that is interrupted gets no report, so that it ends at once, but the command that goes on with it.
     """
     delivery, is_resumed = open_delivery(settings), (folder / SWEEP).exists()
-    begin_sweep(folder, "-".join(folder.parts[-2:]) if len(folder.parts) > 1 else folder.name, jobs)
+    begin_sweep(folder, _sweep_name(folder), jobs)
     if is_resumed:
         delivery.reopen_parent(folder)
     delivery.open_parent(folder)
@@ -106,7 +109,7 @@ def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> No
 
     done, delivery = read_sweep(folder), open_delivery(settings)
     claim = report.judged_claim(done, settings.report.claim)
-    out = Path(settings.report.folder).absolute() / (settings.report.name or done.name)
+    out = _report_place(settings, done.name)
     pictures, labels = open_laboratory(settings).test_pictures(first)
     report.write_report(done, out, pictures, labels, claim)
     note(folder, ended={"status": status, "report": str(out), "metrics": _metrics(done.frame)})
@@ -117,9 +120,17 @@ def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> No
         print(claim.sentence)
     print(f"report   {out / 'report.md'}\nruns     {folder.absolute()}\ncompare  lora-exp ui")
     if missing or not delivery.close_parent(folder):
-        print(
-            f"not all of it is in MLflow yet; when that is back: {shlex.join(['lora-exp', 'sync', str(folder.absolute())])}"
-        )
+        command = shlex.join(["lora-exp", "sync", str(folder.absolute())])
+        print(f"not all of it is in MLflow yet; when that is back: {command}")
+
+
+def _sweep_name(folder: Path) -> str:
+    """What a sweep is called: its date and time, say."""
+    return "-".join(folder.parts[-2:]) if len(folder.parts) > 1 else folder.name
+
+
+def _report_place(settings: Settings, name: str) -> Path:
+    return Path(settings.report.folder).absolute() / (settings.report.name or name)
 
 
 def _metrics(frame: Any) -> dict[str, float]:

@@ -57,7 +57,7 @@ def promise(shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
     if device.type != "cpu":
         return SAME_PACK
     random = torch.Generator().manual_seed(0)
-    with at_most(1):
+    with on_threads(1):
         for position, (outputs, inputs) in enumerate(shapes):
             weight = torch.randn(outputs, inputs, generator=random)
             a, b = (torch.randn(RANK_MULTIPLE, side, generator=random) for side in (inputs, outputs))
@@ -91,12 +91,12 @@ def _stacked(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def at_most(threads: int) -> Iterator[None]:
-    """A block whose products run on no more threads than that; those of a pack run on one."""
+def on_threads(threads: int) -> Iterator[None]:
+    """A block whose products run on so many threads, whatever is usual on the machine; those of a pack run on one."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(min(threads, before))
+    torch.set_num_threads(threads)
     try:
         yield
     finally:

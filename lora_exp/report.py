@@ -23,7 +23,7 @@ from lora_exp.claims import judged
 from lora_exp.markdown import Picture
 from lora_exp.report_page import page
 from lora_exp.sweep import Sweep
-from lora_exp.sweep_files import SweepError
+from lora_exp.sweep_files import check_report_place
 from lora_exp.tables import (
     both_errors,
     differing,
@@ -49,9 +49,7 @@ def write_report(
     `judged_claim`. In the two summaries `folder` is relative to the sweep's folder. The report appears at once or
     not at all, and takes the place of an older one. Raises SweepError when `out` holds something that is not a report.
     """
-    if out.exists() and not (out / "report.md").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise SweepError(f"{out}: is there already and is not a report; name another folder or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_report_place(out)
     fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{which}") for which in ("new", "old"))
     (fresh / "figures").mkdir(parents=True)
     try:

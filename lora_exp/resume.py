@@ -23,11 +23,13 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
     parser.add_argument("folder", type=Path, help="of the sweep: runs/<date>/<time>")
     folder = parser.parse_args(arguments).folder.absolute()
     about = read_about(folder)
-    if "arguments" not in about:
-        raise SweepError(f"{folder / SWEEP}: was written by an older version, which kept no command to go on with")
-    _enter(Path(about["directory"]))
+    command, place = about.get("arguments"), about.get("directory")
+    # Overrides and flags are no identifiers; sub-commands are.
+    if not isinstance(command, list) or not isinstance(place, str) or (command and str(command[0]).isidentifier()):
+        raise SweepError(f"{folder / SWEEP}: keeps no command of a sweep to go on with")
+    _enter(Path(place))
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [*about["arguments"], f"hydra.sweep.dir='{quoted}'"]
+    return [*map(str, command), f"hydra.sweep.dir='{quoted}'"]
 
 
 def sync(arguments: Sequence[str]) -> int:

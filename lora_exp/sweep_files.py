@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,20 @@ def note(folder: Path, **facts: Any) -> dict[str, Any]:
 def add_job(folder: Path, overrides: Sequence[str]) -> None:
     """Enter one more job, whose files lie in its folder already, into `sweep.json`."""
     note(folder, jobs=[*read_about(folder)["jobs"], list(overrides)])
+
+
+def check_report_place(out: Path) -> None:
+    """Raise SweepError when `out` holds something that is not a report, or can't be made."""
+    try:
+        if out.exists() and not (out / "report.md").is_file() and (not out.is_dir() or any(out.iterdir())):
+            raise SweepError(f"{out}: is there already and is not a report; name another folder or remove it")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise SweepError(
+            f"report.folder={out.parent}: must be a folder that can be written to ({error.strerror})"
+        ) from error
 
 
 def parent_run(sweep_folder: Path) -> str | None:

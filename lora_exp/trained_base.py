@@ -101,6 +101,10 @@ def _predictions(tensors: dict[str, torch.Tensor], split: str, of: Split) -> Pre
     kinds = {"predicted": torch.uint8, "confidence": torch.float32, "losses": torch.float32}
     for part, kind in kinds.items():
         tensor = getattr(said, part)
-        if tensor.shape != of.labels.shape or tensor.dtype != kind or (part == "predicted" and int(tensor.max()) >= CLASSES):
+        if (
+            tensor.shape != of.labels.shape
+            or tensor.dtype != kind
+            or (part == "predicted" and int(tensor.max()) >= CLASSES)
+        ):
             raise ValueError(f"{SAID}: {split}_{part} must be a {kind} tensor with a value for each image")
     return said

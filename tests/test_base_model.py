@@ -130,6 +130,7 @@ def test_plain_logits_are_those_of_a_sequential(mnist: ImageData, rectify: bool)
     assert bool((plain_logits(model, images) < 0).any()) is not rectify
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("rectify", [False, True])
 def test_training_gives_the_bits_of_a_plain_torch_loop(some: Split, rectify: bool) -> None:
     spec = ModelSpec((96, 64), rectify_logits=rectify)

@@ -124,7 +124,9 @@ def test_a_report_takes_the_place_of_reports_only(lab: Path) -> None:
     mine = lab / "multirun_reports" / "mine"
     mine.mkdir(parents=True)
     (mine / "thesis.txt").write_text("two years of work")
-    _, err = lora_exp(lab, *SWEEP, "report.name=mine", codes=(1, 2))
+    before = set(lab.glob("runs/*/*"))
+    _, err = lora_exp(lab, *SWEEP, "report.name=mine", codes=(2,))
+    assert set(lab.glob("runs/*/*")) == before  # refused before anything ran
     assert "mine" in err
     assert (mine / "thesis.txt").read_text() == "two years of work"
 

@@ -343,7 +343,7 @@ def test_a_thousand_override_lists_are_specs_or_refused(jobs: JobConfigs, lab: P
     seen: list[bool] = []
 
     @settings(FUZZ, max_examples=1000)
-    @given(st.lists(OF_A_JOB, max_size=4), st.one_of(*[st.none()] * 4, BROKEN))
+    @given(st.lists(OF_A_JOB, max_size=4), st.one_of(*[st.none()] * 5, BROKEN))
     def check(sound: list[str], broken: str | None) -> None:
         try:
             spec, made = read(jobs.own([*QUICK, *sound, *([] if broken is None else [broken])]))
@@ -362,7 +362,7 @@ def test_a_thousand_override_lists_are_specs_or_refused(jobs: JobConfigs, lab: P
 def test_any_command_runs_or_is_refused_in_one_line(lab: Path) -> None:
     ends: list[int | None] = []
 
-    @settings(FUZZ, max_examples=120)
+    @settings(FUZZ, max_examples=80)
     @given(st.lists(FLAG, max_size=1), st.lists(SOUND, max_size=3), st.lists(BROKEN, max_size=1))
     def check(flags: list[str], sound: list[str], broken: list[str]) -> None:
         ended = command([*flags, *QUICK, *sound, *broken])

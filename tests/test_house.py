@@ -73,7 +73,7 @@ report: claim_figures claim_page claims figures markdown report_page sweep sweep
 job: config delivery experiment figures provenance records result settings spec sweep_files
 job_run: config
 launching: composition config job job_run spec
-grid: composition config job launching plan records report settings spec sweep sweep_files
+grid: composition config job plan report settings spec sweep sweep_files
 differences: result
 stored_run: config differences records result run_folder spec sweep sweep_files
 reproduce: config differences experiment result run_folder settings spec stored_run sweep

