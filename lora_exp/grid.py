@@ -21,6 +21,7 @@ from lora_exp.composition import JobConfigs
 from lora_exp.config import is_experiment, read, refusing
 from lora_exp.job import JobsFailed, check, open_delivery, open_laboratory
 from lora_exp.spec import RunSpec, SpecError
+from lora_exp.store_keeping import kept_within
 from lora_exp.sweep_files import SWEEP, begin_sweep, check_report_place, note
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: 
     check_report_place(_report_place(settings, _sweep_name(folder)))
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
-    with _recorded(folder, jobs, specs[0], settings):
+    store = open_laboratory(settings).store
+    with kept_within(store, settings.store.limit), _recorded(folder, jobs, specs[0], settings):
         returns = launcher.launch(jobs, initial_job_idx=0)
     failed = [str(r.overrides) for r in returns if r.status is not JobStatus.COMPLETED]
     if failed:

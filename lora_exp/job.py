@@ -7,6 +7,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ def run_job(config: DictConfig) -> float:
     from omegaconf import OmegaConf
 
     from lora_exp.experiment import Failure
+    from lora_exp.store_keeping import kept_within
 
     spec, settings = read(config)
     hydra = HydraConfig.get()
@@ -49,7 +51,9 @@ def run_job(config: DictConfig) -> float:
     parent = None if sweep_folder is None else parent_run(sweep_folder)
     laboratory = open_laboratory(settings)
     text = _saved_config(folder / (hydra.output_subdir or "")) or OmegaConf.to_yaml(config)
-    [(_, files)] = laboratory.run([spec])
+    # A sweep keeps the store within its limit itself, when all of its jobs are done.
+    with kept_within(laboratory.store, settings.store.limit) if sweep_folder is None else nullcontext():
+        [(_, files)] = laboratory.run([spec])
     if isinstance(files, Failure):
         failure_of(folder, spec.name, files.error, overrides)
         open_delivery(settings).deliver(folder, parent)

@@ -43,16 +43,18 @@ def load_base(folder: str | Path, overrides: Sequence[str] = ()) -> BaseModel:
     `overrides` are of the run's settings, such as `store.folder=elsewhere` where that has moved. Raises FolderError
     when the store has no such base, SpecError for an override that is not allowed.
     """
-    from safetensors.torch import load
+    import torch
 
-    from lora_exp.base_model import assemble
     from lora_exp.sweep import run_command
-    from lora_exp.trained_base import WEIGHTS
+    from lora_exp.trained_base import stored_model
 
     result = read_run(Path(folder))
     laboratory = run_settings(result, overrides).laboratory()
     files = laboratory.store.get("bases", laboratory.base_key(result.spec))
-    base = None if files is None else assemble(result.spec.model, load(files[WEIGHTS]))
+    try:
+        base = None if files is None else stored_model(result.spec.model, files, torch.device("cpu"))
+    except ValueError:
+        base = None
     if base is None or base.sha256() != result.outcome.base_sha256_before:
         command = run_command(shlex.join(result.provenance["overrides"]))
         raise FolderError(

@@ -70,10 +70,10 @@ report_page: figures markdown result sweep tables
 claim_figures: comparison evidence figures verdict
 claim_page: comparison markdown verdict
 report: claim_figures claim_page claims figures markdown report_page sweep sweep_figures sweep_files tables verdict
-job: config delivery experiment figures provenance records result settings spec sweep_files
+job: config delivery experiment figures provenance records result settings spec store_keeping sweep_files
 job_run: config
 launching: composition config job job_run spec
-grid: composition config job plan report settings spec sweep sweep_files
+grid: composition config job plan report settings spec store_keeping sweep sweep_files
 differences: result
 stored_run: config differences records result run_folder spec sweep sweep_files
 reproduce: config differences experiment result run_folder settings spec stored_run sweep

@@ -249,7 +249,7 @@ def test_patterns_survive_json() -> None:
 def test_a_name_is_short_and_readable() -> None:
     assert spec_with().name == "digit-2_lora_rank-4_alpha-1_seed-0"
     assert spec_with("finetune.digit", [7, 3]).name == "digit-37_lora_rank-4_alpha-1_seed-0"
-    assert spec_with("adapter.alpha", "rank").name == "digit-2_rank-4_alpha-rank_seed-0"
+    assert spec_with("adapter.alpha", "rank").name == "digit-2_lora_rank-4_alpha-rank_seed-0"
 
 
 def test_what_is_allowed_is_told_for_keys_of_specs_only() -> None:
