@@ -43,8 +43,8 @@ def main() -> None:
     # Whoever ends the process politely gets the same clean end as with Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from lora_exp.job import JobsFailed
-    from lora_exp.records import TrackingError
     from lora_exp.run_folder import FolderError
+    from lora_exp.tracking import TrackingError
 
     try:
         code = _do(sys.argv[1:])

@@ -17,7 +17,7 @@ def ui(arguments: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default 5000)")
     parser.add_argument("overrides", nargs="*", help="such as tracking.uri=sqlite:///other.db")
     options = parser.parse_args(arguments)
-    from lora_exp.records import serve_ui
+    from lora_exp.tracking import serve_ui
 
     return serve_ui(compose_settings(options.overrides).tracking, options.port)
 

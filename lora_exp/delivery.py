@@ -15,9 +15,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lora_exp.records import Recorder, Ticket, TrackingError
+from lora_exp.records import Recorder, Ticket
 from lora_exp.result import RESULT, read
 from lora_exp.sweep_files import FAILURE, note, read_about, write_json
+from lora_exp.tracking import TrackingError
 
 log = logging.getLogger(__name__)
 

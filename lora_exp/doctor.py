@@ -21,11 +21,11 @@ from lora_exp.config import composed, config_folder, read, without_hydra
 from lora_exp.data import EMBEDDED, MNIST_SHA256
 from lora_exp.living import alive_and_abandoned
 from lora_exp.provenance import processor
-from lora_exp.records import state
 from lora_exp.settings import Settings, torch_device
 from lora_exp.spec import DATA_SETS
 from lora_exp.store import DAMAGED, LOCKS, PARTIAL, Store
 from lora_exp.store_keeping import GIB, USERS, damage, entries
+from lora_exp.tracking import state
 
 LEAST_FREE = 1.0  # GiB
 

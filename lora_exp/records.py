@@ -1,4 +1,4 @@
-"""Records runs in MLflow, and is the only place that knows it. Only the process that launches jobs writes.
+"""Writes runs to MLflow; only the process that launches jobs does.
 
 A run is created once its result exists and is closed at once, so that a killed job leaves nothing RUNNING;
 only the parent run of a sweep is open while the sweep goes on. Results lie in their folders before.
@@ -7,50 +7,22 @@ only the parent run of a sweep is open while the sweep goes on. Results lie in t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import http.client
 import math
-import os
 import shlex
-import shutil
-import socket
-import sqlite3
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from lora_exp.result import ADAPTER, RESULT, RunResult
 from lora_exp.run_facts import curve_of, metrics_of, parameters_of, tags_of
 from lora_exp.settings import TrackingSettings
+from lora_exp.tracking import connected, one_line
 
-SQLITE = "sqlite:///"
 # MLflow's limits, in characters.
 NAME_LIMIT, PARAMETER_LIMIT, TAG_LIMIT = 250, 6000, 8000
-SERVER_PATIENCE = 3.0  # seconds
-# MLflow's own defaults retry for minutes, print a line for every run on stdout, and log with a traceback what
-# is raised here as a TrackingError.
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # A request that is sent twice may be carried out twice; delivery.py knows what arrived.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
-
-
-class TrackingError(Exception):
-    """The tracking store can't be used; the message is one line: key, value and what to do."""
 
 
 @dataclass(frozen=True)
@@ -79,21 +51,8 @@ class Recorder:
 
         Raises TrackingError when that is not possible, for a silent server after about 3 s.
         """
-        _set_environment()
-        if settings.kind == "server":
-            _check_server(settings.uri)
-            return cls._connected(settings, None)
-        settings = _absolute(settings)
-        with _one_line(settings.uri), _prepared_database(settings):
-            return cls._connected(settings, settings.artifacts)
-
-    @classmethod
-    def _connected(cls, settings: TrackingSettings, artifacts: str | None) -> Recorder:
-        with _one_line(settings.uri):
-            from mlflow import MlflowClient
-
-            client = MlflowClient(settings.uri)
-            return cls(settings, client, _experiment(client, settings.experiment, artifacts))
+        place = connected(settings)
+        return cls(place.settings, place.client, place.experiment_id)
 
     def start_sweep(self, name: str, command: str, parameters: Mapping[str, str], ticket: Ticket | None = None) -> str:
         """Open the parent run of a sweep and return its id. Raises TrackingError, as all methods do."""
@@ -111,7 +70,7 @@ class Recorder:
 
         now = _now()
         points = [Metric(key, value, now, 0) for key, value in metrics.items() if math.isfinite(value)]
-        with _one_line(self.settings.uri):
+        with one_line(self.settings.uri):
             try:
                 self.client.log_batch(parent, metrics=points, synchronous=True)
                 if report is not None and report.is_dir():
@@ -174,12 +133,12 @@ class Recorder:
 
     def reopen(self, run: str) -> None:
         """Let a run that ended go on."""
-        with _one_line(self.settings.uri):
+        with one_line(self.settings.uri):
             self.client.update_run(run, status="RUNNING")
 
     def forget(self, ticket: str) -> None:
         """Take the run of that ticket, if there is one, out of sight; MLflow can restore it."""
-        with _one_line(self.settings.uri):
+        with one_line(self.settings.uri):
             for run in self._of_ticket(ticket):
                 self.client.delete_run(run.info.run_id)
 
@@ -197,7 +156,7 @@ class Recorder:
         tags = tags | ({"mlflow.parentRunId": parent} if parent else {})
         tags |= {"ticket": ticket.name} if ticket else {}
         tags = {key: _cut(value, TAG_LIMIT) for key, value in tags.items()}
-        with _one_line(self.settings.uri):
+        with one_line(self.settings.uri):
             run, *_ = (self._of_ticket(ticket.name) if ticket is not None and ticket.again else []) or [
                 self.client.create_run(self.experiment_id, start, tags, _cut(name, NAME_LIMIT))
             ]
@@ -223,192 +182,6 @@ class Recorder:
                 file = Path(folder) / "config.yaml"
                 file.write_text(config, encoding="utf-8")
                 artifacts.log_artifact(str(file))
-
-
-def fetch_run(settings: TrackingSettings, run: str, names: Sequence[str]) -> dict[str, bytes]:
-    """Those of the artifacts `names` that a recorded run has, by name; neither store nor run is changed.
-
-    Raises TrackingError when there is no such store, or no such run in it.
-    """
-    _set_environment()
-    if settings.kind == "server":
-        _check_server(settings.uri)
-    else:
-        settings = _absolute(settings)
-        path = Path(settings.uri.removeprefix(SQLITE))
-        if not path.is_file():
-            raise TrackingError(f"tracking.uri={settings.uri}: there is no such file, so run {run} is not in it")
-        with _one_line(settings.uri):
-            _check_database(path)
-    with _one_line(settings.uri), tempfile.TemporaryDirectory() as folder:
-        from mlflow import MlflowClient
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        found = MlflowClient(settings.uri).get_run(run)
-        artifacts = get_artifact_repository(found.info.artifact_uri, tracking_uri=settings.uri)
-        present = {artifact.path for artifact in artifacts.list_artifacts()}.intersection(names)
-        return {name: Path(artifacts.download_artifacts(name, folder)).read_bytes() for name in present}
-
-
-def state(settings: TrackingSettings) -> str:
-    """How the tracking store is, in words; nothing is made or changed.
-
-    Raises TrackingError when it is damaged or does not answer.
-    """
-    if settings.kind == "off":
-        return "tracking=off: runs are not recorded"
-    if settings.kind == "server":
-        _check_server(settings.uri)
-        return f"{settings.uri} answers"
-    path = Path(_absolute(settings).uri.removeprefix(SQLITE))
-    if not path.exists() or (path.is_file() and path.stat().st_size == 0):
-        return f"{path}: none yet; the first run makes it"
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=20)) as connection:
-            [found] = connection.execute("PRAGMA quick_check(1)").fetchone()
-            [runs] = connection.execute("SELECT count(*) FROM runs").fetchone()
-    except sqlite3.Error as error:
-        found = str(error)
-    if found != "ok":
-        raise TrackingError(
-            f"tracking.uri={settings.uri}: is damaged or no database of MLflow's ({_cut(found, 100)}); move it away "
-            "and the next run makes a new one, the folders of the runs have all results"
-        )
-    return f"{path}: whole, {runs} runs"
-
-
-def ui_command(settings: TrackingSettings, port: int) -> list[str]:
-    """The command that serves MLflow's UI on a sqlite store, to this machine only."""
-    store = ["--backend-store-uri", _absolute(settings).uri]
-    return [sys.executable, "-m", "mlflow", "ui", *store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-
-
-def serve_ui(settings: TrackingSettings, port: int) -> int:
-    """Print where the UI of the store is; for a sqlite store, become the process that serves it.
-
-    Raises TrackingError when the store can't be opened or the port is taken.
-    """
-    address = settings.uri.rstrip("/") if settings.kind == "server" else f"http://127.0.0.1:{port}"
-    experiment = Recorder.open(settings).experiment_id
-    # The plain address opens MLflow's view for language models, which hides most of what matters here.
-    page = f"{address}/#/experiments/{experiment}/runs?workflowType=machine_learning"
-    if settings.kind == "server":
-        print(f"the tracking server has its own UI: {page}")
-        return 0
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise TrackingError(f"--port {port}: can't be used ({error}); choose another") from error
-    print(f"open {page} in some seconds; Ctrl-C ends", flush=True)
-    command = ui_command(settings, port)
-    os.execv(command[0], command)  # noqa: S606  # so that whoever ends this process ends the server
-
-
-def _experiment(client: Any, name: str, artifacts: str | None) -> str:
-    """The id of the experiment of that name, made where there is none."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
-        except MlflowException:  # perhaps another process was faster
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    if found.lifecycle_stage != "active":
-        raise TrackingError(f"tracking.experiment={name}: is deleted in MLflow; restore it there or choose another")
-    return str(found.experiment_id)
-
-
-def _check_server(uri: str) -> None:
-    if not uri.startswith(("http://", "https://")):
-        raise TrackingError(f"tracking.uri={uri}: must be http://HOST:PORT or https://HOST:PORT")
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_PATIENCE) as answer:  # noqa: S310
-            reason = "" if answer.read(16) == b"OK" else "something else answers there"
-    except urllib.error.HTTPError as error:
-        # A server that asks for credentials gets them from the client, which knows MLflow's ways to set them.
-        reason = "" if error.code in (401, 403) else f"HTTP {error.code}"
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = str(getattr(error, "reason", error)) or type(error).__name__
-    if reason:
-        raise TrackingError(
-            f"tracking.uri={uri}: no MLflow server answers there ({reason}); start one, or use tracking=sqlite"
-        )
-
-
-def _absolute(settings: TrackingSettings) -> TrackingSettings:
-    """Settings of a sqlite store that mean the same from any working directory."""
-    if settings.kind != "sqlite":
-        raise TrackingError(f"tracking.kind={settings.kind}: keeps no runs on this machine; use tracking=sqlite")
-    file = settings.uri.removeprefix(SQLITE)
-    path = Path(file).absolute()
-    # MLflow and SQLAlchemy, through which the address passes, disagree on how to read `%` and `?`.
-    if file in (settings.uri, "", ":memory:") or {"%", "?"} & set(str(path)):
-        raise TrackingError(f"tracking.uri={settings.uri}: must be sqlite:///FILE, without % and ? in the path")
-    return dataclasses.replace(settings, uri=f"{SQLITE}{path}", artifacts=str(Path(settings.artifacts).absolute()))
-
-
-@contextlib.contextmanager
-def _prepared_database(settings: TrackingSettings) -> Iterator[None]:
-    """A block in which this process alone opens the database, which exists and can be written to."""
-    try:
-        Path(settings.artifacts).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrackingError(
-            f"tracking.artifacts={settings.artifacts}: must be a folder that can be written to ({error.strerror})"
-        ) from error
-    path = Path(settings.uri.removeprefix(SQLITE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.exists() or path.stat().st_size == 0:
-            _create_database(path, settings.artifacts)
-        _check_database(path)
-        yield
-
-
-def _check_database(path: Path) -> None:
-    """A file that isn't a database would come out of MLflow as a traceback of SQLAlchemy's."""
-    with contextlib.closing(sqlite3.connect(path, timeout=20)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("SELECT count(*) FROM sqlite_master")
-        connection.rollback()
-
-
-def _set_environment() -> None:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-
-
-def _create_database(path: Path, artifacts: str) -> None:
-    """Made aside and moved into place, so that a killed process leaves no half of one (it takes 2 s)."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    folder = path.with_name(f"{path.name}.new")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    SqlAlchemyStore(f"{SQLITE}{folder / path.name}", artifacts).engine.dispose()
-    # The file stays in this mode: a commit waits for the disk once instead of three times, and readers such as
-    # the UI don't wait for writers. It is as safe when killed, but wants a local disk.
-    with contextlib.closing(sqlite3.connect(folder / path.name)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-    (folder / path.name).replace(path)
-    shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def _one_line(uri: str) -> Iterator[None]:
-    """Turns what MLflow and the disk raise into a TrackingError."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (MlflowException, OSError, sqlite3.Error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise TrackingError(f"tracking.uri={uri}: {_cut(reason, 300)}") from error
 
 
 def _now() -> int:

@@ -24,10 +24,11 @@ import psutil
 import pytest
 
 from lora_exp import run_facts
-from lora_exp.records import Recorder, TrackingError
+from lora_exp.records import Recorder
 from lora_exp.result import ClassErrors, Outcome, RunResult
 from lora_exp.settings import TrackingSettings
 from lora_exp.spec import PARTS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.tracking import TrackingError
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -309,7 +310,7 @@ def served(store: TrackingSettings, tmp_path: Path) -> Iterator[Callable[[], tup
     def serve() -> tuple[subprocess.Popen[bytes], str]:
         port = free_port()
         code = (
-            "import lora_exp.records as r; from lora_exp.settings import TrackingSettings as T\n"
+            "import lora_exp.tracking as r; from lora_exp.settings import TrackingSettings as T\n"
             f"r.serve_ui(T('sqlite', {store.uri!r}, {store.artifacts!r}), {port})"
         )
         command = [sys.executable, "-c", code]
