@@ -1,0 +1,96 @@
+"""python -m pytest tests/test_sweep_files.py
+
+What a sweep and its jobs write is there whole or not at all, whatever goes wrong at whichever step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from lora_exp import sweep_files
+from lora_exp.sweep_files import SWEEP, SweepError, begin_sweep, note, read_about, write_json, write_whole
+
+
+class Stop(Exception):
+    """What goes wrong."""
+
+
+def failing_at(line: int, write: Any) -> bool:
+    """Run `write` with an error before its `line`-th line of sweep_files.py; whether it came to that."""
+    seen = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal seen
+        if frame.f_code.co_filename != sweep_files.__file__:
+            return None
+        if event == "line" and frame.f_code.co_name in ("write_whole", "write_json"):
+            seen += 1
+            if seen == line:
+                raise Stop
+        return trace
+
+    sys.settrace(trace)
+    try:
+        write()
+    except Stop:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def test_an_error_before_any_line_of_a_write_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.json"
+    line, outcomes = 1, set()
+    while True:
+        write_json(path, {"version": "old"})
+        if not failing_at(line, lambda: write_json(path, {"version": "new"})):
+            break
+        outcomes.add(json.loads(path.read_text())["version"])
+        line += 1
+    assert line > 4
+    assert outcomes == {"old"}
+    assert json.loads(path.read_text()) == {"version": "new"}
+    assert [file.name for file in tmp_path.iterdir() if not file.name.endswith(".tmp")] == ["sweep.json"]
+
+
+@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
+def test_a_write_that_fails_leaves_nothing_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    path = tmp_path / "result.json"
+    write_whole(path, b"old")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(Path, failing, full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_sweep_goes_on_in_its_folder_and_another_one_is_refused_there(tmp_path: Path) -> None:
+    first = begin_sweep(tmp_path, "mine", [["a=1"], ["a=2"]])
+    note(tmp_path, parent_run="abc")
+    again = begin_sweep(tmp_path, "mine", [["a=1"], ["a=2"]])
+    assert again == first | {"parent_run": "abc"}
+    with pytest.raises(SweepError, match=r"hydra\.sweep\.dir=.*holds another sweep"):
+        begin_sweep(tmp_path, "mine", [["a=1"], ["a=3"]])
+    assert read_about(tmp_path)["jobs"] == [["a=1"], ["a=2"]]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"jobs": 3}', "{}", '"text"'])
+def test_a_record_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / SWEEP).write_text(content)
+    with pytest.raises(SweepError) as caught:
+        read_about(tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path / SWEEP) in str(caught.value)
