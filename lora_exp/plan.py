@@ -40,7 +40,9 @@ def plan_text(laboratory: Laboratory, specs: Sequence[RunSpec]) -> str:
 
 def _base_lines(laboratory: Laboratory, jobs: list[RunSpec], rate: float) -> tuple[float, list[str]]:
     first = jobs[0]
-    name = f"base {'-'.join(filter(None, ('784', first.model.label, '10')))} on {first.data.name}, seed {first.base.seed}"
+    name = (
+        f"base {'-'.join(filter(None, ('784', first.model.label, '10')))} on {first.data.name}, seed {first.base.seed}"
+    )
     if laboratory.store.has("bases", laboratory.base_key(first)):
         training, said = 0.0, "in the store already"
     else:
