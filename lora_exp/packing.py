@@ -15,8 +15,8 @@ from dataclasses import dataclass
 FULL_PACK = 25
 # A last pack of a few jobs runs at the speed of small products, so fewer are not worth a thread of their own.
 SMALL_PACK = 4
-# Jobs with weights of their own share no product: packs of 1, 2, 4 and 8 are as fast within noise (docs/performance.md), and
-# one at a time holds least memory.
+# Jobs with weights of their own share no product: packs of 1, 2, 4 and 8 are equally fast within noise
+# (docs/performance.md), and one at a time holds least memory.
 OWN_WEIGHTS_PACK = 1
 
 
