@@ -104,8 +104,3 @@ def layer_shapes(spec: ModelSpec) -> tuple[LayerShape, ...]:
         layers.append(LayerShape(f"linear{number}", outputs, inputs))
         inputs = outputs
     return tuple(layers)
-
-
-def layer_names(spec: ModelSpec) -> list[str]:
-    """Names of the layers, from the image on."""
-    return [layer.name for layer in layer_shapes(spec)]

@@ -15,7 +15,7 @@ from conftest import CPU, SMALL, MakeJob, TrainPack
 
 from lora_exp.adapter_plan import adapter_plan
 from lora_exp.adapters import AdapterPack
-from lora_exp.architecture import layer_names, layer_shapes
+from lora_exp.architecture import layer_shapes
 from lora_exp.base_model import BaseModel, assemble, initial_weights, plain_logits
 from lora_exp.data import ImageData
 from lora_exp.initialisation import Factors, initial_factors
@@ -198,7 +198,7 @@ def test_the_last_pattern_that_matches_a_layer_counts() -> None:
         alpha_pattern=(("linear?", 10.0), ("linear2", "rank"), ("conv[12]", 4.0)),
     )
     plan = adapter_plan(adapter, layer_shapes(CNN), seed=0)
-    assert layer_names(CNN) == ["conv1", "conv2", "linear1", "linear2"]
+    assert [layer.name for layer in layer_shapes(CNN)] == ["conv1", "conv2", "linear1", "linear2"]
     assert [own.rank for own in plan.layers] == [1, 3, 5, 7]
     assert [own.scaling for own in plan.layers] == [4.0, 4 / 3, 2.0, 1.0]
     rooted = adapter_plan(dataclasses.replace(adapter, method="rslora"), layer_shapes(CNN), seed=0)
