@@ -5,27 +5,27 @@ BIN := $(VENV)/bin
 MINIMUM := .venv-minimum
 AUDIT := .venv-audit
 
-.PHONY: sweep test minimum audit setup example clean
+.PHONY: sweep test minimum audit setup browser example clean
 
 sweep: setup
 	$(BIN)/lora-exp experiment=rank_by_digit
 
-test: setup
+test: setup browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 # The tests with every library at the oldest version that pyproject.toml allows, torch and what tests need besides as
 # they are in .venv.
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
-minimum: setup
+minimum: setup browser
 	$(BIN)/python -m venv --clear $(MINIMUM)
 	$(BIN)/python tests/lower_bounds.py > $(MINIMUM)/pins.txt
 	$(MINIMUM)/bin/python -m pip install --quiet --requirement $(MINIMUM)/pins.txt
 	$(MINIMUM)/bin/python -m pip install --quiet --no-deps --editable .
 	$(BIN)/python -c '$(SITE)' > "$$($(MINIMUM)/bin/python -c '$(SITE)')/others.pth"
-	$(MINIMUM)/bin/python -m pytest -W ignore::DeprecationWarning  # old libraries over newer ones of their own
+	$(MINIMUM)/bin/python -m pytest --numprocesses 2 -W ignore::DeprecationWarning  # old libraries over newer ones of their own
 
 # Known weaknesses of the installed libraries; needs the network. docs/safety.md says how to read it.
 audit: setup
@@ -40,6 +40,12 @@ $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
+
+# The tests look at pages in Debian's Chromium.
+browser:
+	@command -v chromium > /dev/null || if [ "$$(id -u)" = 0 ]; then \
+		apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends chromium; \
+	else echo "chromium is missing; install it: sudo apt-get install chromium"; exit 1; fi
 
 # The one report that git keeps.
 example: setup

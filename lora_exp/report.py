@@ -24,16 +24,8 @@ from lora_exp.markdown import Picture
 from lora_exp.report_page import page
 from lora_exp.sweep import Sweep
 from lora_exp.sweep_files import check_report_place
-from lora_exp.tables import (
-    both_errors,
-    differing,
-    means_table,
-    percent,
-    points,
-    representative,
-    runs_table,
-    sound,
-)
+from lora_exp.tables import differing, means_table, percent, points, runs_table
+from lora_exp.trade_off import both_errors, representative, sound
 from lora_exp.verdict import Verdict
 
 TERMINAL_ROWS = 64  # a longer table scrolls away; means are shown instead

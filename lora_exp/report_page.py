@@ -13,16 +13,8 @@ from lora_exp.figures import adapted, kind_label, kind_of
 from lora_exp.markdown import Picture, code, markdown_table, picture, plain
 from lora_exp.result import RunResult
 from lora_exp.sweep import Sweep, run_command
-from lora_exp.tables import (
-    NONE,
-    differing,
-    lowest,
-    means_table,
-    percent,
-    representative,
-    runs_table,
-    sound,
-)
+from lora_exp.tables import NONE, differing, means_table, percent, runs_table
+from lora_exp.trade_off import lowest, representative, sound
 
 # Provenance that would repeat what other sections show.
 SHOWN_ELSEWHERE = ("overrides", "config", "started")

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lora_exp.sweep import digits_of
+from lora_exp.trade_off import sound
 
 Table = tuple[list[str], list[list[str]]]
 NONE = "–"
@@ -44,27 +45,6 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters_adapter": ("adapter\npara-\nmeters", lambda count: f"{count:,.0f}"),
     "overhead_percent": ("over-\nhead\n(%)", lambda share: f"{share:.3f}"),
 }
-
-
-def sound(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have errors to compare."""
-    return frame[frame["status"] == "finished"]
-
-
-def both_errors(runs: pd.DataFrame, when: str = "") -> pd.Series[float]:
-    """Error on the target plus mean error on the others, `when` ("_before" or "" for after) fine-tuning."""
-    return runs[f"target_error{when}"] + runs[f"other_error{when}"]
-
-
-def representative(frame: pd.DataFrame) -> int | None:
-    """The job to show in detail: the sound one with the lowest sum of both errors, the first of equals."""
-    runs = sound(frame)
-    return None if runs.empty else lowest(runs, both_errors(runs))
-
-
-def lowest(runs: pd.DataFrame, values: pd.Series[float]) -> int:
-    """The job of `runs` with the lowest of `values`, the first of equals."""
-    return int(runs["job"].to_numpy()[int(values.to_numpy().argmin())])
 
 
 def differing(frame: pd.DataFrame) -> list[str]:

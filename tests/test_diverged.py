@@ -24,7 +24,7 @@ from lora_exp.report import terminal_table, verdict, write_report
 from lora_exp.result import RunResult, read
 from lora_exp.settings import TrackingSettings
 from lora_exp.sweep import JUDGEMENTS, Sweep, read_sweep
-from lora_exp.tables import representative
+from lora_exp.trade_off import representative
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

@@ -63,14 +63,15 @@ doctor: architecture config data living numerics provenance settings spec store 
 resume: config delivery records sweep sweep_files
 sweep_files:
 sweep: fields result spec sweep_files
-tables: sweep
+trade_off:
+tables: sweep trade_off
 figures: fields result spec
 sweep_figures: fields figures spec sweep
 markdown: tables
-report_page: figures markdown result sweep tables
+report_page: figures markdown result sweep tables trade_off
 claim_figures: comparison evidence figures verdict
 claim_page: comparison markdown verdict
-report: claim_figures claim_page claims figures markdown report_page sweep sweep_figures sweep_files tables verdict
+report: claim_figures claim_page claims figures markdown report_page sweep sweep_figures sweep_files tables trade_off verdict
 job: config delivery experiment figures provenance records result settings spec store_keeping sweep_files
 job_run: config
 launching: composition config job job_run spec
