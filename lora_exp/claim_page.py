@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 from lora_exp.comparison import Answer, written
-from lora_exp.markdown import Picture, markdown_table, picture, plain
+from lora_exp.document import Block, Grid, Paragraph, Picture, Section, Strong, paragraphs
 from lora_exp.verdict import Side, Verdict
 
 CLAIM_FIGURE = "claim.png"
 COMPARED = ["compared", "measure", "mean", "interval", "confidence (%)", "claimed: below", "seeds", "outcome"]
 SIDES = ["mean and 95 % interval", "error on the target (%)", "forgetting (points)"]
+HOW = (
+    "Student's t intervals, of differences within a seed; of several comparisons, with the confidence that "
+    "Holm's procedure asks for. Margins were stated before the runs."
+)
 
 
-def claim_section(verdict: Verdict) -> str:
+def claim_section(verdict: Verdict) -> Section:
     """The claim, how it was judged, the numbers with their costs, and the figure; or why it was not judged."""
-    parts = [
-        "## Claim",
-        f"**{verdict.outcome}**: {plain(verdict.claim.words)} ({plain(verdict.claim.source)}).",
-        f"Measured: {plain(verdict.claim.measured)}",
+    claim = verdict.claim
+    blocks: list[Block] = [
+        Paragraph((Strong(verdict.outcome), f": {claim.words} ({claim.source}).")),
+        Paragraph((f"Measured: {claim.measured}",)),
     ]
     if verdict.answers:
-        parts += [
-            markdown_table((COMPARED, [_answer_cells(answer) for answer in verdict.answers]), words=2),
-            "Student's t intervals, of differences within a seed; of several comparisons, with the confidence that "
-            "Holm's procedure asks for. Margins were stated before the runs.",
-            markdown_table((SIDES, [_side_cells(side) for side in verdict.sides]), words=1),
-        ]
-    if verdict.note:
-        parts.append(plain(verdict.note))
+        blocks.append(Grid((COMPARED, [_answer_cells(answer) for answer in verdict.answers]), words=2))
+        blocks.append(Paragraph((HOW,)))
+        blocks.append(Grid((SIDES, [_side_cells(side) for side in verdict.sides]), words=1))
+    blocks += paragraphs([verdict.note] if verdict.note else [])
     if verdict.answers:
         alt = f"{verdict.name}, {verdict.outcome}: what was measured, and each difference with interval and margin"
-        parts.append(picture(Picture(CLAIM_FIGURE, alt, "Bars and bands are 95 % intervals; each dot is a seed.")))
-    return "\n\n".join(parts)
+        blocks.append(Picture(CLAIM_FIGURE, alt, "Bars and bands are 95 % intervals; each dot is a seed."))
+    return Section("Claim", tuple(blocks))
 
 
 def _answer_cells(answer: Answer) -> list[str]:

@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from lora_exp.fields import CLASSES
+from lora_exp.gallery import changes, spread
 from lora_exp.result import RunResult
 
 BLUE, ORANGE, VERMILION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
@@ -96,22 +97,18 @@ def wrong_digits(
     ValueError when the predictions are not this result's for these labels.
     """
     before, after = predictions["before_predicted"], predictions["predicted"]
-    if len(before) != len(labels) or (
-        np.bincount(labels[after != labels], minlength=CLASSES).tolist() != result.outcome.after.errors
-    ):
-        raise ValueError("the predictions are not of this result and these labels")
-    was_right, is_right = before == labels, after == labels
+    changed = changes(result, predictions, labels)
     parts = [
-        ("Mended: {} images, wrong before and right after", GREEN, ~was_right & is_right, 2),
-        ("Broken: {} images, right before and wrong after", VERMILION, was_right & ~is_right, 3),
-        ("Wrong before and after: {} images", FAINT, ~was_right & ~is_right, 1),
+        ("Mended: {} images, wrong before and right after", GREEN, changed.mended, 2),
+        ("Broken: {} images, right before and wrong after", VERMILION, changed.broken, 3),
+        ("Wrong before and after: {} images", FAINT, changed.still_wrong, 1),
     ]
-    chosen = [_spread(np.flatnonzero(which), rows * columns) for _, _, which, rows in parts]
+    chosen = [spread(indices, rows * columns) for _, _, indices, rows in parts]
     heights = [max(0.1, -(-len(indices) // columns)) for indices in chosen]
     figure, all_axes = empty_figure(10, 1.3 + 0.9 * sum(heights), rows=len(parts), height_ratios=heights)
-    for axes, (title, colour, which, _), indices, height in zip(all_axes, parts, chosen, heights, strict=True):
+    for axes, (title, colour, every, _), indices, height in zip(all_axes, parts, chosen, heights, strict=True):
         axes.axis("off")
-        axes.set_title(title.format(f"{int(which.sum()):,}"), loc="left", color=colour, fontweight="bold", fontsize=10)
+        axes.set_title(title.format(f"{len(every):,}"), loc="left", color=colour, fontweight="bold", fontsize=10)
         for position, image in enumerate(indices):
             x, y = position % columns, 1.28 * (position // columns)
             extent = (x + 0.06, x + 0.94, y + 0.94, y + 0.06)
@@ -198,13 +195,6 @@ def empty_figure(
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=9)
     return figure, list(grid.flat)
-
-
-def _spread(indices: NDArray[np.intp], most: int) -> NDArray[np.intp]:
-    """At most `most` of `indices`, evenly spread over them."""
-    if len(indices) <= most:
-        return indices
-    return np.asarray(indices[np.linspace(0, len(indices) - 1, most).astype(int)], dtype=np.intp)
 
 
 def _draw_losses(axes: Axes, losses: Sequence[float] | NDArray[Any], window: int, **look: Any) -> tuple[float, float]:

@@ -108,6 +108,7 @@ def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> No
     """Write the report, close the parent run, and tell a terminal what came of the sweep."""
     from lora_exp import report
     from lora_exp.sweep import read_sweep
+    from lora_exp.terminal import print_sweep
 
     done, delivery = read_sweep(folder), open_delivery(settings)
     claim = report.judged_claim(done, settings.report.claim)
@@ -116,7 +117,7 @@ def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> No
     report.write_report(done, out, pictures, labels, claim)
     note(folder, ended={"status": status, "report": str(out), "metrics": _metrics(done.frame)})
     missing = delivery.deliver_all([Path(place) for place in done.frame["folder"]], delivery.open_parent(folder))
-    print(report.terminal_table(done.frame))
+    print_sweep(done.frame)
     print(report.verdict(done.frame))
     if claim is not None:
         print(claim.sentence)

@@ -1,54 +1,58 @@
-"""Pieces of Markdown: tables, pictures, and text that is shown as it is."""
+"""A page in Markdown."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from tabulate import tabulate
 
-from lora_exp.tables import Table
+from lora_exp.document import Block, Code, Grid, Heading, Listing, Paragraph, Picture, Section, Strong
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure of the report: its file in `figures/`, its alternative text and what a reader should know."""
-
-    file: str
-    alt: str
-    note: str
-
-
-def markdown_table(table: Table, words: int = 0) -> str:
-    """A table whose first `words` columns are aligned as words and the others as numbers."""
-    headings, rows = table
-    align = ["left" if column < words else "right" for column in range(len(headings))]
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return tabulate(
-        cells,
-        [heading.replace("-\n", "").replace("\n", " ") for heading in headings],
-        "pipe",
-        disable_numparse=True,
-        colalign=align if rows else None,
-    )
+def markdown(title: str, sections: Sequence[Section]) -> str:
+    """The whole page; what stands before the first title is a section without one."""
+    parts = [f"# {_plain(title)}"]
+    for section in sections:
+        parts += [f"## {_plain(section.title)}"] if section.title else []
+        parts += [_block(block) for block in section.blocks]
+    return "\n\n".join(parts) + "\n"
 
 
-def picture(shown: Picture | str) -> str:
-    """The picture under its note, or why there is none."""
-    if isinstance(shown, str):
-        return plain(shown)
-    image = f"![{plain(shown.alt)}](figures/{quote(shown.file)})"
-    return f"{shown.note}\n\n{image}" if shown.note else image
+def _block(block: Block) -> str:
+    match block:
+        case Paragraph(parts):
+            return "".join(_inline(part) for part in parts)
+        case Heading(text):
+            return f"### {_plain(text)}"
+        case Listing(lines):
+            return "```bash\n" + "\n".join(lines) + "\n```"
+        case Picture(file, alt, note):
+            image = f"![{_plain(alt)}](figures/{quote(file)})"
+            return f"{_plain(note)}\n\n{image}" if note else image
+        case Grid((headings, rows), words):
+            return tabulate(
+                [[_inline(cell).replace("|", "\\|") for cell in row] for row in rows],
+                [heading.replace("-\n", "").replace("\n", " ") for heading in headings],
+                "pipe",
+                disable_numparse=True,
+                colalign=["left" if column < words else "right" for column in range(len(headings))] if rows else None,
+            )
 
 
-def plain(text: str) -> str:
+def _inline(text: str) -> str:
+    if isinstance(text, Code):
+        return _code(text)
+    return f"**{_plain(text)}**" if isinstance(text, Strong) else _plain(text)
+
+
+def _plain(text: str) -> str:
     """Text that Markdown and HTML leave as it is."""
-    for mark in "\\`*_[]<>#":
-        text = text.replace(mark, "\\" + mark)
-    return " ".join(text.replace("&", "&amp;").split())
+    return re.sub(r"([\\`*_\[\]<#])", r"\\\1", re.sub(r"\s+", " ", text).replace("&", "&amp;"))
 
 
-def code(text: str) -> str:
+def _code(text: str) -> str:
     """An inline code span; a longer fence where the text has backticks of its own."""
     if not text:
         return ""

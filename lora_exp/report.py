@@ -1,4 +1,4 @@
-"""What a sweep found, to look at: a folder with tables, figures and a page of Markdown; text for a terminal.
+"""What a sweep found, to look at: a folder with tables, figures, and a page in Markdown and in HTML.
 
 Every statement about a gain carries its cost: the error on the target digit stands beside that on the others.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,28 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from tabulate import tabulate
 
 from lora_exp import figures, sweep_figures
+from lora_exp import report_sections as sections
+from lora_exp.aggregation import compare
 from lora_exp.claim_figures import claim_figure
 from lora_exp.claim_page import CLAIM_FIGURE, claim_section
 from lora_exp.claims import judged
-from lora_exp.markdown import Picture
-from lora_exp.report_page import page
+from lora_exp.document import Paragraph, Picture, Section
+from lora_exp.markdown import markdown
+from lora_exp.page_data import page_data
+from lora_exp.report_html import html
 from lora_exp.sweep import Sweep
 from lora_exp.sweep_files import check_report_place
-from lora_exp.tables import differing, means_table, percent, points, runs_table
+from lora_exp.tables import differing, percent, points
 from lora_exp.trade_off import both_errors, representative, sound
 from lora_exp.verdict import Verdict
-
-TERMINAL_ROWS = 64  # a longer table scrolls away; means are shown instead
-TERMINAL_REASONS = 10
 
 
 def write_report(
     sweep: Sweep, out: Path, pictures: NDArray[np.uint8], labels: NDArray[Any], claim: Verdict | None = None
 ) -> Path:
-    """Write `summary.csv`, `summary.parquet`, `report.md` and `figures/*.png` into folder `out`; return it.
+    """Write `summary.csv`, `summary.parquet`, `report.md`, `report.html` and `figures/*.png` into `out`; return it.
 
     `pictures` (uint8 [N, 28, 28]) and `labels` [N] are the test images that were judged; `claim` is as of
     `judged_claim`. In the two summaries `folder` is relative to the sweep's folder. The report appears at once or
@@ -51,8 +52,7 @@ def write_report(
         drawn = _draw(sweep, pictures, labels, fresh / "figures")
         if claim is not None and claim.answers:
             figures.save(claim_figure(claim), fresh / "figures" / CLAIM_FIGURE)
-        section = "" if claim is None else claim_section(claim)
-        (fresh / "report.md").write_text(page(sweep, verdict(sweep.frame), drawn, section), encoding="utf-8")
+        _write_pages(sweep, claim, drawn, page_data(sweep, pictures, labels), fresh)
         if out.exists():
             out.replace(old)
         fresh.replace(out)
@@ -93,26 +93,31 @@ def verdict(frame: pd.DataFrame) -> str:
     )
 
 
-def terminal_table(frame: pd.DataFrame) -> str:
-    """The sound runs as plain text, one row each, or their means where they are too many; then the others."""
-    runs = sound(frame)
-    lines = []
-    if len(runs):
-        choices = [("", runs_table(frame))]
-        for by in (["rank", "digit"], ["rank"], ["digit"], []):
-            choices.append(
-                (f"means of the sound runs{' by ' + ' and '.join(by) if by else ''}", means_table(frame, by))
-            )
-        title, (headings, rows) = next(choice for choice in choices if len(choice[1][1]) <= TERMINAL_ROWS)
-        lines += [title] if title else []
-        lines.append(tabulate(rows, headings, "simple", disable_numparse=True, stralign="right"))
-    unsound = frame[frame["status"] != "finished"]
-    for row in unsound.head(TERMINAL_REASONS).to_dict("records"):
-        what = row["name"] or row["overrides"]
-        lines.append(f"job {row['job']} ({what}) {row['status']}{': ' + row['error'] if row['error'] else ''}")
-    if len(unsound) > TERMINAL_REASONS:
-        lines.append(f"... and {len(unsound) - TERMINAL_REASONS} more jobs without errors to compare")
-    return "\n".join(lines)
+def _write_pages(
+    sweep: Sweep, claim: Verdict | None, drawn: Mapping[str, Picture | str], data: dict[str, Any], folder: Path
+) -> None:
+    """`report.md` with the figures, and `report.html` with its own charts in their place."""
+    results, comparison = list(sweep.results.values()), compare(sweep.frame)
+    sound_runs = len(sound(sweep.frame)) > 0
+    first = [
+        sections.head(sweep),
+        sections.verdict_section(sweep.frame, verdict(sweep.frame), comparison),
+        *([] if claim is None else [claim_section(claim)]),
+    ]
+    means = [*sections.over_seeds(comparison), *([sections.means_section(sweep.frame)] if sound_runs else [])]
+    runs = [sections.runs_section(sweep.frame)] if sound_runs else []
+    unsound = sections.unsound_section(sweep)
+    proof = [sections.model_section(results), sections.proof_section(sweep)] if results else []
+    commands = sections.commands_section(sweep.frame)
+    provenance = [sections.provenance_section(results)] if results else []
+    figured = [
+        Section(title, (Paragraph((shown,)) if isinstance(shown, str) else shown,)) for title, shown in drawn.items()
+    ]
+    text = markdown(sweep.name, [*first, *figured, *means, *runs, *unsound, *proof, commands, *provenance])
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    last = [*unsound, *proof, *([] if sound_runs else [commands]), *provenance]
+    page = html(sweep.name, [*first, *means], runs[0] if runs else None, last, data, folder / "figures")
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def _inside(folder: Path, place: str) -> str:

@@ -56,7 +56,7 @@ def runs_table(frame: pd.DataFrame) -> Table:
     """One row a sound run: job, settings, errors before and after, forgetting, parameters."""
     rows = sound(frame)
     names = list(dict.fromkeys([*ALWAYS, *differing(rows)]))
-    headings = ["job", *(_heading(name) for name in names), *(heading for heading, _ in MEASURES.values())]
+    headings = ["job", *(heading(name) for name in names), *(title for title, _ in MEASURES.values())]
     cells = [
         [str(row["job"]), *(setting_text(row[name]) for name in names), *_measured(row)]
         for row in rows.to_dict("records")
@@ -71,7 +71,7 @@ def means_table(frame: pd.DataFrame, by: Sequence[str]) -> Table:
     if by:
         groups = {tuple(keys): group for keys, group in rows.groupby(list(by), sort=False, dropna=False)}
     ordered = sorted(groups, key=lambda keys: [_order(name, key) for name, key in zip(by, keys, strict=True)])
-    headings = [*(_heading(name) for name in by), "runs", *(heading for heading, _ in MEASURES.values())]
+    headings = [*(heading(name) for name in by), "runs", *(title for title, _ in MEASURES.values())]
     cells = [
         [
             *(setting_text(key) for key in keys),
@@ -90,7 +90,8 @@ def setting_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _heading(setting: str) -> str:
+def heading(setting: str) -> str:
+    """What a setting is called above its column."""
     return setting.replace("_", " ")
 
 

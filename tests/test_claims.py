@@ -18,6 +18,7 @@ from lora_exp.claim_page import claim_section
 from lora_exp.claims import CLAIMS, judged
 from lora_exp.comparison import Question, answers, interval
 from lora_exp.config import config_folder
+from lora_exp.markdown import markdown
 from lora_exp.verdict import Verdict
 
 STEPS = 100
@@ -286,9 +287,9 @@ def legend(axes: Any) -> list[str]:
 @pytest.mark.parametrize("name", CASES)
 def test_the_section_has_a_row_for_each_comparison_and_for_each_side(name: str) -> None:
     verdict: Verdict = judged(name, *CASES[name]["pass"])
-    section = claim_section(verdict)
+    section = markdown("page", [claim_section(verdict)])
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
-    assert section.startswith("## Claim\n\n**pass**: ")
+    assert section.startswith("# page\n\n## Claim\n\n**pass**: ")
     for answer in verdict.answers:
         assert [row[-1] for row in rows if row[0] == answer.question.what and len(row) == 8] == [answer.outcome]
     for side in verdict.sides:
@@ -300,6 +301,6 @@ def test_the_section_has_a_row_for_each_comparison_and_for_each_side(name: str) 
 
 def test_a_section_without_a_judgement_says_why_and_has_no_picture() -> None:
     frame, curves = CASES["rank_saturates"]["pass"]
-    section = claim_section(judged("rank_saturates", frame.assign(status="failed"), curves))
+    section = markdown("page", [claim_section(judged("rank_saturates", frame.assign(status="failed"), curves))])
     assert "Not judged: of 60 jobs 60 failed." in section
     assert "|" not in section and "![" not in section

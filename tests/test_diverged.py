@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from lora_exp import load_sweep
 from lora_exp.data import ImageData
 from lora_exp.records import Recorder
-from lora_exp.report import terminal_table, verdict, write_report
+from lora_exp.report import verdict, write_report
 from lora_exp.result import RunResult, read
 from lora_exp.settings import TrackingSettings
 from lora_exp.sweep import JUDGEMENTS, Sweep, read_sweep
+from lora_exp.terminal import print_sweep
 from lora_exp.trade_off import representative
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
@@ -77,7 +78,9 @@ def test_a_diverged_run_has_no_errors_in_the_table_and_is_never_the_best(sweep: 
     assert len(frame[frame["target_error"] < 0.1]) <= 2 and len(frame[frame["forgetting"] < 1]) == 2
 
 
-def test_every_table_shows_it_as_diverged(sweep: Sweep, tmp_path: Path, test_images: Any) -> None:
+def test_every_table_shows_it_as_diverged(
+    sweep: Sweep, tmp_path: Path, test_images: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = write_report(sweep, tmp_path / "report", *test_images)
     for frame in (
         pd.read_csv(out / "summary.csv"),
@@ -95,7 +98,8 @@ def test_every_table_shows_it_as_diverged(sweep: Sweep, tmp_path: Path, test_ima
     for step in (1, 3, STEPS):
         assert f"the loss stopped being finite at step {step}" in page
     assert not [word for word in ("nan", "inf %", "0.00 % ->") if f" {word}" in page]
-    text = terminal_table(sweep.frame)
+    print_sweep(sweep.frame)
+    text = capsys.readouterr().out
     assert [f"job {job} " in text and "diverged" in text for job in (0, 2, 4)] == [True] * 3
     assert "nan" not in text.lower() and "inf" not in text
     assert verdict(sweep.frame).startswith("Mean of 2 sound runs (3 diverged besides)")

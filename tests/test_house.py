@@ -65,17 +65,23 @@ sweep_files:
 sweep: fields result spec sweep_files
 trade_off:
 tables: sweep trade_off
-figures: fields result spec
+aggregation: comparison tables trade_off
+gallery: fields result
+document: tables
+terminal: tables trade_off
+figures: fields gallery result spec
 sweep_figures: fields figures spec sweep
-markdown: tables
-report_page: figures markdown result sweep tables trade_off
+markdown: document
+report_sections: aggregation comparison document figures result sweep tables trade_off
+page_data: figures gallery result sweep tables trade_off
+report_html: document
 claim_figures: comparison evidence figures verdict
-claim_page: comparison markdown verdict
-report: claim_figures claim_page claims figures markdown report_page sweep sweep_figures sweep_files tables trade_off verdict
+claim_page: comparison document verdict
+report: aggregation claim_figures claim_page claims document figures markdown page_data report_html report_sections sweep sweep_figures sweep_files tables trade_off verdict
 job: config delivery experiment figures provenance records result settings spec store_keeping sweep_files
 job_run: config
 launching: composition config job job_run spec
-grid: composition config job plan report settings spec store_keeping sweep sweep_files
+grid: composition config job plan report settings spec store_keeping sweep sweep_files terminal
 differences: result
 stored_run: config differences result run_folder spec sweep sweep_files tracking
 reproduce: config differences experiment result run_folder settings spec stored_run sweep

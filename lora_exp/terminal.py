@@ -1,0 +1,70 @@
+"""What a sweep tells a terminal: a table with the gain beside the cost, in colour where there is a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lora_exp.tables import MEASURES, Table, means_table, runs_table
+from lora_exp.trade_off import pareto_front, representative, sound
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+ROWS = 64  # a longer table scrolls away; means are shown instead
+REASONS = 10
+WIDTH = 400  # characters; a line of a table is never folded or cut
+COLOURS = {MEASURES["target_error"][0]: "green", MEASURES["forgetting"][0]: "yellow"}
+
+
+def print_sweep(frame: pd.DataFrame) -> None:
+    """The sound runs, a row each, or their means where they are too many; then the others with their reasons.
+
+    Where standard output is no terminal the same text comes without colours.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, width=WIDTH)
+    if len(sound(frame)):
+        title, table, jobs = _fitting(frame)
+        if title:
+            console.print(title, markup=False)
+        console.print(_rich(table, jobs, frame))
+        if jobs:
+            console.print("bold: lowest sum of both errors; *: no other run has less of both error and forgetting")
+    unsound = frame[frame["status"] != "finished"]
+    for row in unsound.head(REASONS).to_dict("records"):
+        what = row["name"] or row["overrides"]
+        reason = f": {row['error']}" if row["error"] else ""
+        console.print(f"job {row['job']} ({what}) {row['status']}{reason}", style="red", markup=False, soft_wrap=True)
+    if len(unsound) > REASONS:
+        console.print(f"... and {len(unsound) - REASONS} more jobs without errors to compare")
+
+
+def _fitting(frame: pd.DataFrame) -> tuple[str, Table, list[int]]:
+    """The most detailed table that fits, its title if it needs one, and the jobs of its rows if they are jobs."""
+    runs = runs_table(frame)
+    if len(runs[1]) <= ROWS:
+        return "", runs, [int(row[0]) for row in runs[1]]
+    for by in (["rank", "digit"], ["rank"], ["digit"], []):
+        table = means_table(frame, by)
+        if len(table[1]) <= ROWS:
+            break
+    return f"means of the sound runs{' by ' + ' and '.join(by) if by else ''}", table, []
+
+
+def _rich(table: Table, jobs: list[int], frame: pd.DataFrame) -> RichTable:
+    from rich import box
+    from rich.table import Table as RichTable
+
+    headings, rows = table
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for heading in headings:
+        drawn.add_column(heading, justify="right", style=COLOURS.get(heading), no_wrap=True)
+    shown, front = representative(frame), set(pareto_front(frame))
+    for at, row in enumerate(rows):
+        job = jobs[at] if jobs else None
+        mark = "*" if job in front else ""
+        drawn.add_row(row[0] + mark, *row[1:], style="bold" if jobs and job == shown else None)
+    return drawn
