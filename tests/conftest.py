@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 
 from lora_exp import data, numerics
 from lora_exp.adapter_plan import adapter_plan
@@ -66,6 +68,18 @@ def make_job(mnist: ImageData) -> MakeJob:
 def train_pack(small_base: BaseModel, images: TrainingImages) -> TrainPack:
     """jobs in the order that the trainer asks for -> the trained pack, over the small base."""
     return lambda jobs: fine_tune(small_base, jobs, images)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A real Chromium without a window, one a worker; skips where none is installed."""
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("there is no chromium on the PATH")
+    arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
