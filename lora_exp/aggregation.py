@@ -82,20 +82,22 @@ class Comparison:
         """What may be said: "best" and "better" only where the differences are more than chance."""
         if self.why_not:
             return [self.why_not]
-        how = f"paired t tests over {self.seeds} seeds, Holm's correction for {self.tests} tests, p < {CHANCE:g}"
         found = []
         for ranking in self.rankings:
             apart, rest = ranking.told_apart, len(ranking.chances) - len(ranking.told_apart)
             name, measure = ranking.lowest.with_errors, MEASURES[ranking.measure]
             if not rest:
-                found.append(f"Best {measure}: {name}, better than every other setting ({how}).")
+                found.append(f"Best {measure}: {name}, better than every other setting.")
             elif apart:
                 close = [label for label in ranking.chances if label not in apart]
                 found.append(
                     f"Lowest {measure}: {name}, better than {_few(apart)}, but not told apart from {_few(close)}."
                 )
             else:
-                found.append(f"Lowest {measure}: {name}, not told apart from any other setting ({how}).")
+                found.append(f"Lowest {measure}: {name}, not told apart from any other setting.")
+        if found:
+            how = f"paired t tests over {self.seeds} seeds, p < {CHANCE:g} with Holm's correction"
+            found.append(f"Told apart: by {how} for the {self.tests} tests of all pairs and measures.")
         return found
 
 

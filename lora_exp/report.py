@@ -104,7 +104,8 @@ def _write_pages(
         sections.verdict_section(sweep.frame, verdict(sweep.frame), comparison),
         *([] if claim is None else [claim_section(claim)]),
     ]
-    means = [*sections.over_seeds(comparison), *([sections.means_section(sweep.frame)] if sound_runs else [])]
+    settings = sections.over_seeds(comparison)
+    means = [sections.means_section(sweep.frame)] if sound_runs else []
     runs = [sections.runs_section(sweep.frame)] if sound_runs else []
     unsound = sections.unsound_section(sweep)
     proof = [sections.model_section(results), sections.proof_section(sweep)] if results else []
@@ -113,10 +114,10 @@ def _write_pages(
     figured = [
         Section(title, (Paragraph((shown,)) if isinstance(shown, str) else shown,)) for title, shown in drawn.items()
     ]
-    text = markdown(sweep.name, [*first, *figured, *means, *runs, *unsound, *proof, commands, *provenance])
+    text = markdown(sweep.name, [*first, *settings, *figured, *means, *runs, *unsound, *proof, commands, *provenance])
     (folder / "report.md").write_text(text, encoding="utf-8")
-    last = [*unsound, *proof, *([] if sound_runs else [commands]), *provenance]
-    page = html(sweep.name, [*first, *means], runs[0] if runs else None, last, data, folder / "figures")
+    last = [*means, *unsound, *proof, *([] if sound_runs else [commands]), *provenance]
+    page = html(sweep.name, [*first, *settings], runs[0] if runs else None, last, data, folder / "figures")
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 

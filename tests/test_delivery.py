@@ -5,6 +5,7 @@ Every run reaches MLflow once, also when its server goes away: a real server, st
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -164,11 +165,12 @@ class lossy:
             swallow = threading.Event()
 
             def answers() -> None:
-                while data := server.recv(65536):
-                    if swallow.is_set():
-                        client.shutdown(socket.SHUT_RDWR)
-                        return
-                    client.sendall(data)
+                with contextlib.suppress(OSError):  # the other side has gone
+                    while data := server.recv(65536):
+                        if swallow.is_set():
+                            client.shutdown(socket.SHUT_RDWR)
+                            return
+                        client.sendall(data)
 
             threading.Thread(target=answers, daemon=True).start()
             try:

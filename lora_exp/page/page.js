@@ -103,7 +103,7 @@ function drawHeatMaps(runs) {
 function drawTradeOff(runs) {
   const largest = Math.max(...runs.map((run) => run.overhead), 1e-9);
   const traces = [...grouped(runs, (run) => run.kind)].sort(([a], [b]) => a - b).map(([kind, own]) => ({
-    type: "scattergl", mode: "markers", name: data.kinds[kind], customdata: own.map((run) => run.job),
+    type: "scatter", mode: "markers", name: data.kinds[kind], customdata: own.map((run) => run.job),
     x: own.map((run) => 100 * run.target_error), y: own.map((run) => 100 * run.forgetting),
     text: own.map((run) => `job ${run.job}, ${run.what}<br>target ${percent(run.target_error)} %, others ` +
       `${percent(run.other_error)} %, forgetting ${points(run.forgetting)}<br>${run.overhead.toFixed(3)} % more parameters`),
@@ -139,7 +139,7 @@ function frontOf(runs) {
 function drawLosses(runs) {
   const many = runs.length > 12;
   const traces = [...grouped(runs, (run) => run.kind)].sort(([a], [b]) => a - b).map(([kind, own]) => ({
-    type: "scattergl", mode: "lines", name: data.kinds[kind],
+    type: "scatter", mode: "lines", name: data.kinds[kind],
     x: own.flatMap((run) => [...run.losses[0], null]), y: own.flatMap((run) => [...run.losses[1], null]),
     line: { color: kindColour(kind), width: many ? 0.8 : 2 }, opacity: many ? 0.6 : 1,
     hovertemplate: "step %{x:.0f}: %{y:.3g} nats<extra>%{fullData.name}</extra>",
@@ -211,8 +211,9 @@ function showGallery(run) {
       picture.style.backgroundPosition = `${-78 * (place % 100)}px ${-78 * Math.floor(place / 100)}px`;
       picture.setAttribute("role", "img");
       picture.setAttribute("aria-label", `test image ${image}, a ${label}`);
-      const told = `${before} (${Math.round(100 * sure)} %) → ${after} (${Math.round(100 * surer)} %)`;
-      item.append(picture, element("div", `a ${label}:`), element("div", told));
+      const told = [["before", before, sure], ["after", after, surer]].map(([when, digit, confidence]) =>
+        element("div", `${when} ${digit} (${Math.round(100 * confidence)} %)`));
+      item.append(picture, element("div", `a ${label}`), ...told);
       list.append(item);
     }
     section.append(list);
