@@ -106,7 +106,8 @@ def compare(frame: pd.DataFrame) -> Comparison | None:
     runs = sound(frame)
     if runs.empty:
         return None
-    runs = runs.assign(both_errors=both_errors(runs), replicate=_replicates(runs))
+    asked = runs["steps"].where(runs["epochs"].isna())  # what follows from epochs and digit is no setting
+    runs = runs.assign(steps=asked, both_errors=both_errors(runs), replicate=_replicates(runs))
     names = [name for name in differing(runs) if name not in ("digit", *REPLICATES)]
     groups = runs.groupby(names, sort=False, dropna=False) if names else [((), runs)]
     by_label: dict[str, tuple[Setting, pd.DataFrame]] = {}

@@ -64,6 +64,29 @@ def merge(arguments: Sequence[str]) -> int:
     return 0
 
 
+def report(arguments: Sequence[str]) -> int:
+    """Write the report of a sweep again, or one report of several sweeps."""
+    parser = argparse.ArgumentParser(prog="lora-exp report", description=report.__doc__)
+    parser.add_argument("folder", type=Path, nargs="+", help="of a sweep or of a run")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default multirun_reports/NAME)")
+    given, overrides = _apart(arguments)
+    options = parser.parse_args(given)
+    from lora_exp.joined_report import report as write
+
+    out = write(options.folder, options.out, overrides)
+    print(f"report   {out / 'report.html'}\n         {out / 'report.md'}")
+    return 0
+
+
+def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments, and the overrides of settings (GROUP.KEY=VALUE) among them."""
+    from lora_exp.settings import SETTINGS
+
+    groups = (*SETTINGS, "data")
+    overrides = [one for one in arguments if "=" in one and one.partition("=")[0].partition(".")[0] in groups]
+    return [one for one in arguments if one not in overrides], overrides
+
+
 def reproduce(arguments: Sequence[str]) -> int:
     """Make runs again from nothing, and compare every number and tensor with what was kept of them."""
     parser = argparse.ArgumentParser(prog="lora-exp reproduce", description=reproduce.__doc__)
@@ -131,6 +154,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": export,
     "import": import_,
     "merge": merge,
+    "report": report,
     "reproduce": reproduce,
     "sync": sync,
     "store": store,

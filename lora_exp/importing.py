@@ -9,11 +9,10 @@ from pathlib import Path
 from lora_exp.architecture import layer_shapes
 from lora_exp.config import compose_import
 from lora_exp.job import JobsFailed, check, keep, open_laboratory, summary_line, with_facts
+from lora_exp.joined_report import sweep_settings, write_again
 from lora_exp.peft_format import read_folder
-from lora_exp.report import judged_claim, write_report
-from lora_exp.result import IMPORTED_FROM, RunResult
-from lora_exp.run_folder import FolderError, run_settings
-from lora_exp.settings import Settings
+from lora_exp.result import IMPORTED_FROM
+from lora_exp.run_folder import FolderError
 from lora_exp.spec import RunSpec, SpecError
 from lora_exp.sweep import Sweep, read_sweep
 from lora_exp.sweep_files import SWEEP, add_job, parent_run
@@ -52,7 +51,9 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
     told = [summary_line(result), f"run      {folder.absolute()}"]
     if into is not None:
         add_job(into, command)
-        told.append(f"report   {_report_again(_sweep(into, spec), result, settings) / 'report.md'}")
+        sweep = _sweep(into, spec)
+        where = dataclasses.replace(settings, report=sweep_settings(sweep).report)
+        told.append(f"report   {write_again(sweep, where) / 'report.html'}")
     return told
 
 
@@ -68,14 +69,3 @@ def _sweep(folder: Path, spec: RunSpec) -> Sweep:
     if data:
         raise FolderError(f"{folder}: its runs are on {', '.join(sorted(data))}, this one is on {spec.data.name}")
     return sweep
-
-
-def _report_again(sweep: Sweep, imported: RunResult, settings: Settings) -> Path:
-    """Write the sweep's report anew, where the sweep had it."""
-    how = run_settings(next(iter(sweep.results.values()))).report
-    out = Path(how.folder).absolute() / (how.name or sweep.name)
-    pictures, labels = open_laboratory(settings).test_pictures(imported.spec)
-    try:
-        return write_report(sweep, out, pictures, labels, judged_claim(sweep, how.claim))
-    except ValueError as error:
-        raise FolderError(str(error)) from error

@@ -23,7 +23,7 @@ UNKNOWN_SETTINGS = {
     "adapter": ("init", "init_std", "learning_rate_ratio"),
     "finetune": ("steps", "epochs", "batch_size", "learning_rate", "seed", "replay"),
 }
-UNKNOWN_COLUMNS = ("seed", "learning_rate", "batch_size", "replay", "steps", "final_loss", "spec_key")
+UNKNOWN_COLUMNS = ("seed", "learning_rate", "batch_size", "replay", "steps", "epochs", "final_loss", "spec_key")
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ class RunResult:
             "data": spec.data.name,
             "base_seed": spec.base.seed,
             "steps": out.steps,
+            "epochs": spec.finetune.epochs,
             "status": "diverged" if self.diverged else "finished",
             "target_error_before": out.target_error_before,
             "target_error": out.target_error,

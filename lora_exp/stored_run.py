@@ -27,7 +27,7 @@ SUMMARY = "summary.csv"
 # The config as Hydra saves it in a job's folder, with what it says of itself, and as it is recorded in MLflow.
 SAVED_CONFIG, SAVED_HYDRA, RECORDED_CONFIG = ".hydra/config.yaml", ".hydra/hydra.yaml", "config.yaml"
 # Columns of a summary that say which run it is; name and key also depend on the code.
-NOT_MEASURED = ("job", "name", "error", "folder", "overrides", "spec_key")
+NOT_MEASURED = ("job", "sweep", "name", "error", "folder", "overrides", "spec_key")
 
 Measure = Callable[[RunResult, Mapping[str, bytes]], dict[str, Any]]
 

@@ -6,8 +6,10 @@ a failed one `failure.json`, one that never ran neither. A single run's folder r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,14 @@ from numpy.typing import NDArray
 
 from lora_exp.fields import CLASSES
 from lora_exp.result import PREDICTIONS, RESULT, RunResult, read
+from lora_exp.run_facts import parameters_of
 from lora_exp.sweep_files import FAILURE, SWEEP, SweepError, read_about
 
 # Type of every column, so that a table looks the same whether or not jobs failed. Text is `object`, where an
 # absent value is None in every pandas; whole numbers are nullable, so that a failed job leaves 4 a 4.
 COLUMNS: dict[str, str] = {
     "job": "int64",
-    **dict.fromkeys(("name", "digit", "method", "origin"), "object"),
+    **dict.fromkeys(("sweep", "name", "digit", "method", "origin"), "object"),
     "rank": "Int64",
     "alpha": "object",
     "scaling": "float64",
@@ -34,6 +37,7 @@ COLUMNS: dict[str, str] = {
     "replay": "float64",
     **dict.fromkeys(("layers", "hidden", "data"), "object"),
     **dict.fromkeys(("base_seed", "steps"), "Int64"),
+    "epochs": "float64",
     "status": "object",
     **dict.fromkeys(("target_error_before", "target_error", "other_error_before", "other_error"), "float64"),
     **dict.fromkeys(("forgetting", "accuracy_before", "accuracy"), "float64"),
@@ -44,6 +48,8 @@ COLUMNS: dict[str, str] = {
     **{f"errors_{when}{digit}": "Int64" for digit in range(CLASSES) for when in ("before_", "")},
     **dict.fromkeys(("spec_key", "error", "folder", "overrides"), "object"),
 }
+# What `parameters_of` calls by other names, or what follows from other columns.
+SAME_AS_COLUMNS = ("model", "model_hidden", "model_channels", "model_kernel")
 # A diverged run has numbers of these kinds too, but they mean nothing and must never be compared.
 JUDGEMENTS = ("target_error", "other_error", "forgetting", "accuracy", "errors_")
 
@@ -89,7 +95,8 @@ def run_command(overrides: str) -> str:
 def load_sweep(folder: str | Path) -> pd.DataFrame:
     """One row per job of the sweep (or the one run) in `folder`, in job order.
 
-    Columns: `job`, those of `RunResult.row()`, `error`, `folder`, `overrides`. Errors are rates from 0 to 1.
+    Columns: `job`, `sweep`, those of `RunResult.row()`, `error`, `folder`, `overrides`; before `status` stands every
+    further setting in which the runs differ, such as `dropout` or `data_limit`. Errors are rates from 0 to 1.
     `status` is "finished", "diverged", "failed" or "missing"; only finished rows have errors, and failed or
     missing ones no numbers at all. Raises SweepError when the folder holds no run.
     """
@@ -123,12 +130,14 @@ def read_sweep(folder: str | Path) -> Sweep:
         rows.append({"job": job, **row, "folder": str(place), "overrides": shlex.join(overrides)})
 
     alone = results.get(0)  # names a single run, which has no sweep.json to do so
+    name = str(about.get("name") or (alone.spec.name if alone else folder.name))
+    rows = [row | {"sweep": name} for row in rows]
     return Sweep(
         folder=folder,
-        name=str(about.get("name") or (alone.spec.name if alone else folder.name)),
+        name=name,
         command=str(about.get("command") or run_command(rows[0]["overrides"])),
         started=str(about.get("started") or (alone.provenance.get("started", "") if alone else "")),
-        frame=_frame(rows),
+        frame=table(rows, results),
         results=results,
     )
 
@@ -167,15 +176,20 @@ def _line(text: Any) -> str:
     return " ".join(str(text).split())
 
 
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows as a table with the types of COLUMNS; those of the stages' times come before the key."""
+def table(rows: list[dict[str, Any]], results: Mapping[int, RunResult]) -> pd.DataFrame:
+    """Rows, a job each, as a table with the types of COLUMNS, in their order.
+
+    Further settings in which the `results` (by job) differ come before the status, times of stages before the key.
+    """
+    further = _further_settings(results)
     known = list(COLUMNS)
-    extra = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
-    at = known.index("spec_key")
+    times = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS and name not in further))
+    status, key = known.index("status"), known.index("spec_key")
     columns = {}
-    for name in [*known[:at], *extra, *known[at:]]:
-        values = [row.get(name) for row in rows]
-        kind = COLUMNS.get(name, "float64" if name.startswith("seconds_") else "object")
+    for name in [*known[:status], *further, *known[status:key], *times, *known[key:]]:
+        values = [further[name].get(row["job"]) if name in further else row.get(name) for row in rows]
+        numbers = name in times or all(value is None or isinstance(value, float) for value in values)
+        kind = COLUMNS.get(name, "float64" if numbers else "object")
         if name == "alpha":
             values, kind = _alphas(values)
         if kind == "float64":
@@ -183,6 +197,19 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
         else:
             columns[name] = pd.Series(values, dtype=kind)
     return pd.DataFrame(columns)
+
+
+def _further_settings(results: Mapping[int, RunResult]) -> dict[str, dict[int, Any]]:
+    """Settings without a column of their own in which results differ: name -> job -> number or text."""
+    told = {job: parameters_of(result) for job, result in results.items()}
+    found: dict[str, dict[int, Any]] = {}
+    for name in dict.fromkeys(name for facts in told.values() for name in facts):
+        values: dict[int, Any] = {job: facts[name] for job, facts in told.items() if name in facts}
+        if name not in COLUMNS and name not in SAME_AS_COLUMNS and len(set(values.values())) > 1:
+            with contextlib.suppress(ValueError):
+                values = {job: float(value) for job, value in values.items()}
+            found[name] = values
+    return found
 
 
 def _alphas(values: list[Any]) -> tuple[list[Any], str]:

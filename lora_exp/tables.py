@@ -21,7 +21,7 @@ ALWAYS = ("digit", "rank", "alpha")
 SETTINGS = (
     *ALWAYS,
     *("method", "origin"),
-    *("seed", "learning_rate", "steps", "batch_size", "replay", "layers", "hidden", "data", "base_seed"),
+    *("seed", "learning_rate", "steps", "epochs", "batch_size", "replay", "layers", "hidden", "data", "base_seed"),
 )
 
 
@@ -48,8 +48,12 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def differing(frame: pd.DataFrame) -> list[str]:
-    """The settings that have more than one value in `frame`."""
-    return [name for name in SETTINGS if frame[name].nunique() > 1]
+    """The settings that have more than one value in `frame`; steps that follow from epochs are none."""
+    columns = [str(name) for name in frame]
+    further = columns[columns.index("epochs") + 1 : columns.index("status")]
+    steps = frame["steps"].where(frame["epochs"].isna())
+    told = frame.assign(steps=steps)
+    return [name for name in (*SETTINGS, *further) if told[name].nunique() > 1]
 
 
 def runs_table(frame: pd.DataFrame) -> Table:

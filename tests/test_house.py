@@ -62,7 +62,7 @@ executors:
 doctor: architecture config data living numerics provenance settings spec store store_keeping tracking
 resume: config delivery records sweep sweep_files
 sweep_files:
-sweep: fields result spec sweep_files
+sweep: fields result run_facts spec sweep_files
 trade_off:
 tables: sweep trade_off
 aggregation: comparison tables trade_off
@@ -89,8 +89,9 @@ torch_module: architecture base_model data
 peft_format: architecture fields spec
 run_folder: base_model config result settings sweep trained_base
 exchange: adapted adapter_file base_model methods peft_format result run_folder torch_module
-importing: architecture config job peft_format report result run_folder settings spec sweep sweep_files
-cli: config doctor exchange importing reproduce resume store store_keeping tracking
+joined_report: config report result run_folder settings sweep
+importing: architecture config job joined_report peft_format result run_folder spec sweep sweep_files
+cli: config doctor exchange importing joined_report reproduce resume settings store store_keeping tracking
 __main__: cli config fields hydra_rules job resume run_folder spec store sweep_files tracking
 """
 MAY_IMPORT = {

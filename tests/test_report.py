@@ -163,7 +163,7 @@ def test_a_claim_is_told_before_the_other_figures_whatever_became_of_its_jobs(tm
     out = write_report(sweep, tmp_path / "report", PICTURES[: len(FEW)], FEW, claim)
     text = (out / "report.md").read_text()
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-    assert headings[:3] == ["Verdict", "Claim", "Errors by target digit and rank"]
+    assert headings[:4] == ["Verdict", "Claim", "Settings over seeds", "Errors by target digit and rank"]
     section = text.split("## Claim")[1].split("\n## ")[0]
     assert f"**{claim.outcome}**: Few ranks suffice" in section
     assert (out / "figures" / "claim.png").is_file() == ("](figures/claim.png)" in section) == (not lost)

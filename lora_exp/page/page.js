@@ -156,10 +156,10 @@ function drawLosses(runs) {
 const MINUS = "−";
 
 function drawDigits(run) {
-  const before = data.bases[run.base], digits = data.counts.map((_, digit) => digit);
+  const before = data.bases[run.base], { counts } = before, digits = counts.map((_, digit) => digit);
   const bars = [["before", before, "blue"], ["after", run.after, "orange"]].map(([name, judged, tone]) => {
-    const rates = digits.map((digit) => judged.errors[digit] / data.counts[digit]);
-    const limits = digits.map((digit) => data.wilson[`${judged.errors[digit]}/${data.counts[digit]}`]);
+    const rates = digits.map((digit) => judged.errors[digit] / counts[digit]);
+    const limits = digits.map((digit) => data.wilson[`${judged.errors[digit]}/${counts[digit]}`]);
     return {
       type: "bar", name, x: digits.map((digit) => run.targets.includes(digit) ? `<b>${digit}</b>` : `${digit}`),
       y: rates.map((rate) => 100 * rate), marker: { color: colour(tone) }, text: rates.map(percent),
@@ -176,8 +176,8 @@ function drawDigits(run) {
 }
 
 function drawConfusion(run) {
-  const before = data.bases[run.base].confusion, size = data.counts.length;
-  const digits = data.counts.map((_, digit) => `${digit}`);
+  const { confusion: before, counts } = data.bases[run.base], size = counts.length;
+  const digits = counts.map((_, digit) => `${digit}`);
   const shift = digits.map((_, t) => digits.map((_, p) => run.after.confusion[t * size + p] - before[t * size + p]));
   // The diagonal holds what is right; its changes are the sums of the others and would drown them.
   const shown = shift.map((row, t) => row.map((value, p) => (t === p ? null : value)));
@@ -230,12 +230,11 @@ function element(tag, text, properties) {
 function showRun() {
   const run = data.runs.find((one) => one.job === state.job);
   if (!run) return;
-  const before = data.bases[run.base];
   const cell = (name) => run.cells[run.cells.length - NUMBERS + NUMBER_COLUMNS.indexOf(name)];
   byId("one-told").textContent = `Job ${run.job}, ${run.what}: error on the target ${cell("target_error_before")} % → ` +
     `${cell("target_error")} %, on the other digits ${cell("other_error_before")} % → ${cell("other_error")} % ` +
     `(forgetting ${cell("forgetting")} points), ${cell("parameters_adapter")} parameters.`;
-  drawDigits(run, before);
+  drawDigits(run);
   drawConfusion(run);
   showGallery(run);
   byId("chooser").value = run.job;

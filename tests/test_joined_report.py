@@ -1,0 +1,72 @@
+"""python -m pytest tests/test_joined_report.py: a sweep's report made again, and one report of several sweeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import made_results as made
+import pandas as pd
+import pytest
+from places import QUICK, Place
+
+from lora_exp.joined_report import join
+from lora_exp.sweep import read_sweep
+
+FEW = made.pictures_and_labels()[1][:500]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Two sweeps that share a run: digit 3 at rank 1 with seed 0; the second has a job that diverges."""
+    place = Place(tmp_path_factory.mktemp("two sweeps"))
+    place.run("-m", *QUICK, "finetune.digit=3,4", "adapter.rank=1", "hydra.sweep.dir=runs/a/first")
+    rates = ["finetune.learning_rate=0.001,1e30", "adapter.dropout=0,0.1"]
+    place.run("-m", *QUICK, "finetune.digit=3", *rates, "hydra.sweep.dir=runs/a/second", code=1)
+    return place
+
+
+def test_a_report_made_again_is_the_one_that_the_sweep_wrote(place: Place) -> None:
+    [written] = place.folder.glob("multirun_reports/a-first")
+    before = {path.name: path.read_bytes() for path in written.iterdir() if path.is_file()}
+    assert {"report.md", "report.html", "summary.csv", "summary.parquet"} == set(before)
+    (written / "report.html").unlink()
+    out, _ = place.run("report", "runs/a/first")
+    assert str(written / "report.html") in out
+    assert {path.name: path.read_bytes() for path in written.iterdir() if path.is_file()} == before
+
+
+def test_two_sweeps_in_one_report_count_a_run_that_both_have_once(place: Place) -> None:
+    place.run("report", "runs/a/first", "runs/a/second", "--out", "both")
+    table = pd.read_csv(place.folder / "both" / "summary.csv")
+    assert list(table["job"]) == list(range(5))
+    assert list(table["sweep"]) == ["a-first"] * 2 + ["a-second"] * 3
+    assert list(table["folder"]) == ["first/0", "first/1", "second/1", "second/2", "second/3"]
+    assert list(table["status"]).count("diverged") == 2
+    assert list(table["dropout"]) == [0, 0, 0.1, 0, 0.1]
+    page = (place.folder / "both" / "report.md").read_text()
+    assert "# a-first+a-second" in page and "jobs: 3 finished, 2 diverged" in page
+    # A row of it can be made again as one of a sweep can.
+    told, _ = place.run("reproduce", "both/summary.csv:1")
+    assert "identical" in told
+
+
+def test_what_is_no_sweep_is_refused_in_one_line(place: Place) -> None:
+    (place.folder / "thesis").mkdir()
+    (place.folder / "thesis" / "text").touch()
+    for arguments, reason in (
+        (["report", "nowhere"], "nowhere: holds no run"),
+        (["report", "runs/a/first", "--out", "thesis"], "thesis: is there already and is not a report"),
+        (["report", "runs/a/first", "report.name=a/b"], "report.name=a/b: must be"),
+    ):
+        _, told = place.run(*arguments, code=2)
+        assert reason in told and len(told.strip().splitlines()) == 1
+
+
+def test_settings_without_a_column_of_their_own_tell_runs_apart(tmp_path: Path) -> None:
+    runs = [made.made_run(FEW, rank=rank) for rank in (1, 2)]
+    sweeps = [read_sweep(made.write_sweep(tmp_path / name, [run])) for name, run in zip("ab", runs, strict=True)]
+    joined = join(sweeps)
+    assert joined.name == "2 sweeps from ranks by digit"
+    assert list(joined.frame["rank"]) == [1, 2]
+    assert joined.predictions(1) is not None
+    assert joined.frame.dtypes.to_dict() == sweeps[0].frame.dtypes.to_dict()
