@@ -108,7 +108,7 @@ def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> No
     """Write the report, close the parent run, and tell a terminal what came of the sweep."""
     from lora_exp import report
     from lora_exp.sweep import read_sweep
-    from lora_exp.terminal import print_sweep
+    from lora_exp.terminal import print_next, print_sweep
 
     done, delivery = read_sweep(folder), open_delivery(settings)
     claim = report.judged_claim(done, settings.report.claim)
@@ -121,7 +121,8 @@ def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> No
     print(report.verdict(done.frame))
     if claim is not None:
         print(claim.sentence)
-    print(f"report   {out / 'report.md'}\nruns     {folder.absolute()}\ncompare  lora-exp ui")
+    print(f"report   {out / 'report.html'}\nruns     {folder.absolute()}")
+    print_next(done)
     if missing or not delivery.close_parent(folder):
         command = shlex.join(["lora-exp", "sync", str(folder.absolute())])
         print(f"not all of it is in MLflow yet; when that is back: {command}")

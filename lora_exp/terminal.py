@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from lora_exp.sweep import Sweep
 from lora_exp.tables import MEASURES, Table, means_table, runs_table
 from lora_exp.trade_off import pareto_front, representative, sound
 
@@ -32,7 +35,8 @@ def print_sweep(frame: pd.DataFrame) -> None:
             console.print(title, markup=False)
         console.print(_rich(table, jobs, frame))
         if jobs:
-            console.print("bold: lowest sum of both errors; *: no other run has less of both error and forgetting")
+            shown = representative(frame)
+            console.print(f"job {shown}: lowest sum of both errors; *: no other has less of both error and forgetting")
     unsound = frame[frame["status"] != "finished"]
     for row in unsound.head(REASONS).to_dict("records"):
         what = row["name"] or row["overrides"]
@@ -40,6 +44,19 @@ def print_sweep(frame: pd.DataFrame) -> None:
         console.print(f"job {row['job']} ({what}) {row['status']}{reason}", style="red", markup=False, soft_wrap=True)
     if len(unsound) > REASONS:
         console.print(f"... and {len(unsound) - REASONS} more jobs without errors to compare")
+
+
+def print_next(sweep: Sweep) -> None:
+    """Commands that a reader of the table may want next, each with what it is for."""
+    steps = [("lora-exp ui", "compare the runs in MLflow")]
+    job, runs = representative(sweep.frame), sound(sweep.frame)
+    if job is not None:
+        folder = shlex.quote(str(Path(sweep.frame["folder"].iloc[job])))
+        steps.append((f"lora-exp reproduce {folder}", "the lowest sum of both errors, made again from nothing"))
+        if len(runs) > 1 and runs["seed"].nunique() == 1 and "finetune.seed" not in sweep.command:
+            steps.append((f"{sweep.command} finetune.seed=0,1,2,3,4", "seeds tell differences from chance"))
+    for at, (command, purpose) in enumerate(steps):
+        print(f"{'' if at else 'next':<8} {command}  # {purpose}")
 
 
 def _fitting(frame: pd.DataFrame) -> tuple[str, Table, list[int]]:
@@ -59,7 +76,7 @@ def _rich(table: Table, jobs: list[int], frame: pd.DataFrame) -> RichTable:
     from rich.table import Table as RichTable
 
     headings, rows = table
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for heading in headings:
         drawn.add_column(heading, justify="right", style=COLOURS.get(heading), no_wrap=True)
     shown, front = representative(frame), set(pareto_front(frame))

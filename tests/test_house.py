@@ -68,7 +68,7 @@ tables: sweep trade_off
 aggregation: comparison tables trade_off
 gallery: fields result
 document: tables
-terminal: tables trade_off
+terminal: sweep tables trade_off
 figures: fields gallery result spec
 sweep_figures: fields figures spec sweep
 markdown: document

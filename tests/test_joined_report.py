@@ -47,7 +47,7 @@ def test_two_sweeps_in_one_report_count_a_run_that_both_have_once(place: Place) 
     assert "# a-first+a-second" in page and "jobs: 3 finished, 2 diverged" in page
     # A row of it can be made again as one of a sweep can.
     told, _ = place.run("reproduce", "both/summary.csv:1")
-    assert "identical" in told
+    assert "reproduced: all" in told
 
 
 def test_what_is_no_sweep_is_refused_in_one_line(place: Place) -> None:

@@ -1,0 +1,141 @@
+"""python -m pytest tests/test_aggregation.py: what seeds carry is said, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lora_exp.aggregation import LEAST_SEEDS, Comparison, compare
+from lora_exp.sweep import table
+
+SAME = {"digit": "3", "method": "lora", "origin": "trained here", "alpha": 1.0, "scaling": 1.0, "layers": "linear1"}
+SAME |= {"learning_rate": 1e-3, "batch_size": 10, "replay": 0.0, "hidden": "64", "data": "mnist", "base_seed": 0}
+SAME |= {"steps": 100, "status": "finished", "parameters_adapter": 100}
+Errors = Callable[[int, int], tuple[float, float]]  # rank and seed -> target error and forgetting
+
+
+def frame(ranks: list[int], seeds: list[int], errors: Errors, **other: Any) -> pd.DataFrame:
+    rows = []
+    for rank in ranks:
+        for seed in seeds:
+            target, forgetting = errors(rank, seed)
+            row = SAME | {"rank": rank, "seed": seed, "target_error": target, "forgetting": forgetting} | other
+            rows.append(row | {"job": len(rows), "other_error": 0.1 + forgetting})
+    return table(rows, {})
+
+
+def noisy(effect: float, noise: float) -> Errors:
+    random = np.random.default_rng(0)
+    return lambda rank, seed: (0.01 * seed + effect * rank + noise * random.standard_normal(), 0.02)
+
+
+def compared(table: pd.DataFrame) -> Comparison:
+    found = compare(table)
+    assert found is not None
+    return found
+
+
+def test_a_clear_difference_is_called_better_and_the_lowest_best() -> None:
+    told = compared(frame([1, 2, 4], [0, 1, 2, 3, 4], noisy(0.05, 0.001))).sentences()
+    assert told[1] == (
+        "Best error on the target: rank 1 (error on the target 7.00 %, forgetting +2.00 points), "
+        "better than every other setting."
+    )
+    assert told[2].startswith("Lowest forgetting: ") and "not told apart from any other setting" in told[2]
+    assert told[3] == (
+        "Told apart: by paired t tests over 5 seeds, p < 0.05 with Holm's correction for the 9 tests of all pairs "
+        "and measures."
+    )
+
+
+def test_differences_of_the_size_of_chance_are_not_called_better() -> None:
+    told = " ".join(compared(frame([1, 2, 4], [0, 1, 2, 3, 4], noisy(0.0, 0.01))).sentences())
+    assert "est " in told and "better" not in told and "Best" not in told
+
+
+@pytest.mark.parametrize("effect", [0.02, 0.0])
+def test_p_values_are_those_of_paired_t_tests_with_holms_correction(effect: float) -> None:
+    table = frame([1, 2, 4, 8], [0, 1, 2, 3], noisy(effect, 0.01))
+    found = compared(table)
+    values = {rank: group["target_error"].to_numpy() for rank, group in table.groupby("rank")}
+    sums = {rank: (group["target_error"] + group["other_error"]).to_numpy() for rank, group in table.groupby("rank")}
+    pairs = list(combinations(values, 2))
+    chances = [stats.ttest_rel(of[a], of[b]).pvalue for of in (sums, values) for a, b in pairs] + [1.0] * len(pairs)
+    order = np.argsort(chances)
+    holm = np.empty(len(chances))
+    holm[order] = np.minimum(1, np.maximum.accumulate(np.sort(chances) * np.arange(len(chances), 0, -1)))
+    ranking = found.rankings[1]
+    lowest = min(values, key=lambda rank: values[rank].mean())
+    assert ranking.lowest.values == {"rank": lowest}
+    for (a, b), chance in zip(pairs, holm[len(pairs) : 2 * len(pairs)], strict=True):
+        if lowest in (a, b):
+            assert ranking.chances[f"rank {b if a == lowest else a}"] == pytest.approx(chance)
+
+
+def test_means_deviations_and_intervals_are_over_seeds_not_over_digits() -> None:
+    parts = [frame([1, 2], [0, 1, 2], noisy(0.01, 0.02), digit=digit) for digit in ("3", "8")]
+    both = pd.concat(parts, ignore_index=True).assign(job=range(12))
+    setting = compared(both).settings[0]
+    by_seed = both[both["rank"] == 1].groupby("seed")["target_error"].mean()
+    mean = setting.means["target_error"]
+    assert (setting.runs, setting.seeds) == (6, 3)
+    assert mean.mean == pytest.approx(by_seed.mean())
+    assert setting.deviations["target_error"] == pytest.approx(by_seed.std())
+    limits = stats.t.interval(0.95, 2, by_seed.mean(), stats.sem(by_seed))
+    assert (mean.low, mean.high) == pytest.approx(limits)
+
+
+def test_seeds_that_a_setting_lacks_are_left_out_of_the_tests_only() -> None:
+    whole = frame([1, 2], [0, 1, 2, 3, 4], noisy(0.05, 0.001))
+    found = compared(whole[~((whole["rank"] == 2) & (whole["seed"] > 2))].reset_index(drop=True))
+    assert [setting.seeds for setting in found.settings] == [5, 3]
+    assert found.seeds == 3 and found.rankings
+    few = compared(whole[~((whole["rank"] == 2) & (whole["seed"] > 1))].reset_index(drop=True))
+    assert few.sentences() == [
+        f"All settings have 2 of 5 seeds in common; fewer than {LEAST_SEEDS} can't tell differences from chance."
+    ]
+    apart = compared(whole[(whole["rank"] == 1) == (whole["seed"] > 2)].reset_index(drop=True))
+    assert apart.sentences()[0].startswith("No seed and digit are common to all settings")
+
+
+def test_one_seed_tells_nothing_from_chance() -> None:
+    told = compared(frame([1, 2], [0], noisy(0.5, 0.0))).sentences()
+    assert told == ["Every setting ran with one seed, so small differences between settings may be chance."]
+    assert compared(frame([1], [0, 1, 2], noisy(0.5, 0.0))).sentences() == []
+    assert compare(frame([1], [0], noisy(0.5, 0.0), status="failed")) is None
+
+
+def test_a_difference_that_does_not_vary_has_no_scale_and_is_not_called_certain() -> None:
+    found = compared(frame([1, 2], [0, 1, 2], lambda rank, seed: (0.125 * rank, 0.0)))
+    assert found.rankings[1].chances == {"rank 2": 1.0}
+
+
+def test_bases_with_seeds_of_their_own_are_what_is_counted() -> None:
+    parts = [frame([1, 2], [0, 1, 2], noisy(0.01, 0.02), base_seed=seed) for seed in (0, 1)]
+    found = compared(pd.concat(parts, ignore_index=True).assign(job=range(12)))
+    assert [setting.seeds for setting in found.settings] == [2, 2]
+    assert "2 of 2 seeds" in found.sentences()[0]
+
+
+def test_steps_that_follow_from_epochs_are_no_setting() -> None:
+    parts = [
+        frame([1, 2], [0, 1, 2], noisy(0.01, 0.02), digit=d, steps=s, epochs=1.0) for d, s in (("3", 60), ("8", 58))
+    ]
+    found = compared(pd.concat(parts, ignore_index=True).assign(job=range(12)))
+    assert [setting.label for setting in found.settings] == ["rank 1", "rank 2"]
+
+
+def test_without_any_difference_better_is_said_of_one_sweep_in_twenty() -> None:
+    random = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(40):
+        noise = random.normal((0.1, 0.02), 0.01, (4, 4, 2))
+        pure = frame([0, 1, 2, 3], [0, 1, 2, 3], lambda rank, seed, drawn=noise: tuple(drawn[rank, seed]))  # type: ignore[misc]
+        alarms += "better" in " ".join(compared(pure).sentences())
+    assert alarms <= 5  # 2 on average; more than 5 have a chance of 1 %
