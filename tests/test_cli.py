@@ -109,7 +109,8 @@ def test_a_sweep_prints_its_table_and_where_everything_is(sweep: tuple[Path, str
     folder, printed = sweep
     assert "multirun_reports" in printed and "lora-exp ui" in printed and "rank" in printed
     [report] = (lab / "multirun_reports").iterdir()
-    assert {path.name for path in report.iterdir()} == {"summary.csv", "summary.parquet", "report.md", "figures"}
+    pages = {"report.md", "report.html", "figures"}
+    assert {path.name for path in report.iterdir()} == {"summary.csv", "summary.parquet", *pages}
     assert len(json.loads((folder / "sweep.json").read_text())["jobs"]) == 4
 
 

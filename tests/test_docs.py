@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import QUICK, Place
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,3 +51,14 @@ def test_a_method_added_as_the_document_says_trains(
     assert outcome["parameters_adapter"] == parameters
     assert outcome["target_error"] < outcome["target_error_before"]
     assert outcome["adapter_off_equals_base"] is True
+
+
+def test_the_pandas_of_the_reports_document_works(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.run("-m", *QUICK, "adapter.rank=1,2", "finetune.digit=3,4", "finetune.seed=0,1", "hydra.sweep.dir=SWEEP")
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "reports.md").read_text(), re.S)
+    environment = os.environ | {"MPLBACKEND": "agg"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^3 +\d", done.stdout, re.MULTILINE) and "pays most" in done.stdout
+    assert (tmp_path / "by_rank.png").stat().st_size > 5000

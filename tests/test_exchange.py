@@ -202,7 +202,7 @@ def test_an_adapter_that_peft_trained_stands_in_the_report_beside_ours(
         assert row["overrides"] == shlex.join(["import", str(tmp_path / name), *overrides])
     assert imported[["seed", "steps", "learning_rate", "final_loss", "spec_key"]].isna().all().all()
     page = (lab.folder / "multirun_reports" / f"{model}-sweep" / "report.md").read_text()
-    assert "By origin" in page and "imported_from" in page
+    assert "By origin" in page and "imported\\_from" in page
     [line] = [line for line in page.splitlines() if f"{tmp_path / 'dora'} " in line and line.startswith("lora-exp")]
     again = lab.lora_exp(*shlex.split(line, comments=True)[1:], f"hydra.run.dir={tmp_path / 'again'}")
     assert "target error" in again.stdout
