@@ -54,7 +54,7 @@ workload: adapter_plan architecture data evaluation packing spec training
 bench: adapter_file adapters base_model data evaluation result spec trained_base training workload
 plan: base_model data experiment spec workload
 experiment: adapter_plan adapters architecture bench data executors initialisation numerics packing provenance result spec store trained_base workload
-run_facts: methods result spec
+run_facts: data methods result spec
 tracking: settings
 records: result run_facts settings tracking
 delivery: records result sweep_files tracking

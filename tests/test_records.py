@@ -20,11 +20,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from lora_exp import run_facts
-from lora_exp.records import Recorder
+from lora_exp.records import Recorder, Ticket
 from lora_exp.result import ClassErrors, Outcome, RunResult
 from lora_exp.settings import TrackingSettings
 from lora_exp.spec import PARTS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
@@ -68,7 +69,12 @@ def made(rank: int = 4, losses: tuple[float, ...] = (2.0, 1.0, 0.5), diverged_at
     spec = RunSpec(
         ModelSpec((1000, 2000)), DataSpec("mnist"), BaseSpec(), AdapterSpec(rank=rank), FinetuneSpec(digit=(9,))
     )
-    provenance = {"versions": {"torch": "2.14.1"}, "commit": "1234abc", "promise": "same bits in any pack"}
+    provenance = {
+        "versions": {"torch": "2.14.1"},
+        "commit": "1234abc",
+        "promise": "same bits in any pack",
+        "data_sha256": "ef" * 32,
+    }
     return RunResult(spec, outcome, {"fine_tuning": 1.5, "evaluation": 0.5}, provenance)
 
 
@@ -114,12 +120,13 @@ def test_a_run_has_readable_name_flat_parameters_and_errors_by_digit(recorder: R
     assert run.info.run_name == "digit-9_lora_rank-4_alpha-1_seed-0"
     assert run.info.status == "FINISHED"
     assert run.info.end_time - run.info.start_time == 2000
-    expected = {"rank": "4", "alpha": "1", "scaling": "0.25", "digit": "9", "seed": "0", "learning_rate": "0.001"}
+    expected = {"rank": "4", "alpha": "1", "digit": "9", "seed": "0", "learning_rate": "0.001"}
     expected |= {"model": "1000-2000", "data": "mnist", "base_seed": "0", "steps": "3", "layers": "*", "replay": "0"}
     assert expected.items() <= run.data.params.items()
     assert run.data.metrics["target_error"] == 0.018
     assert run.data.metrics["target_error_before"] == 0.019
     assert run.data.metrics["parameters_adapter"] == 4 * 6794
+    assert run.data.metrics["scaling"] == 0.25
     assert run.data.metrics["seconds/fine_tuning"] == 1.5
     for digit in range(10):
         assert run.data.metrics[f"error_before/digit_{digit}"] == (10 + digit) / 1000
@@ -183,7 +190,7 @@ def test_parameters_beyond_the_limit_are_cut_and_the_cut_is_stated(recorder: Rec
 def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
     plain = run_facts.parameters_of(made())
     unused = 1  # learning_rate_ratio, by LoRA
-    assert len(plain) == 1 + sum(len(fields(part)) for part in PARTS.values()) - unused
+    assert len(plain) == sum(len(fields(part)) for part in PARTS.values()) - unused
     other = RunSpec(
         ModelSpec((), True, (8,), 5),
         DataSpec("kmnist", validation=500, limit=6000),
@@ -197,6 +204,38 @@ def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
     assert changed.keys() == plain.keys()
     assert not [name for name in plain if plain[name] == changed[name]]
     assert (changed["alpha"], changed["digit"], changed["learning_rate"]) == ("rank", "2,7", "0.0001")
+
+
+def test_a_run_tells_its_data_so_that_mlflow_reads_it_and_finds_the_run_by_it(recorder: Recorder, folder: Path) -> None:
+    import mlflow.data
+    from mlflow.data.schema import TensorDatasetSchema
+
+    limited = replace(made(), spec=replace(made().spec, data=DataSpec("mnist", validation=500, limit=3000)))
+    whole = recorder.record_run(made(), folder, [], "", None)
+    ticket = Ticket("again", 1, False)
+    run_id = recorder.record_run(limited, folder, [], "", None, ticket)
+    assert recorder.record_run(limited, folder, [], "", None, replace(ticket, again=True)) == run_id
+    inputs = recorder.client.get_run(run_id).inputs.dataset_inputs
+    contexts = {i.tags[0].value: i.dataset for i in inputs}
+    assert len(inputs) == 3 and {i.tags[0].key for i in inputs} == {"mlflow.data.context"}
+    assert {context: (data.name, data.digest) for context, data in contexts.items()} == {
+        "training": ("mnist", "efefefefefef-train-3000"),
+        "validation": ("mnist", "efefefefefef-validation-500"),
+        "evaluation": ("mnist", "efefefefefef-test-10000"),
+    }
+    data = contexts["evaluation"]
+    assert json.loads(data.profile) == {
+        "num_rows": 10_000,
+        "num_elements": 7_840_000,
+        "images_by_digit": [1000] * 10,
+    }
+    schema = TensorDatasetSchema.from_dict(json.loads(data.schema))
+    assert [(spec.type, spec.shape) for spec in schema.features.inputs] == [(np.dtype("uint8"), (-1, 28, 28))]
+    assert [(spec.type, spec.shape) for spec in schema.targets.inputs] == [(np.dtype("uint8"), (-1,))]
+    assert mlflow.data.get_source(data).to_dict() == {"tags": {"mlflow.source.name": "lora-exp data=mnist"}}
+    of = {"training": "datasets.digest = 'efefefefefef-train-3000'", "whole": "datasets.digest LIKE '%-train-60000'"}
+    runs = [recorder.client.search_runs([recorder.experiment_id], query) for query in of.values()]
+    assert [[run.info.run_id for run in found] for found in runs] == [[run_id], [whole]]
 
 
 def test_a_failed_job_is_a_failed_run_with_its_reason(recorder: Recorder, tmp_path: Path) -> None:
