@@ -12,18 +12,23 @@ import math
 import shlex
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_exp.result import ADAPTER, RESULT, RunResult
-from lora_exp.run_facts import curve_of, data_of, metrics_of, parameters_of, tags_of
+from lora_exp.run_facts import NOTE, curve_of, data_of, metrics_of, parameters_of, tags_of
 from lora_exp.settings import TrackingSettings
 from lora_exp.tracking import connected, one_line
 
+if TYPE_CHECKING:
+    from lora_exp.sweep import Sweep
+
 # MLflow's limits, in characters.
 NAME_LIMIT, PARAMETER_LIMIT, TAG_LIMIT = 250, 6000, 8000
+REPORT_PAGES = ("report.html", "report.md")
 
 
 @dataclass(frozen=True)
@@ -59,25 +64,60 @@ class Recorder:
         """Open the parent run of a sweep and return its id. Raises TrackingError, as all methods do."""
         from mlflow.entities import Param
 
-        tags = {"kind": "sweep", "command": command, "mlflow.note.content": f"```\n{command}\n```"}
+        tags = {"kind": "sweep", "command": command, NOTE: f"```\n{command}\n```"}
         with self._run(name, tags, _now(), None, ticket) as run:
             params = [Param(key, _cut(value, PARAMETER_LIMIT)) for key, value in parameters.items()]
             self.client.log_batch(run.info.run_id, params=params, synchronous=True)
         return str(run.info.run_id)
 
-    def finish_sweep(self, parent: str, report: Path | None, metrics: Mapping[str, float], status: str) -> None:
-        """Close the parent run as `status` (FINISHED, FAILED or KILLED), with its summary and its report."""
-        from mlflow.entities import Metric
+    def finish_sweep(
+        self, parent: str, status: str, time: int, sweep: Sweep | None, runs: Mapping[int, str], report: Path | None
+    ) -> None:
+        """Close the parent run as `status` (FINISHED, FAILED or KILLED), with the sweep's summary and report, if any.
 
-        now = _now()
-        points = [Metric(key, value, now, 0) for key, value in metrics.items() if math.isfinite(value)]
+        `runs` are the ids of the sweep's runs by job, `time` (ms since 1970) is when it ended.
+        """
+        from mlflow.entities import Metric, RunTag
+
+        from lora_exp.sweep_facts import metrics_of_sweep
+
         with one_line(self.settings.uri):
             try:
-                self.client.log_batch(parent, metrics=points, synchronous=True)
+                if sweep is not None:
+                    points = metrics_of_sweep(sweep.frame).items()
+                    tags = self._summary(parent, sweep, runs, report)
+                    self.client.log_batch(
+                        parent,
+                        metrics=[Metric(key, value, time, 0) for key, value in points if math.isfinite(value)],
+                        tags=[RunTag(key, _cut(value, TAG_LIMIT)) for key, value in tags.items()],
+                        synchronous=True,
+                    )
                 if report is not None and report.is_dir():
                     self.client.log_artifacts(parent, str(report), "report")
             finally:
-                self.client.set_terminated(parent, status)
+                self.client.set_terminated(parent, status, time)
+
+    def _summary(self, parent: str, sweep: Sweep, runs: Mapping[int, str], report: Path | None) -> dict[str, str]:
+        from lora_exp.sweep_facts import Pages, description_of
+        from lora_exp.trade_off import representative
+
+        pages = [f"report/{name}" for name in REPORT_PAGES if report is not None and (report / name).is_file()]
+        places = Pages(
+            runs={job: self.page(run) for job, run in runs.items()},
+            all_runs=self.children_page(parent),
+            report=f"{self.page(parent)}/artifacts/{pages[0]}" if pages else None,
+        )
+        tags, lowest = {NOTE: description_of(sweep, places)}, representative(sweep.frame)
+        return tags if lowest is None else tags | {"lowest_sum_run": runs[lowest]}
+
+    def page(self, run: str) -> str:
+        """Where MLflow shows a run, as its descriptions link to it."""
+        return f"#/experiments/{self.experiment_id}/runs/{run}"
+
+    def children_page(self, parent: str) -> str:
+        """Where MLflow lists the runs of a sweep."""
+        query = urllib.parse.quote(f"tags.`mlflow.parentRunId` = '{parent}'")
+        return f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&searchFilter={query}"
 
     def record_run(
         self,
@@ -126,7 +166,7 @@ class Recorder:
         """Record a job that has no result: a FAILED run with the reason and the logs in `folder`; its id."""
         command = shlex.join(overrides)
         note = f"**Failed:** {error}\n\n```\nlora-exp {command}\n```"
-        tags = {"kind": "run", "status": "failed", "error": error, "overrides": command, "mlflow.note.content": note}
+        tags = {"kind": "run", "status": "failed", "error": error, "overrides": command, NOTE: note}
         now = _now() if ticket is None else ticket.time
         with self._run(name, tags, now, parent, ticket) as run:
             self._attach(run, sorted(folder.glob("*.log")), None, None)
@@ -155,7 +195,8 @@ class Recorder:
 
         Whatever interrupts the block leaves it KILLED instead of RUNNING.
         """
-        tags = tags | ({"mlflow.parentRunId": parent} if parent else {})
+        if parent:
+            tags = tags | {"mlflow.parentRunId": parent, NOTE: f"{tags[NOTE]}\n\n[The sweep]({self.page(parent)})"}
         tags |= {"ticket": ticket.name} if ticket else {}
         tags = {key: _cut(value, TAG_LIMIT) for key, value in tags.items()}
         with one_line(self.settings.uri):

@@ -1,7 +1,7 @@
 """What of a result goes on record, flat: parameters, metrics, data, loss curve, tags and a description in Markdown.
 
 Names are those that a tracker's compare page groups and sorts well: plain ones for what users compare,
-`error_before/digit_3`, `error_after/digit_3` and `seconds/...` for the rest.
+`error_before/digit_3`, `error_after/digit_3`, `adapter/...` and `seconds/...` for the rest.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lora_exp.spec import PARTS
 
 # A tracker is slow a point (0.1 ms), and a chart on a screen shows no more.
 CURVE_POINTS = 200
+NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
 # Parameters are named GROUP_FIELD, those of `adapter` and `finetune` by the plain field, and these so:
 SHORT_NAMES = {"model_hidden": "model", "data_name": "data"}
 
@@ -77,8 +78,12 @@ def metrics_of(result: RunResult) -> dict[str, float]:
             found |= {f"error_{when}/digit_{digit}": rate for digit, rate in enumerate(errors.error_rates)}
     for name in ("parameters_base", "parameters_adapter", "parameters_total", "overhead_percent"):
         found[name] = getattr(out, name)
-    if result.spec.adapter.scaling is not None:
-        found["scaling"] = result.spec.adapter.scaling
+    adapter = result.spec.adapter
+    if adapter.scaling is not None:
+        # Parameters are text, for which MLflow knows neither < nor an order of numbers.
+        found["adapter/rank"] = float(adapter.rank)
+        found["adapter/alpha"] = float(adapter.rank if isinstance(adapter.alpha, str) else adapter.alpha)
+        found["adapter/scaling"] = adapter.scaling
     return found | {f"seconds/{stage}": seconds for stage, seconds in result.times.items()}
 
 
@@ -117,7 +122,7 @@ def curve_of(result: RunResult) -> list[tuple[int, float]]:
 
 
 def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
-    """What identifies the run and tells how it was made; `mlflow.note.content` is its description."""
+    """What identifies the run and tells how it was made; NOTE is its description."""
     out = result.outcome
     facts = {k: v for k, v in result.provenance.items() if k not in ("versions", "overrides", "config")}
     tags = {name: _text(value) for name, value in facts.items()} | {
@@ -128,7 +133,7 @@ def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
         "adapter_off_equals_base": _text(out.adapter_off_equals_base),
         "versions": ", ".join(f"{k} {v}" for k, v in result.provenance.get("versions", {}).items()),
         "overrides": shlex.join(overrides),
-        "mlflow.note.content": _note(result, overrides),
+        NOTE: _note(result, overrides),
     }
     if not result.imported:
         tags["spec_key"] = result.spec.key

@@ -56,14 +56,15 @@ plan: base_model data experiment spec workload
 experiment: adapter_plan adapters architecture bench data executors initialisation numerics packing provenance result spec store trained_base workload
 run_facts: data methods result spec
 tracking: settings
-records: result run_facts settings tracking
-delivery: records result sweep_files tracking
+records: result run_facts settings sweep sweep_facts tracking trade_off
+delivery: records result sweep sweep_files tracking
 executors:
 doctor: architecture config data living numerics provenance settings spec store store_keeping tracking
 resume: config delivery records sweep sweep_files
 sweep_files:
 sweep: fields result spec sweep_files
 trade_off:
+sweep_facts: sweep trade_off
 tables: sweep trade_off
 figures: fields result spec
 sweep_figures: fields figures spec sweep
