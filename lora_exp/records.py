@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from lora_exp.result import ADAPTER, RESULT, RunResult
 from lora_exp.run_facts import NOTE, curve_of, data_of, metrics_of, parameters_of, tags_of
 from lora_exp.settings import TrackingSettings
-from lora_exp.tracking import connected, one_line
+from lora_exp.tracking import VIEW, connected, one_line
 
 if TYPE_CHECKING:
     from lora_exp.sweep import Sweep
@@ -105,19 +105,20 @@ class Recorder:
         places = Pages(
             runs={job: self.page(run) for job, run in runs.items()},
             all_runs=self.children_page(parent),
-            report=f"{self.page(parent)}/artifacts/{pages[0]}" if pages else None,
+            report=self.page(parent, pages[0]) if pages else None,
         )
         tags, lowest = {NOTE: description_of(sweep, places)}, representative(sweep.frame)
         return tags if lowest is None else tags | {"lowest_sum_run": runs[lowest]}
 
-    def page(self, run: str) -> str:
-        """Where MLflow shows a run, as its descriptions link to it."""
-        return f"#/experiments/{self.experiment_id}/runs/{run}"
+    def page(self, run: str, artifact: str = "") -> str:
+        """Where MLflow shows a run, or one of its artifacts, as its descriptions link to it."""
+        place = f"{run}/artifacts/{artifact}" if artifact else run
+        return f"#/experiments/{self.experiment_id}/runs/{place}?{VIEW}"
 
     def children_page(self, parent: str) -> str:
         """Where MLflow lists the runs of a sweep."""
         query = urllib.parse.quote(f"tags.`mlflow.parentRunId` = '{parent}'")
-        return f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&searchFilter={query}"
+        return f"#/experiments/{self.experiment_id}/runs?{VIEW}&searchFilter={query}"
 
     def record_run(
         self,

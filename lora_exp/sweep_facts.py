@@ -44,30 +44,34 @@ def metrics_of_sweep(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def description_of(sweep: Sweep, pages: Pages) -> str:
-    """The sweep in Markdown: its command, what became of its jobs, and the runs that stand out, with links."""
+    """The sweep in Markdown: what became of its jobs, the runs that stand out, with links, and its command.
+
+    The links come first: MLflow folds all but the first lines of a description.
+    """
     frame = sweep.frame
     counts = ", ".join(f"{count} {status}" for status, count in frame["status"].value_counts().items())
-    command = textwrap.shorten(sweep.command, COMMAND_LIMIT, placeholder=" …")
-    parts = [f"```\n{command}\n```", f"{len(frame)} jobs: {counts}."]
+    links = f"[All runs of this sweep]({pages.all_runs})"
+    if pages.report is not None:
+        links += f", [its report]({pages.report})"
+    parts = [f"{len(frame)} jobs: {counts}. {links}."]
     lowest = representative(frame)
     if lowest is not None:
+        name, before, after, others_before, others, forgetting = _cells(frame, lowest, pages)
         front = pareto_front(frame)
         shown = f" (the first {SHOWN} of {len(front)})" if len(front) > SHOWN else ""
+        table = [HEADER, *(f"| {' | '.join(_cells(frame, job, pages))} |" for job in front[:SHOWN])]
         parts += [
-            f"**Lowest sum of both errors:**\n\n{_table(frame, [lowest], pages)}",
-            "**Pareto front**, the runs of which none has less error on the target and no more forgetting, or the "
-            f"reverse{shown}:\n\n{_table(frame, front[:SHOWN], pages)}",
+            f"Lowest sum of both errors: {name}, error on the target {before} to {after}, on the other digits "
+            f"{others_before} to {others} (forgetting {forgetting} points).",
+            "Pareto front: the runs of which none has less error on the target and no more forgetting, or the "
+            f"reverse{shown}.",
+            "\n".join(table),
         ]
-    links = [f"[All runs of this sweep]({pages.all_runs})"]
-    if pages.report is not None:
-        links.append(f"[its report]({pages.report})")
-    return "\n\n".join([*parts, ", ".join(links)])
+    command = textwrap.shorten(sweep.command, COMMAND_LIMIT, placeholder=" …")
+    return "\n\n".join([*parts, f"```\n{command}\n```"])
 
 
-def _table(frame: pd.DataFrame, jobs: list[int], pages: Pages) -> str:
-    lines = [HEADER]
-    for job, row in zip(jobs, frame.set_index("job").loc[jobs].to_dict("records"), strict=True):
-        errors = [f"{100 * row[error + when]:.2f} %" for error in ERRORS for when in ("_before", "")]
-        cells = [f"[{row['name']}]({pages.runs[job]})", *errors, f"{100 * row['forgetting']:+.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _cells(frame: pd.DataFrame, job: int, pages: Pages) -> list[str]:
+    row = frame[frame["job"] == job].iloc[0]
+    errors = [f"{100 * row[error + when]:.2f} %" for error in ERRORS for when in ("_before", "")]
+    return [f"[{row['name']}]({pages.runs[job]})", *errors, f"{100 * row['forgetting']:+.2f}"]

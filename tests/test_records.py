@@ -139,9 +139,8 @@ def test_a_run_has_readable_name_flat_parameters_and_errors_by_digit(recorder: R
     curve = recorder.client.get_metric_history(run.info.run_id, "loss")
     assert [(point.step, point.value) for point in curve] == [(1, 2.0), (2, 1.0), (3, 0.5)]
     assert run.data.tags["mlflow.parentRunId"] == parent
-    assert run.data.tags["mlflow.note.content"].endswith(
-        f"[The sweep](#/experiments/{recorder.experiment_id}/runs/{parent})"
-    )
+    link = f"[The sweep](#/experiments/{recorder.experiment_id}/runs/{parent}?workflowType=machine_learning)"
+    assert run.data.tags["mlflow.note.content"].endswith(link)
     assert run.data.tags["overrides"] == "adapter.rank=4 'adapter.layers=[linear1, linear2]'"
     assert run.data.tags["spec_key"] == made().spec.key
     assert run.data.tags["base_sha256"] == "ab" * 32
@@ -275,8 +274,14 @@ def test_a_sweep_is_open_until_it_gets_its_summary(recorder: Recorder, tmp_path:
     assert run.data.tags["command"] == "lora-exp -m adapter.rank=1,2"
     lowest = {0: "a0", 1: "b1"}[representative(sweep.frame) or 0]
     assert run.data.tags["lowest_sum_run"] == lowest
-    assert f"](#/experiments/{recorder.experiment_id}/runs/{lowest}) |" in run.data.tags["mlflow.note.content"]
-    assert f"/runs/{parent}/artifacts/report/report.md)" in run.data.tags["mlflow.note.content"]
+    assert (
+        f"](#/experiments/{recorder.experiment_id}/runs/{lowest}?workflowType=machine_learning) |"
+        in run.data.tags["mlflow.note.content"]
+    )
+    assert (
+        f"/runs/{parent}/artifacts/report/report.md?workflowType=machine_learning)"
+        in run.data.tags["mlflow.note.content"]
+    )
     assert len(run.info.run_name) == 250
     assert "report/report.md" in artifacts(recorder, parent, "report")
 
