@@ -185,6 +185,12 @@ class Recorder:
             for run in self._of_ticket(ticket):
                 self.client.delete_run(run.info.run_id)
 
+    def known(self, run: str | None) -> str | None:
+        """That run, if this experiment has it."""
+        with one_line(self.settings.uri):
+            found = self.client.search_runs([self.experiment_id], f"attributes.run_id = '{run}'") if run else []
+        return run if found else None
+
     def _of_ticket(self, ticket: str) -> list[Any]:
         return list(self.client.search_runs([self.experiment_id], f"tags.ticket = '{ticket}'"))
 

@@ -24,6 +24,7 @@ import numpy as np
 import psutil
 import pytest
 from made_results import made_run, pictures_and_labels, write_sweep
+from places import free_port
 
 from lora_exp import run_facts
 from lora_exp.records import Recorder, Ticket
@@ -363,12 +364,6 @@ def test_a_server_that_is_absent_or_silent_is_found_out_within_five_seconds() ->
             line = f"tracking.uri=http://127.0.0.1:{port}: no MLflow server answers there ("
             assert str(raised.value).startswith(line)
             assert "\n" not in str(raised.value)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
