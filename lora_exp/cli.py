@@ -87,6 +87,19 @@ def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return [one for one in arguments if one not in overrides], overrides
 
 
+def register(arguments: Sequence[str]) -> int:
+    """Register the classifier of a run, its adapter made part of the weights, in MLflow's model registry."""
+    parser = argparse.ArgumentParser(prog="lora-exp register", description=register.__doc__)
+    parser.add_argument("run", type=Path, help="folder of a run, or of one job of a sweep")
+    parser.add_argument("--name", help="of the model, which gets one more version (default DATA-classifier)")
+    parser.add_argument("overrides", nargs="*", default=[], help="where things are now, such as store.folder=elsewhere")
+    options = parser.parse_intermixed_args(arguments)
+    from lora_exp import registry
+
+    print("\n".join(registry.register(options.run, options.name, options.overrides)))
+    return 0
+
+
 def reproduce(arguments: Sequence[str]) -> int:
     """Make runs again from nothing, and compare every number and tensor with what was kept of them."""
     parser = argparse.ArgumentParser(prog="lora-exp reproduce", description=reproduce.__doc__)
@@ -155,6 +168,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "import": import_,
     "merge": merge,
     "report": report,
+    "register": register,
     "reproduce": reproduce,
     "sync": sync,
     "store": store,

@@ -13,12 +13,15 @@ import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_exp.records import Recorder, Ticket
 from lora_exp.result import RESULT, read
 from lora_exp.sweep_files import FAILURE, note, read_about, write_json
 from lora_exp.tracking import TrackingError
+
+if TYPE_CHECKING:
+    from lora_exp.sweep import Sweep
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +77,12 @@ class Delivery:
                 self._left_alone(error)
 
     def close_parent(self, folder: Path) -> bool:
-        """Close the parent run as `sweep.json` says that the sweep ended; whether it is closed."""
+        """Close the parent run as `sweep.json` says that the sweep ended; whether it is closed.
+
+        A sweep that has its report gets its summary too, which links to the runs of all jobs that are recorded.
+        """
+        from lora_exp.sweep import read_sweep
+
         about = read_about(folder)
         ended, parent = about.get("ended"), about.get("parent_run")
         if self.recorder is None or (ended or {}).get("recorded"):
@@ -83,7 +91,9 @@ class Delivery:
             return False
         try:
             report = None if ended["report"] is None else Path(ended["report"])
-            self.recorder.finish_sweep(parent, report, ended["metrics"], ended["status"])
+            sweep = None if report is None else read_sweep(folder)
+            runs = {} if sweep is None else _runs_of(sweep)
+            self.recorder.finish_sweep(parent, ended["status"], ended["time"], sweep, runs, report)
         except TrackingError as error:
             self._left_alone(error)
             return False
@@ -99,11 +109,23 @@ class Delivery:
         return sum(not self.deliver(folder, parent) for folder in folders if not is_delivered(folder))
 
 
+def _runs_of(sweep: Sweep) -> dict[int, str]:
+    """The ids of the runs that MLflow has, by job."""
+    folders = zip(sweep.frame["job"], sweep.frame["folder"], strict=True)
+    found = {int(job): recorded_run(Path(folder)) for job, folder in folders}
+    return {job: run for job, run in found.items() if run is not None}
+
+
+def recorded_run(folder: Path) -> str | None:
+    """The id of the run that a job's folder has in MLflow; None where it is not known."""
+    run = _ticket(folder).get("run")
+    return None if run is None else str(run)
+
+
 def is_delivered(folder: Path) -> bool:
     """Whether what lies in a job's folder is in MLflow, or nothing lies there."""
     kind = _kind(folder)
-    ticket = _ticket(folder)
-    return kind is None or (ticket.get("run") is not None and ticket.get("kind") == kind)
+    return kind is None or (recorded_run(folder) is not None and _ticket(folder).get("kind") == kind)
 
 
 def _deliver(recorder: Recorder, folder: Path, parent: str | None) -> None:

@@ -69,6 +69,11 @@ def merge(folder: Path, out: Path | None, overrides: Sequence[str]) -> Path:
     return out
 
 
+def adapted_run(folder: Path, overrides: Sequence[str]) -> AdaptedClassifier:
+    """The classifier of the run in `folder`. Raises FolderError when it, or its base, can't be read."""
+    return _adapted(load_base(folder, overrides), folder)
+
+
 def _adapted(base: BaseModel, folder: Path) -> AdaptedClassifier:
     try:
         return AdaptedClassifier.load(base, folder / ADAPTER)

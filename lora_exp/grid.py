@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,7 +22,7 @@ from lora_exp.config import is_experiment, read, refusing
 from lora_exp.job import JobsFailed, check, open_delivery, open_laboratory
 from lora_exp.spec import RunSpec, SpecError
 from lora_exp.store_keeping import kept_within
-from lora_exp.sweep_files import SWEEP, begin_sweep, check_report_place, note
+from lora_exp.sweep_files import SWEEP, begin_sweep, check_report_place, end_sweep
 
 if TYPE_CHECKING:
     from lora_exp.settings import Settings
@@ -92,7 +92,7 @@ def _recorded(folder: Path, jobs: list[list[str]], first: RunSpec, settings: Set
     try:
         yield
     except KeyboardInterrupt:
-        note(folder, ended={"status": "KILLED", "report": None, "metrics": {}})
+        end_sweep(folder, "KILLED", None)
         delivery.close_parent(folder)
         print(f"to go on: {shlex.join(['lora-exp', 'resume', str(folder.absolute())])}", file=sys.stderr)
         raise
@@ -115,7 +115,7 @@ def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> No
     out = _report_place(settings, done.name)
     pictures, labels = open_laboratory(settings).test_pictures(first)
     report.write_report(done, out, pictures, labels, claim)
-    note(folder, ended={"status": status, "report": str(out), "metrics": _metrics(done.frame)})
+    end_sweep(folder, status, out)
     missing = delivery.deliver_all([Path(place) for place in done.frame["folder"]], delivery.open_parent(folder))
     print_sweep(done.frame)
     print(report.verdict(done.frame))
@@ -135,13 +135,3 @@ def _sweep_name(folder: Path) -> str:
 
 def _report_place(settings: Settings, name: str) -> Path:
     return Path(settings.report.folder).absolute() / (settings.report.name or name)
-
-
-def _metrics(frame: Any) -> dict[str, float]:
-    """What the parent run shows of its children."""
-    sound = frame[frame["status"] == "finished"]
-    found = {f"jobs_{status}": float(count) for status, count in frame["status"].value_counts().items()}
-    for name in ("target_error", "other_error", "forgetting"):
-        if len(sound):
-            found[f"mean_{name}"] = float(sound[name].mean())
-    return found

@@ -7,22 +7,28 @@ only the parent run of a sweep is open while the sweep goes on. Results lie in t
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import shlex
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_exp.result import ADAPTER, RESULT, RunResult
-from lora_exp.run_facts import curve_of, metrics_of, parameters_of, tags_of
+from lora_exp.run_facts import NOTE, curve_of, data_of, metrics_of, parameters_of, tags_of
 from lora_exp.settings import TrackingSettings
-from lora_exp.tracking import connected, one_line
+from lora_exp.tracking import VIEW, connected, one_line
+
+if TYPE_CHECKING:
+    from lora_exp.sweep import Sweep
 
 # MLflow's limits, in characters.
 NAME_LIMIT, PARAMETER_LIMIT, TAG_LIMIT = 250, 6000, 8000
+REPORT_PAGES = ("report.html", "report.md")
 
 
 @dataclass(frozen=True)
@@ -58,25 +64,61 @@ class Recorder:
         """Open the parent run of a sweep and return its id. Raises TrackingError, as all methods do."""
         from mlflow.entities import Param
 
-        tags = {"kind": "sweep", "command": command, "mlflow.note.content": f"```\n{command}\n```"}
+        tags = {"kind": "sweep", "command": command, NOTE: f"```\n{command}\n```"}
         with self._run(name, tags, _now(), None, ticket) as run:
             params = [Param(key, _cut(value, PARAMETER_LIMIT)) for key, value in parameters.items()]
             self.client.log_batch(run.info.run_id, params=params, synchronous=True)
         return str(run.info.run_id)
 
-    def finish_sweep(self, parent: str, report: Path | None, metrics: Mapping[str, float], status: str) -> None:
-        """Close the parent run as `status` (FINISHED, FAILED or KILLED), with its summary and its report."""
-        from mlflow.entities import Metric
+    def finish_sweep(
+        self, parent: str, status: str, time: int, sweep: Sweep | None, runs: Mapping[int, str], report: Path | None
+    ) -> None:
+        """Close the parent run as `status` (FINISHED, FAILED or KILLED), with the sweep's summary and report, if any.
 
-        now = _now()
-        points = [Metric(key, value, now, 0) for key, value in metrics.items() if math.isfinite(value)]
+        `runs` are the ids of the sweep's runs by job, `time` (ms since 1970) is when it ended.
+        """
+        from mlflow.entities import Metric, RunTag
+
+        from lora_exp.sweep_facts import metrics_of_sweep
+
         with one_line(self.settings.uri):
             try:
-                self.client.log_batch(parent, metrics=points, synchronous=True)
+                if sweep is not None:
+                    points = metrics_of_sweep(sweep.frame).items()
+                    tags = self._summary(parent, sweep, runs, report)
+                    self.client.log_batch(
+                        parent,
+                        metrics=[Metric(key, value, time, 0) for key, value in points if math.isfinite(value)],
+                        tags=[RunTag(key, _cut(value, TAG_LIMIT)) for key, value in tags.items()],
+                        synchronous=True,
+                    )
                 if report is not None and report.is_dir():
                     self.client.log_artifacts(parent, str(report), "report")
             finally:
-                self.client.set_terminated(parent, status)
+                self.client.set_terminated(parent, status, time)
+
+    def _summary(self, parent: str, sweep: Sweep, runs: Mapping[int, str], report: Path | None) -> dict[str, str]:
+        from lora_exp.sweep_facts import Pages, description_of
+        from lora_exp.trade_off import representative
+
+        pages = [f"report/{name}" for name in REPORT_PAGES if report is not None and (report / name).is_file()]
+        places = Pages(
+            runs={job: self.page(run) for job, run in runs.items()},
+            all_runs=self.children_page(parent),
+            report=self.page(parent, pages[0]) if pages else None,
+        )
+        tags, lowest = {NOTE: description_of(sweep, places)}, representative(sweep.frame)
+        return tags if lowest is None else tags | {"lowest_sum_run": runs[lowest]}
+
+    def page(self, run: str, artifact: str = "") -> str:
+        """Where MLflow shows a run, or one of its artifacts, as its descriptions link to it."""
+        place = f"{run}/artifacts/{artifact}" if artifact else run
+        return f"#/experiments/{self.experiment_id}/runs/{place}?{VIEW}"
+
+    def children_page(self, parent: str) -> str:
+        """Where MLflow lists the runs of a sweep."""
+        query = urllib.parse.quote(f"tags.`mlflow.parentRunId` = '{parent}'")
+        return f"#/experiments/{self.experiment_id}/runs?{VIEW}&searchFilter={query}"
 
     def record_run(
         self,
@@ -108,6 +150,7 @@ class Recorder:
                 params=[Param(key, _cut(value, PARAMETER_LIMIT)) for key, value in parameters.items()],
                 synchronous=True,
             )
+            self.client.log_inputs(run.info.run_id, _inputs(result))
             self._attach(run, [folder / RESULT, folder / ADAPTER], folder / "figures", config)
             self.client.set_terminated(run.info.run_id, "FAILED" if result.diverged else "FINISHED", end)
         return str(run.info.run_id)
@@ -124,7 +167,7 @@ class Recorder:
         """Record a job that has no result: a FAILED run with the reason and the logs in `folder`; its id."""
         command = shlex.join(overrides)
         note = f"**Failed:** {error}\n\n```\nlora-exp {command}\n```"
-        tags = {"kind": "run", "status": "failed", "error": error, "overrides": command, "mlflow.note.content": note}
+        tags = {"kind": "run", "status": "failed", "error": error, "overrides": command, NOTE: note}
         now = _now() if ticket is None else ticket.time
         with self._run(name, tags, now, parent, ticket) as run:
             self._attach(run, sorted(folder.glob("*.log")), None, None)
@@ -142,6 +185,12 @@ class Recorder:
             for run in self._of_ticket(ticket):
                 self.client.delete_run(run.info.run_id)
 
+    def known(self, run: str | None) -> str | None:
+        """That run, if this experiment has it."""
+        with one_line(self.settings.uri):
+            found = self.client.search_runs([self.experiment_id], f"attributes.run_id = '{run}'") if run else []
+        return run if found else None
+
     def _of_ticket(self, ticket: str) -> list[Any]:
         return list(self.client.search_runs([self.experiment_id], f"tags.ticket = '{ticket}'"))
 
@@ -153,7 +202,8 @@ class Recorder:
 
         Whatever interrupts the block leaves it KILLED instead of RUNNING.
         """
-        tags = tags | ({"mlflow.parentRunId": parent} if parent else {})
+        if parent:
+            tags = tags | {"mlflow.parentRunId": parent, NOTE: f"{tags[NOTE]}\n\n[The sweep]({self.page(parent)})"}
         tags |= {"ticket": ticket.name} if ticket else {}
         tags = {key: _cut(value, TAG_LIMIT) for key, value in tags.items()}
         with one_line(self.settings.uri):
@@ -182,6 +232,19 @@ class Recorder:
                 file = Path(folder) / "config.yaml"
                 file.write_text(config, encoding="utf-8")
                 artifacts.log_artifact(str(file))
+
+
+def _inputs(result: RunResult) -> list[Any]:
+    """The data of a run as MLflow's entities, made directly: MLflow's own way wants the arrays."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_SOURCE_NAME
+
+    found = []
+    for part in data_of(result):
+        source = json.dumps({"tags": {MLFLOW_SOURCE_NAME: f"lora-exp data={part.name}"}})
+        dataset = Dataset(part.name, part.digest, "code", source, part.schema, part.profile)
+        found.append(DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, part.context)]))
+    return found
 
 
 def _now() -> int:

@@ -1,24 +1,43 @@
-"""What of a result goes on record, flat: parameters, metrics, loss curve, tags and a description in Markdown.
+"""What of a result goes on record, flat: parameters, metrics, data, loss curve, tags and a description in Markdown.
 
 Names are those that a tracker's compare page groups and sorts well: plain ones for what users compare,
-`error_before/digit_3`, `error_after/digit_3` and `seconds/...` for the rest.
+`error_before/digit_3`, `error_after/digit_3`, `adapter/...` and `seconds/...` for the rest.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from lora_exp.data import SIDE, TRAIN_IMAGES
 from lora_exp.methods import METHODS
 from lora_exp.result import RunResult
 from lora_exp.spec import PARTS
 
 # A tracker is slow a point (0.1 ms), and a chart on a screen shows no more.
 CURVE_POINTS = 200
+NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
 # Parameters are named GROUP_FIELD, those of `adapter` and `finetune` by the plain field, and these so:
 SHORT_NAMES = {"model_hidden": "model", "data_name": "data"}
+
+
+@dataclass(frozen=True)
+class DataPart:
+    """A part of a data set, and what the run used it for (`context`).
+
+    `digest` tells parts of different images apart; `schema` and `profile` are JSON, in the form that MLflow has for
+    arrays.
+    """
+
+    name: str
+    context: str
+    digest: str
+    schema: str
+    profile: str
 
 
 def parameters_of(result: RunResult) -> dict[str, str]:
@@ -33,8 +52,6 @@ def parameters_of(result: RunResult) -> dict[str, str]:
         for name, value in result.settings[group].items():
             if group != "adapter" or name in ("method", *METHODS[method].keys):
                 found[SHORT_NAMES.get(prefix + name, prefix + name)] = value
-    if result.spec.adapter.scaling is not None:
-        found["scaling"] = result.spec.adapter.scaling
     if not result.imported:
         found["steps"] = result.outcome.steps
     found["model"] = result.spec.model.label or "no hidden layers"
@@ -44,26 +61,56 @@ def parameters_of(result: RunResult) -> dict[str, str]:
 def metrics_of(result: RunResult) -> dict[str, float]:
     """The numbers of the run: errors are rates from 0 to 1, times are seconds.
 
-    A diverged run has no errors, accuracies or forgetting: they would be compared with those of sound runs.
+    The error on the target comes first, since a compare page draws the first at once. A diverged run has no errors,
+    accuracies or forgetting: they would be compared with those of sound runs.
     """
     out = result.outcome
-    found: dict[str, float] = {
-        name: getattr(out, name)
-        for name in ("parameters_base", "parameters_adapter", "parameters_total", "overhead_percent")
-    }
-    found |= {f"seconds/{stage}": seconds for stage, seconds in result.times.items()}
-    if result.diverged:
-        return found
-    for name in ("target_error", "other_error"):
-        found[f"{name}_before"], found[name] = getattr(out, f"{name}_before"), getattr(out, name)
-    found |= {
-        "forgetting": out.forgetting,
-        "accuracy_before": out.before.accuracy,
-        "accuracy": out.after.accuracy,
-    }
-    for when, errors in (("before", out.before), ("after", out.after)):
-        found |= {f"error_{when}/digit_{digit}": rate for digit, rate in enumerate(errors.error_rates)}
-    return found
+    found: dict[str, float] = {}
+    if not result.diverged:
+        for name in ("target_error", "other_error"):
+            found[name], found[f"{name}_before"] = getattr(out, name), getattr(out, f"{name}_before")
+        found |= {
+            "forgetting": out.forgetting,
+            "accuracy_before": out.before.accuracy,
+            "accuracy": out.after.accuracy,
+        }
+        for when, errors in (("before", out.before), ("after", out.after)):
+            found |= {f"error_{when}/digit_{digit}": rate for digit, rate in enumerate(errors.error_rates)}
+    for name in ("parameters_base", "parameters_adapter", "parameters_total", "overhead_percent"):
+        found[name] = getattr(out, name)
+    adapter = result.spec.adapter
+    if adapter.scaling is not None:
+        # Parameters are text, for which MLflow knows neither < nor an order of numbers.
+        found["adapter/rank"] = float(adapter.rank)
+        found["adapter/alpha"] = float(adapter.rank if isinstance(adapter.alpha, str) else adapter.alpha)
+        found["adapter/scaling"] = adapter.scaling
+    return found | {f"seconds/{stage}": seconds for stage, seconds in result.times.items()}
+
+
+def data_of(result: RunResult) -> list[DataPart]:
+    """The parts of the data set that the run was trained, chosen and judged on."""
+    spec, sha256 = result.spec.data, result.provenance["data_sha256"]
+    left = TRAIN_IMAGES - spec.validation
+    parts: list[tuple[str, str, int, list[int] | None]] = []
+    parts.append(("training", "train", left if spec.limit is None else min(spec.limit, left), None))
+    if spec.validation:
+        parts.append(("validation", "validation", spec.validation, None))
+    counts = result.outcome.before.counts
+    parts.append(("evaluation", "test", sum(counts), counts))
+    schema = {"features": _array((-1, SIDE, SIDE)), "targets": _array((-1,))}
+    return [
+        DataPart(
+            name=spec.name,
+            context=context,
+            digest=f"{sha256[:12]}-{part}-{images}",  # MLflow takes two with one name and digest for the same
+            schema=json.dumps({"mlflow_tensorspec": schema}),
+            profile=json.dumps(
+                {"num_rows": images, "num_elements": images * SIDE**2}
+                | ({"images_by_digit": by_digit} if by_digit else {})
+            ),
+        )
+        for context, part, images, by_digit in parts
+    ]
 
 
 def curve_of(result: RunResult) -> list[tuple[int, float]]:
@@ -75,7 +122,7 @@ def curve_of(result: RunResult) -> list[tuple[int, float]]:
 
 
 def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
-    """What identifies the run and tells how it was made; `mlflow.note.content` is its description."""
+    """What identifies the run and tells how it was made; NOTE is its description."""
     out = result.outcome
     facts = {k: v for k, v in result.provenance.items() if k not in ("versions", "overrides", "config")}
     tags = {name: _text(value) for name, value in facts.items()} | {
@@ -86,7 +133,7 @@ def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
         "adapter_off_equals_base": _text(out.adapter_off_equals_base),
         "versions": ", ".join(f"{k} {v}" for k, v in result.provenance.get("versions", {}).items()),
         "overrides": shlex.join(overrides),
-        "mlflow.note.content": _note(result, overrides),
+        NOTE: _note(result, overrides),
     }
     if not result.imported:
         tags["spec_key"] = result.spec.key
@@ -117,6 +164,11 @@ def _note(result: RunResult, overrides: Sequence[str]) -> str:
     lines = [f"| {name} | {_percent(a)} | {_percent(b)} | {100 * (b - a):+.2f} |" for name, (a, b) in rows.items()]
     table = "\n".join(["| | before | after | points |", "| --- | ---: | ---: | ---: |", *lines])
     return f"{table}\n\n{end}"
+
+
+def _array(shape: tuple[int, ...]) -> str:
+    """MLflow's JSON for an array of uint8; -1 stands for any length."""
+    return json.dumps([{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": shape}}])
 
 
 def _percent(share: float) -> str:

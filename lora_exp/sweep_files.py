@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,11 @@ def note(folder: Path, **facts: Any) -> dict[str, Any]:
     about = read_about(folder) | facts
     write_json(folder / SWEEP, about)
     return about
+
+
+def end_sweep(folder: Path, status: str, report: Path | None) -> None:
+    """Put down how a sweep ended (FINISHED, FAILED or KILLED), when (ms since 1970), and where its report is."""
+    note(folder, ended={"status": status, "report": report and str(report), "time": time.time_ns() // 10**6})
 
 
 def add_job(folder: Path, overrides: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.client
+import json
 import os
 import shutil
 import socket
@@ -24,6 +25,12 @@ from lora_exp.settings import TrackingSettings
 
 SQLITE = "sqlite:///"
 SERVER_PATIENCE = 3.0  # seconds
+# Of addresses in MLflow's UI. The plain ones open its view for language models, which hides most of what matters here.
+VIEW = "workflowType=machine_learning"
+# A view that MLflow keeps with an experiment: the columns of the table of runs, which would show no number by itself.
+COLUMNS_KEY = "lora_exp"
+COLUMNS = [f"params.`{name}`" for name in ("digit", "rank", "alpha", "seed")]
+COLUMNS += [f"metrics.`{name}`" for name in ("target_error", "other_error", "forgetting")]
 # MLflow's own defaults retry for minutes, print a line for every run on stdout, and log with a traceback what
 # is raised here as a TrackingError.
 ENVIRONMENT = {
@@ -137,9 +144,11 @@ def serve_ui(settings: TrackingSettings, port: int) -> int:
     Raises TrackingError when the store can't be opened or the port is taken.
     """
     address = settings.uri.rstrip("/") if settings.kind == "server" else f"http://127.0.0.1:{port}"
-    experiment = connected(settings).experiment_id
-    # The plain address opens MLflow's view for language models, which hides most of what matters here.
-    page = f"{address}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    place = connected(settings)
+    with one_line(settings.uri):
+        columns = json.dumps({"selectedColumns": COLUMNS})
+        place.client.set_experiment_tag(place.experiment_id, f"mlflow.sharedViewState.{COLUMNS_KEY}", columns)
+    page = f"{address}/#/experiments/{place.experiment_id}/runs?{VIEW}&viewStateShareKey={COLUMNS_KEY}"
     if settings.kind == "server":
         print(f"the tracking server has its own UI: {page}")
         return 0

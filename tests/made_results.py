@@ -102,6 +102,7 @@ def made_run(
         "versions": {"torch": "2.14.1"},
         "device": "cpu",
         "pack": rank,
+        "data_sha256": "ef" * 32,
     }
     predictions = {
         "before_predicted": before,

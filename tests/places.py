@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -50,6 +51,13 @@ if "COMPUTED" in os.environ:
 """
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Place:
     """A working folder, the command line in it, and what became of its runs."""
 
@@ -59,7 +67,8 @@ class Place:
         (folder / "sitecustomize.py").write_text(HOOK)
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        given = {"PYTHONPATH": str(self.folder), "COMPUTED": str(self.computed), **environment}
+        paths = [str(self.folder), str(Path(__file__).parent.parent)]  # this checkout, whichever is installed
+        given = {"PYTHONPATH": os.pathsep.join(paths), "COMPUTED": str(self.computed), **environment}
         return subprocess.Popen(
             [sys.executable, "-m", "lora_exp", *arguments],
             cwd=self.folder,

@@ -20,16 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from places import QUICK, Place
+from places import QUICK, Place, free_port
 
 from lora_exp import load_sweep
 from lora_exp.data import ImageData
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:

@@ -20,15 +20,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from made_results import made_run, pictures_and_labels, write_sweep
+from places import free_port
 
 from lora_exp import run_facts
-from lora_exp.records import Recorder
+from lora_exp.records import Recorder, Ticket
 from lora_exp.result import ClassErrors, Outcome, RunResult
 from lora_exp.settings import TrackingSettings
 from lora_exp.spec import PARTS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.sweep import read_sweep
+from lora_exp.sweep_facts import metrics_of_sweep
 from lora_exp.tracking import TrackingError
+from lora_exp.trade_off import representative
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -68,7 +74,12 @@ def made(rank: int = 4, losses: tuple[float, ...] = (2.0, 1.0, 0.5), diverged_at
     spec = RunSpec(
         ModelSpec((1000, 2000)), DataSpec("mnist"), BaseSpec(), AdapterSpec(rank=rank), FinetuneSpec(digit=(9,))
     )
-    provenance = {"versions": {"torch": "2.14.1"}, "commit": "1234abc", "promise": "same bits in any pack"}
+    provenance = {
+        "versions": {"torch": "2.14.1"},
+        "commit": "1234abc",
+        "promise": "same bits in any pack",
+        "data_sha256": "ef" * 32,
+    }
     return RunResult(spec, outcome, {"fine_tuning": 1.5, "evaluation": 0.5}, provenance)
 
 
@@ -114,12 +125,14 @@ def test_a_run_has_readable_name_flat_parameters_and_errors_by_digit(recorder: R
     assert run.info.run_name == "digit-9_lora_rank-4_alpha-1_seed-0"
     assert run.info.status == "FINISHED"
     assert run.info.end_time - run.info.start_time == 2000
-    expected = {"rank": "4", "alpha": "1", "scaling": "0.25", "digit": "9", "seed": "0", "learning_rate": "0.001"}
+    expected = {"rank": "4", "alpha": "1", "digit": "9", "seed": "0", "learning_rate": "0.001"}
     expected |= {"model": "1000-2000", "data": "mnist", "base_seed": "0", "steps": "3", "layers": "*", "replay": "0"}
     assert expected.items() <= run.data.params.items()
     assert run.data.metrics["target_error"] == 0.018
     assert run.data.metrics["target_error_before"] == 0.019
     assert run.data.metrics["parameters_adapter"] == 4 * 6794
+    adapter = {name: value for name, value in run.data.metrics.items() if name.startswith("adapter/")}
+    assert adapter == {"adapter/rank": 4, "adapter/alpha": 1, "adapter/scaling": 0.25}
     assert run.data.metrics["seconds/fine_tuning"] == 1.5
     for digit in range(10):
         assert run.data.metrics[f"error_before/digit_{digit}"] == (10 + digit) / 1000
@@ -127,6 +140,8 @@ def test_a_run_has_readable_name_flat_parameters_and_errors_by_digit(recorder: R
     curve = recorder.client.get_metric_history(run.info.run_id, "loss")
     assert [(point.step, point.value) for point in curve] == [(1, 2.0), (2, 1.0), (3, 0.5)]
     assert run.data.tags["mlflow.parentRunId"] == parent
+    link = f"[The sweep](#/experiments/{recorder.experiment_id}/runs/{parent}?workflowType=machine_learning)"
+    assert run.data.tags["mlflow.note.content"].endswith(link)
     assert run.data.tags["overrides"] == "adapter.rank=4 'adapter.layers=[linear1, linear2]'"
     assert run.data.tags["spec_key"] == made().spec.key
     assert run.data.tags["base_sha256"] == "ab" * 32
@@ -147,6 +162,7 @@ def test_filters_find_sound_runs_and_never_a_diverged_one(recorder: Recorder, fo
     four, eight, two = (f"digit-9_lora_rank-{rank}_alpha-1_seed-0" for rank in (4, 8, 2))
     assert found(recorder, "params.rank = '4'") == [four]
     assert found(recorder, "metrics.target_error < 0.1") == [four, eight]
+    assert found(recorder, "metrics.`adapter/rank` >= 4 and metrics.`adapter/scaling` < 0.2") == [eight]
     assert found(recorder, "metrics.`error_after/digit_3` <= 0.006") == [four, eight]
     assert found(recorder, "metrics.accuracy >= 0") == [four, eight]
     assert found(recorder, "tags.status = 'diverged'") == [two]
@@ -183,7 +199,7 @@ def test_parameters_beyond_the_limit_are_cut_and_the_cut_is_stated(recorder: Rec
 def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
     plain = run_facts.parameters_of(made())
     unused = 1  # learning_rate_ratio, by LoRA
-    assert len(plain) == 1 + sum(len(fields(part)) for part in PARTS.values()) - unused
+    assert len(plain) == sum(len(fields(part)) for part in PARTS.values()) - unused
     other = RunSpec(
         ModelSpec((), True, (8,), 5),
         DataSpec("kmnist", validation=500, limit=6000),
@@ -199,6 +215,38 @@ def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
     assert (changed["alpha"], changed["digit"], changed["learning_rate"]) == ("rank", "2,7", "0.0001")
 
 
+def test_a_run_tells_its_data_so_that_mlflow_reads_it_and_finds_the_run_by_it(recorder: Recorder, folder: Path) -> None:
+    import mlflow.data
+    from mlflow.data.schema import TensorDatasetSchema
+
+    limited = replace(made(), spec=replace(made().spec, data=DataSpec("mnist", validation=500, limit=3000)))
+    whole = recorder.record_run(made(), folder, [], "", None)
+    ticket = Ticket("again", 1, False)
+    run_id = recorder.record_run(limited, folder, [], "", None, ticket)
+    assert recorder.record_run(limited, folder, [], "", None, replace(ticket, again=True)) == run_id
+    inputs = recorder.client.get_run(run_id).inputs.dataset_inputs
+    contexts = {i.tags[0].value: i.dataset for i in inputs}
+    assert len(inputs) == 3 and {i.tags[0].key for i in inputs} == {"mlflow.data.context"}
+    assert {context: (data.name, data.digest) for context, data in contexts.items()} == {
+        "training": ("mnist", "efefefefefef-train-3000"),
+        "validation": ("mnist", "efefefefefef-validation-500"),
+        "evaluation": ("mnist", "efefefefefef-test-10000"),
+    }
+    data = contexts["evaluation"]
+    assert json.loads(data.profile) == {
+        "num_rows": 10_000,
+        "num_elements": 7_840_000,
+        "images_by_digit": [1000] * 10,
+    }
+    schema = TensorDatasetSchema.from_dict(json.loads(data.schema))
+    assert [(spec.type, spec.shape) for spec in schema.features.inputs] == [(np.dtype("uint8"), (-1, 28, 28))]
+    assert [(spec.type, spec.shape) for spec in schema.targets.inputs] == [(np.dtype("uint8"), (-1,))]
+    assert mlflow.data.get_source(data).to_dict() == {"tags": {"mlflow.source.name": "lora-exp data=mnist"}}
+    of = {"training": "datasets.digest = 'efefefefefef-train-3000'", "whole": "datasets.digest LIKE '%-train-60000'"}
+    runs = [recorder.client.search_runs([recorder.experiment_id], query) for query in of.values()]
+    assert [[run.info.run_id for run in found] for found in runs] == [[run_id], [whole]]
+
+
 def test_a_failed_job_is_a_failed_run_with_its_reason(recorder: Recorder, tmp_path: Path) -> None:
     (tmp_path / "lora_exp.log").write_text("what happened")
     parent = recorder.start_sweep("ranks", "lora-exp -m", {})
@@ -210,19 +258,41 @@ def test_a_failed_job_is_a_failed_run_with_its_reason(recorder: Recorder, tmp_pa
     assert artifacts(recorder, run.info.run_id) == ["lora_exp.log"]
 
 
-@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
 def test_a_sweep_is_open_until_it_gets_its_summary(recorder: Recorder, tmp_path: Path, status: str) -> None:
-    (tmp_path / "report.md").write_text("best: rank 4")
-    parent = recorder.start_sweep("n" * 500, "lora-exp -m adapter.rank=1,2", {"jobs": "2"})
+    labels = pictures_and_labels()[1]
+    sweep = read_sweep(write_sweep(tmp_path / "sweep", [made_run(labels, rank=1), made_run(labels, rank=4), "no luck"]))
+    (tmp_path / "report.md").write_text("of the sweep")
+    parent = recorder.start_sweep("n" * 500, "lora-exp -m adapter.rank=1,2", {"jobs": "3"})
     assert recorder.client.get_run(parent).info.status == "RUNNING"
-    recorder.finish_sweep(parent, tmp_path, {"mean_target_error": 0.02, "mean_forgetting": NAN}, status)
+    for _ in range(2):  # once more, as after an answer that was lost
+        recorder.finish_sweep(parent, status, 1_800_000_000_000, sweep, {0: "a0", 1: "b1", 2: "c2"}, tmp_path)
     run = recorder.client.get_run(parent)
-    assert run.info.status == status
-    assert run.data.params == {"jobs": "2"}
-    assert run.data.metrics == {"mean_target_error": 0.02}
+    assert (run.info.status, run.info.end_time) == (status, 1_800_000_000_000)
+    assert run.data.params == {"jobs": "3"}
+    assert run.data.metrics == metrics_of_sweep(sweep.frame)
+    assert len(recorder.client.get_metric_history(parent, "mean_target_error")) == 1
     assert run.data.tags["command"] == "lora-exp -m adapter.rank=1,2"
+    lowest = {0: "a0", 1: "b1"}[representative(sweep.frame) or 0]
+    assert run.data.tags["lowest_sum_run"] == lowest
+    assert (
+        f"](#/experiments/{recorder.experiment_id}/runs/{lowest}?workflowType=machine_learning) |"
+        in run.data.tags["mlflow.note.content"]
+    )
+    assert (
+        f"/runs/{parent}/artifacts/report/report.md?workflowType=machine_learning)"
+        in run.data.tags["mlflow.note.content"]
+    )
     assert len(run.info.run_name) == 250
-    assert artifacts(recorder, parent, "report") == ["report/report.md"]
+    assert "report/report.md" in artifacts(recorder, parent, "report")
+
+
+def test_a_sweep_that_was_killed_is_closed_without_a_summary(recorder: Recorder) -> None:
+    parent = recorder.start_sweep("ranks", "lora-exp -m adapter.rank=1,2", {"jobs": "2"})
+    recorder.finish_sweep(parent, "KILLED", 1_800_000_000_000, None, {}, None)
+    run = recorder.client.get_run(parent)
+    assert (run.info.status, run.data.metrics) == ("KILLED", {})
+    assert run.data.tags["mlflow.note.content"] == "```\nlora-exp -m adapter.rank=1,2\n```"
 
 
 @pytest.mark.parametrize(("interruption", "raised"), [(KeyboardInterrupt, KeyboardInterrupt), (OSError, TrackingError)])
@@ -296,12 +366,6 @@ def test_a_server_that_is_absent_or_silent_is_found_out_within_five_seconds() ->
             assert "\n" not in str(raised.value)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def served(store: TrackingSettings, tmp_path: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[bytes], str]]]:
     """A function that starts the UI as `lora-exp ui` does, and waits until it answers; all of it ends with the test."""
@@ -352,7 +416,7 @@ def test_the_ui_serves_runs_and_artifacts_takes_new_ones_and_ends_whole(
     remote = Recorder.open(TrackingSettings("server", address, experiment="remote"))
     parent = remote.start_sweep("s", "c", {})
     child = remote.record_run(made(), folder, [], "rank: 4\n", parent)
-    remote.finish_sweep(parent, folder / "figures", {"jobs": 1.0}, "FINISHED")
+    remote.finish_sweep(parent, "FINISHED", 1_800_000_000_000, None, {}, folder / "figures")
     assert found(remote, "metrics.target_error < 0.1") == ["digit-9_lora_rank-4_alpha-1_seed-0"]
     assert artifacts(remote, child) == ["adapter.safetensors", "config.yaml", "figures", "result.json"]
     assert artifacts(remote, parent, "report") == ["report/loss.png"]
