@@ -65,15 +65,21 @@ def merge(arguments: Sequence[str]) -> int:
 
 
 def report(arguments: Sequence[str]) -> int:
-    """Write the report of a sweep again, or one report of several sweeps."""
+    """Write the report of a sweep again, or one report of several sweeps or of an MLflow experiment."""
     parser = argparse.ArgumentParser(prog="lora-exp report", description=report.__doc__)
-    parser.add_argument("folder", type=Path, nargs="+", help="of a sweep or of a run")
+    parser.add_argument("folder", type=Path, nargs="*", help="of a sweep or of a run")
+    parser.add_argument("--experiment", metavar="NAME", help="an MLflow experiment instead of folders")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default multirun_reports/NAME)")
     given, overrides = _apart(arguments)
     options = parser.parse_args(given)
-    from lora_exp.joined_report import report as write
+    if bool(options.folder) == (options.experiment is not None):
+        parser.error("give folders of sweeps, or --experiment NAME")
+    from lora_exp import joined_report
 
-    out = write(options.folder, options.out, overrides)
+    if options.experiment is None:
+        out = joined_report.report(options.folder, options.out, overrides)
+    else:
+        out = joined_report.experiment_report(options.experiment, options.out, overrides)
     print(f"report   {out / 'report.html'}\n         {out / 'report.md'}")
     return 0
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_exp.config import compose_settings
+from lora_exp.recorded import fetch_experiment
 from lora_exp.report import judged_claim, write_report
 from lora_exp.result import RunResult
 from lora_exp.run_folder import run_settings
@@ -27,6 +30,24 @@ def report(folders: Sequence[Path], out: Path | None, overrides: Sequence[str]) 
     sweeps = [read_sweep(folder) for folder in dict.fromkeys(folder.absolute() for folder in folders)]
     sweep = sweeps[0] if len(sweeps) == 1 else join(sweeps)
     return write_again(sweep, sweep_settings(sweep, overrides), out)
+
+
+def experiment_report(name: str, out: Path | None, overrides: Sequence[str]) -> Path:
+    """Write one report of all runs that the MLflow experiment `name` holds, and return its folder.
+
+    What MLflow keeps of them is copied into `runs/mlflow/NAME`; predictions are not there, so no images are shown.
+    Raises TrackingError when there is no such experiment.
+    """
+    settings = compose_settings(overrides)
+    tracking = dataclasses.replace(settings.tracking, experiment=name)
+    plain = re.sub(r"[^\w.-]+", "_", name)
+    place = Path("runs", "mlflow", plain).absolute()
+    sweeps = []
+    for folder, sweep_name in fetch_experiment(tracking, place):
+        run = read_sweep(folder)
+        sweeps.append(dataclasses.replace(run, frame=run.frame.assign(sweep=sweep_name)))
+    command = shlex.join(["lora-exp", "report", "--experiment", name])
+    return write_again(dataclasses.replace(join(sweeps), name=f"experiment-{plain}", command=command), settings, out)
 
 
 def sweep_settings(sweep: Sweep, overrides: Sequence[str] = ()) -> Settings:

@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 
 from lora_exp.config import compose_settings, saved_values, start_folder
 from lora_exp.differences import measures
+from lora_exp.recorded import fetch_run
 from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
 from lora_exp.run_folder import FolderError
 from lora_exp.spec import RunSpec, spec_from
 from lora_exp.sweep_files import FAILURE, SWEEP
-from lora_exp.tracking import fetch_run
 
 SUMMARY = "summary.csv"
 # The config as Hydra saves it in a job's folder, with what it says of itself, and as it is recorded in MLflow.

@@ -11,10 +11,9 @@ import shutil
 import socket
 import sqlite3
 import sys
-import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,29 +79,22 @@ def _connection(settings: TrackingSettings, artifacts: str | None) -> Connection
         return Connection(settings, client, _experiment(client, settings.experiment, artifacts))
 
 
-def fetch_run(settings: TrackingSettings, run: str, names: Sequence[str]) -> dict[str, bytes]:
-    """Those of the artifacts `names` that a recorded run has, by name; neither store nor run is changed.
+def existing(settings: TrackingSettings) -> TrackingSettings:
+    """The settings with an absolute address, of a store that is there; nothing in it is changed.
 
-    Raises TrackingError when there is no such store, or no such run in it.
+    Raises TrackingError when there is none.
     """
     _set_environment()
     if settings.kind == "server":
         _check_server(settings.uri)
-    else:
-        settings = _absolute(settings)
-        path = Path(settings.uri.removeprefix(SQLITE))
-        if not path.is_file():
-            raise TrackingError(f"tracking.uri={settings.uri}: there is no such file, so run {run} is not in it")
-        with one_line(settings.uri):
-            _check_database(path)
-    with one_line(settings.uri), tempfile.TemporaryDirectory() as folder:
-        from mlflow import MlflowClient
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        found = MlflowClient(settings.uri).get_run(run)
-        artifacts = get_artifact_repository(found.info.artifact_uri, tracking_uri=settings.uri)
-        present = {artifact.path for artifact in artifacts.list_artifacts()}.intersection(names)
-        return {name: Path(artifacts.download_artifacts(name, folder)).read_bytes() for name in present}
+        return settings
+    settings = _absolute(settings)
+    path = Path(settings.uri.removeprefix(SQLITE))
+    if not path.is_file():
+        raise TrackingError(f"tracking.uri={settings.uri}: there is no such file, so no run is in it")
+    with one_line(settings.uri):
+        _check_database(path)
+    return settings
 
 
 def state(settings: TrackingSettings) -> str:

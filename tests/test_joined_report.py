@@ -10,7 +10,7 @@ import pytest
 from places import QUICK, Place
 
 from lora_exp.joined_report import join
-from lora_exp.sweep import read_sweep
+from lora_exp.sweep import load_sweep, read_sweep
 
 FEW = made.pictures_and_labels()[1][:500]
 
@@ -48,6 +48,20 @@ def test_two_sweeps_in_one_report_count_a_run_that_both_have_once(place: Place) 
     # A row of it can be made again as one of a sweep can.
     told, _ = place.run("reproduce", "both/summary.csv:1")
     assert "reproduced: all" in told
+
+
+def test_an_experiment_of_the_tracker_has_a_report_of_its_runs(place: Place) -> None:
+    out, _ = place.run("report", "--experiment", "lora_exp", "--out", "all of it")
+    assert "all of it/report.html" in out
+    table = pd.read_csv(place.folder / "all of it" / "summary.csv")
+    assert set(table["sweep"]) == {"a-first", "a-second"}
+    assert sorted(table["status"]) == ["diverged"] * 2 + ["finished"] * 3
+    first = load_sweep(place.folder / "runs/a/first")
+    joined = table[table["spec_key"] == first["spec_key"][1]]
+    assert joined["target_error"].tolist() == [first["target_error"][1]]
+    assert "No figure for job" in (place.folder / "all of it" / "report.md").read_text()
+    _, told = place.run("report", "--experiment", "other", code=2)
+    assert "tracking.experiment=other: is not in" in told and "lora_exp" in told
 
 
 def test_what_is_no_sweep_is_refused_in_one_line(place: Place) -> None:
