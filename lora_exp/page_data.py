@@ -21,9 +21,9 @@ from lora_exp.sweep import Sweep, digits_of, run_command
 from lora_exp.tables import ALWAYS, differing, heading, runs_table, setting_text
 from lora_exp.trade_off import pareto_front, representative, sound
 
-CURVE_POINTS = 60  # of a loss curve
-FEW_RUNS = 100  # with more, a run shows fewer images, so that the page stays small
-OF_FEW, OF_MANY = (14, 28), (8, 12)  # mended and broken images shown of a run
+FEW_RUNS = 100  # with more, less is shown of each, so that the page stays small and quick
+CURVE_POINTS = {True: 60, False: 25}  # of a loss curve, where runs are few or not
+IMAGES = {True: (14, 28), False: (8, 12)}  # mended and broken ones of a run
 PARTS = ("mended", "broken")
 SPRITE_COLUMNS = 100
 SIDE = 28
@@ -36,8 +36,8 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
     results = {int(job): sweep.results[int(job)] for job in runs["job"]}
     bases = {result.outcome.base_sha256_before: result.outcome.before for result in results.values()}
     kinds = sorted({kind_of(result) for result in results.values()}, key=lambda kind: (kind[0], kind[1] or 0))
-    most = OF_MANY if len(runs) > FEW_RUNS else OF_FEW
-    galleries = {job: _gallery(sweep, job, labels, most) for job in results}
+    few = len(runs) <= FEW_RUNS
+    galleries = {job: _gallery(sweep, job, labels, IMAGES[few]) for job in results}
     images = [image for gallery in galleries.values() for part in PARTS for image in gallery.get(part, [])]
     shown = sorted({image[0] for image in images})
     cells = {int(row[0]): row for row in runs_table(sweep.frame)[1]}
@@ -62,7 +62,7 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
                 "base": list(bases).index(out.base_sha256_before),
                 "targets": list(result.spec.finetune.digit),
                 "after": _judged(out.after),
-                "losses": _thinned(out.loss_curve),
+                "losses": _thinned(out.loss_curve, CURVE_POINTS[few]),
                 "gallery": galleries[job],
             }
         )
@@ -109,11 +109,11 @@ def _values(column: pd.Series[Any], name: str) -> list[str]:
     return [setting_text(value) for value in (sorted(values, key=order) if numbers or name == "digit" else values)]
 
 
-def _thinned(losses: Sequence[float]) -> list[list[float]]:
-    """Steps (from 1) and losses, as means of neighbours where there are more than CURVE_POINTS."""
+def _thinned(losses: Sequence[float], most: int) -> list[list[float]]:
+    """Steps (from 1) and losses, as means of neighbours where there are more than `most`."""
     if not losses:
         return [[], []]
-    parts = np.array_split(np.arange(len(losses)), min(CURVE_POINTS, len(losses)))
+    parts = np.array_split(np.arange(len(losses)), min(most, len(losses)))
     steps = [float(part.mean()) + 1 for part in parts]
     means = [float(f"{np.mean([losses[at] for at in part]):.4g}") for part in parts]
     return [[round(step, 1) for step in steps], means]
@@ -142,7 +142,7 @@ def _image(predictions: Mapping[str, NDArray[Any]], image: int) -> list[float]:
 
 
 def _sprite(pictures: NDArray[np.uint8]) -> str:
-    """All pictures in one PNG, dark on light, SPRITE_COLUMNS in a row, as a data URL."""
+    """All pictures in one PNG, dark on light, SPRITE_COLUMNS in a row, in base64."""
     from PIL import Image
 
     rows = -(-len(pictures) // SPRITE_COLUMNS)
@@ -151,4 +151,4 @@ def _sprite(pictures: NDArray[np.uint8]) -> str:
     tiles = sheet.reshape(rows, SPRITE_COLUMNS, SIDE, SIDE).swapaxes(1, 2).reshape(rows * SIDE, SPRITE_COLUMNS * SIDE)
     file = io.BytesIO()
     Image.fromarray(255 - tiles).save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return base64.b64encode(file.getvalue()).decode()

@@ -136,8 +136,12 @@ function frontOf(runs) {
   return front;
 }
 
-function drawLosses(runs) {
-  const many = runs.length > 12;
+const MOST_CURVES = 200; // more can't be told apart, and take long to draw
+
+function drawLosses(all) {
+  const step = Math.max(1, all.length / MOST_CURVES), many = all.length > 12;
+  const runs = Array.from({ length: Math.min(all.length, MOST_CURVES) }, (_, at) => all[Math.floor(at * step)]);
+  byId("losses-told").textContent = runs.length < all.length ? `${runs.length} of ${all.length} runs, evenly chosen.` : "";
   const traces = [...grouped(runs, (run) => run.kind)].sort(([a], [b]) => a - b).map(([kind, own]) => ({
     type: "scatter", mode: "lines", name: data.kinds[kind],
     x: own.flatMap((run) => [...run.losses[0], null]), y: own.flatMap((run) => [...run.losses[1], null]),
@@ -193,6 +197,13 @@ function drawConfusion(run) {
     xaxis: { type: "category", title: { text: "prediction" }, showgrid: false },
     yaxis: { type: "category", title: { text: "true digit" }, autorange: "reversed", showgrid: false },
   });
+}
+
+/** All images in one picture, by a short address: as a long one in a style it takes the browser half a second. */
+function useSprite(encoded) {
+  const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
+  const address = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+  document.head.append(element("style", `.digit { background-image: url(${address}); }`));
 }
 
 function showGallery(run) {
@@ -342,8 +353,7 @@ function buildTable() {
 }
 
 if (data) {
-  const sprite = element("style", `.digit { background-image: url(${data.sprite}); }`);
-  document.head.append(sprite);
+  useSprite(data.sprite);
   state.job = data.chosen;
   buildFilters();
   buildTable();
