@@ -64,7 +64,7 @@ resume: config delivery records sweep sweep_files
 sweep_files:
 sweep: fields result spec sweep_files
 trade_off:
-sweep_facts: sweep trade_off
+sweep_facts: run_facts sweep trade_off
 tables: sweep trade_off
 figures: fields result spec
 sweep_figures: fields figures spec sweep
