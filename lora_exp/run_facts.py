@@ -166,8 +166,8 @@ def _note(result: RunResult, overrides: Sequence[str]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of text in the first column and numbers in the others, with em spaces: MLflow leaves no gaps."""
-    lines = ["| " + " |\u2003".join(cells) + " |" for cells in (header, *rows)]
+    """A table of text in the first column and numbers in the others, with gaps, which MLflow does not leave."""
+    lines = [f"| {' | &emsp;'.join(cells)} |" for cells in (header, *rows)]
     return "\n".join([lines[0], f"| --- |{' ---: |' * (len(header) - 1)}", *lines[1:]])
 
 
