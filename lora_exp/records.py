@@ -116,9 +116,11 @@ class Recorder:
         return f"#/experiments/{self.experiment_id}/runs/{place}?{VIEW}"
 
     def children_page(self, parent: str) -> str:
-        """Where MLflow lists the runs of a sweep."""
-        query = urllib.parse.quote(f"tags.`mlflow.parentRunId` = '{parent}'")
-        return f"#/experiments/{self.experiment_id}/runs?{VIEW}&searchFilter={query}"
+        """Where MLflow lists the runs of a sweep: sorted, since it hides them behind their parent otherwise."""
+        query = {"searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'"}
+        query |= {"orderByKey": "metrics.`target_error`", "orderByAsc": "true"}
+        asked = urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
+        return f"#/experiments/{self.experiment_id}/runs?{VIEW}&{asked}"
 
     def record_run(
         self,

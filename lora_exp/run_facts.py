@@ -161,9 +161,14 @@ def _note(result: RunResult, overrides: Sequence[str]) -> str:
         "error on the other digits": (out.other_error_before, out.other_error),
         "accuracy": (out.before.accuracy, out.after.accuracy),
     }
-    lines = [f"| {name} | {_percent(a)} | {_percent(b)} | {100 * (b - a):+.2f} |" for name, (a, b) in rows.items()]
-    table = "\n".join(["| | before | after | points |", "| --- | ---: | ---: | ---: |", *lines])
-    return f"{table}\n\n{end}"
+    lines = [[name, _percent(a), _percent(b), f"{100 * (b - a):+.2f}"] for name, (a, b) in rows.items()]
+    return f"{markdown_table(['', 'before', 'after', 'points'], lines)}\n\n{end}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of text in the first column and numbers in the others, with gaps, which MLflow does not leave."""
+    lines = [f"| {' | &emsp;'.join(cells)} |" for cells in (header, *rows)]
+    return "\n".join([lines[0], f"| --- |{' ---: |' * (len(header) - 1)}", *lines[1:]])
 
 
 def _array(shape: tuple[int, ...]) -> str:

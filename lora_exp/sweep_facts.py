@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from lora_exp.run_facts import markdown_table
 from lora_exp.sweep import Sweep
 from lora_exp.trade_off import both_errors, pareto_front, representative, sound
 
 # Of a description, which MLflow limits to 8,000 characters: runs of a front, and characters of the command.
 SHOWN, COMMAND_LIMIT = 20, 1000
 ERRORS = ("target_error", "other_error")
-HEADER = """| run | target error before | after | other digits before | after | forgetting (points) |
-| --- | ---: | ---: | ---: | ---: | ---: |"""
+HEADER = ["run", "target error before", "after", "other digits before", "after", "forgetting (points)"]
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,12 @@ def description_of(sweep: Sweep, pages: Pages) -> str:
         name, before, after, others_before, others, forgetting = _cells(frame, lowest, pages)
         front = pareto_front(frame)
         shown = f" (the first {SHOWN} of {len(front)})" if len(front) > SHOWN else ""
-        table = [HEADER, *(f"| {' | '.join(_cells(frame, job, pages))} |" for job in front[:SHOWN])]
         parts += [
             f"Lowest sum of both errors: {name}, error on the target {before} to {after}, on the other digits "
             f"{others_before} to {others} (forgetting {forgetting} points).",
             "Pareto front: the runs of which none has less error on the target and no more forgetting, or the "
             f"reverse{shown}.",
-            "\n".join(table),
+            markdown_table(HEADER, [_cells(frame, job, pages) for job in front[:SHOWN]]),
         ]
     command = textwrap.shorten(sweep.command, COMMAND_LIMIT, placeholder=" …")
     return "\n\n".join([*parts, f"```\n{command}\n```"])

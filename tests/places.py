@@ -66,7 +66,7 @@ class Place:
         self.computed = folder / "computed.txt"
         (folder / "sitecustomize.py").write_text(HOOK)
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, new_session: bool = False, **environment: str) -> subprocess.Popen[str]:
         paths = [str(self.folder), str(Path(__file__).parent.parent)]  # this checkout, whichever is installed
         given = {"PYTHONPATH": os.pathsep.join(paths), "COMPUTED": str(self.computed), **environment}
         return subprocess.Popen(
@@ -76,6 +76,7 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=new_session,
         )
 
     def run(self, *arguments: str, code: int = 0, **environment: str) -> tuple[str, str]:

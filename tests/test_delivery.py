@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -90,6 +91,20 @@ def each_once(server: Server, place: Place) -> None:
     assert {key: count for key, count in server.runs().items() if key not in parents} == {
         (name, "FINISHED"): 1 for name in names
     }
+    # The summary with its links, each of its numbers, and the data of each job.
+    with sqlite3.connect(server.folder / "server.db") as database:
+        [(told,)] = database.execute(
+            "SELECT value FROM tags JOIN runs USING (run_uuid) WHERE key = 'mlflow.note.content' AND name = ?",
+            [next(iter(parents))[0]],
+        )
+        points = database.execute("SELECT count(*) FROM metrics WHERE key = 'mean_target_error'").fetchone()
+        inputs = database.execute("SELECT count(*) FROM inputs").fetchone()
+        known = {run for (run,) in database.execute("SELECT run_uuid FROM runs WHERE name LIKE 'digit-%'")}
+    assert (
+        told.startswith(f"{len(names)} jobs: {len(names)} finished.") and "Lowest sum of both errors: [digit-" in told
+    )
+    assert set(re.findall(r"\]\(#/experiments/\d+/runs/(\w+)\?workflowType=machine_learning\)", told)) <= known
+    assert points == (1,) and inputs == (2 * len(names),)
 
 
 def test_a_server_that_is_away_for_half_a_minute_gets_all_runs_and_for_good_what_sync_brings(

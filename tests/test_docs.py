@@ -16,7 +16,11 @@ from pathlib import Path
 import pytest
 from places import QUICK, Place
 
+from lora_exp.data import ImageData
+
 ROOT = Path(__file__).parent.parent
+# How many runs each filter of docs/mlflow.md finds in the sweep of `recorded`, and the run with the lowest sum.
+FILTERED = [*(rf"{count} (tags|params|metrics|datasets)\." for count in (1, 2, 2, "[0-4]", 2, 4, 2)), "digit-"]
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +66,25 @@ def test_the_pandas_of_the_reports_document_works(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"^3 +\d", done.stdout, re.MULTILINE) and "pays most" in done.stdout
     assert (tmp_path / "by_rank.png").stat().st_size > 5000
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Place:
+    """A sweep in MLflow, and one of its runs in the model registry, as docs/mlflow.md assumes."""
+    folder = tmp_path_factory.mktemp("recorded")
+    (folder / "cache").mkdir()
+    (folder / "cache" / "data").symlink_to(data_root)
+    place = Place(folder)
+    place.run("-m", *QUICK, "adapter.rank=1,2", "finetune.digit=3,4")
+    place.run("register", f"{place.sweep()}/0", "--name", "digits")
+    return place
+
+
+@pytest.mark.parametrize(("block", "shown"), [("filters", FILTERED), ("load", [r"\[\d \d\]"])])
+def test_what_the_document_on_mlflow_shows_works_as_it_stands(recorded: Place, block: str, shown: list[str]) -> None:
+    [code] = re.findall(rf"```python\n# {block}\n(.*?)```", (ROOT / "docs" / "mlflow.md").read_text(), re.S)
+    done = subprocess.run([sys.executable, "-c", code], cwd=recorded.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(shown)
+    assert all(re.match(start, line) for start, line in zip(shown, lines, strict=True)), done.stdout

@@ -64,7 +64,7 @@ resume: config delivery records sweep sweep_files
 sweep_files:
 sweep: fields result run_facts spec sweep_files
 trade_off:
-sweep_facts: sweep trade_off
+sweep_facts: run_facts sweep trade_off
 tables: sweep trade_off
 aggregation: comparison tables trade_off
 gallery: fields result

@@ -147,7 +147,10 @@ def test_a_run_has_readable_name_flat_parameters_and_errors_by_digit(recorder: R
     assert run.data.tags["base_sha256"] == "ab" * 32
     assert run.data.tags["commit"] == "1234abc"
     assert run.data.tags["versions"] == "torch 2.14.1"
-    assert "| error on the other digits | 1.40 % | 0.80 % | -0.60 |" in run.data.tags["mlflow.note.content"]
+    assert (
+        "| error on the other digits | &emsp;1.40 % | &emsp;0.80 % | &emsp;-0.60 |"
+        in run.data.tags["mlflow.note.content"]
+    )
     assert artifacts(recorder, run.info.run_id) == ["adapter.safetensors", "config.yaml", "figures", "result.json"]
     assert artifacts(recorder, run.info.run_id, "figures") == ["figures/loss.png"]
     place = Path(run.info.artifact_uri)

@@ -98,12 +98,20 @@ def test_a_model_holds_data_and_the_packages_own_script_and_nothing_that_runs_wh
         assert all(re.fullmatch(r"[a-z]+==[0-9][0-9.]*", line) for line in pinned)
 
 
+def asked(address: str, request: bytes) -> object:
+    """What a served model answers."""
+    told = urllib.request.Request(f"{address}/invocations", request, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(told, timeout=60) as answer:
+        return json.load(answer)
+
+
 def test_a_served_model_answers_a_json_request(place: Place) -> None:
     told, _ = place.run("register", "mlp", "--name", "served")
     [line] = [line for line in told.splitlines() if line.startswith("serve ")]
     setting, *command = shlex.split(line.removeprefix("serve "))
     name, _, value = setting.partition("=")
     command[-1] = str(free_port())
+    example = next(place.folder.glob("mlartifacts/models/*/artifacts/serving_input_example.json")).read_bytes()
     with (place.folder / "serve.log").open("wb") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -122,19 +130,13 @@ def test_a_served_model_answers_a_json_request(place: Place) -> None:
                 break
             except OSError:
                 time.sleep(0.1)
-        request = urllib.request.Request(
-            f"{address}/invocations",
-            json.dumps({"inputs": IMAGES[:50].tolist()}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            found = json.load(answer)
+        found = [asked(address, json.dumps({"inputs": IMAGES[:50].tolist()}).encode()), asked(address, example)]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
     predicted = load_file(place.folder / "mlp" / "predictions.safetensors")["predicted"]
-    assert found == {"predictions": predicted[:50].tolist()}
+    assert found == [{"predictions": predicted[:count].tolist()} for count in (50, 2)]
 
 
 def test_what_can_not_be_registered_is_one_line(place: Place, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from lora_exp.sweep import read_sweep, run_command
 PICTURES, LABELS = made.pictures_and_labels()
 COUNT = 2000
 MARKED = "out of <b>memory</b> </script><script>document.title='run'</script> {{ 7 * 7 }}"
+INSIDE = re.compile("data:|blob:")
 Open = Callable[..., Page]
 
 
@@ -50,7 +51,7 @@ def opened(browser: Browser) -> Iterator[Open]:
         own = (folder / "report.html").as_uri()
         page.on("console", lambda message: troubles.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", lambda asked: troubles.append(asked.url) if asked.url.split(":")[0] not in ("data", "blob") else None)
+        page.on("request", lambda asked: None if INSIDE.match(asked.url) else troubles.append(asked.url))
         page.goto(own)
         page.locator("body[data-drawn=true]").wait_for(state="attached")
         troubles.remove(own)

@@ -52,7 +52,7 @@ def test_the_description_links_to_the_runs_that_stand_out_and_says_what_they_cos
     cells = [*(f"{number:.2f} %" for number in numbers), f"{100 * row['forgetting']:+.2f}"]
     link = f"[{row['name']}](#/run/{lowest})"
     assert f"Lowest sum of both errors: {link}, error on the target {cells[0]} to {cells[1]}, on the other" in told
-    assert f"| {link} | {' | '.join(cells)} |" in told
+    assert f"| {' | &emsp;'.join([link, *cells])} |" in told
     front = told.partition("Pareto front")[2]
     assert [f"(#/run/{job})" in front for job in range(9)] == [job in pareto_front(sweep.frame) for job in range(9)]
     assert told.endswith(f"```\n{sweep.command}\n```")

@@ -1,0 +1,66 @@
+"""python docs/screenshots.py SWEEP: the pictures of docs/, made of that sweep (such as runs/DATE/TIME) with Chromium.
+
+Needs the libraries of the tests. The UI is served on 127.0.0.1 while the pictures are taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+from mlflow_pages import add_metrics, compare, expand, open_runs, served  # noqa: E402
+from places import free_port  # noqa: E402
+
+PICTURES = ROOT / "docs" / "pictures"
+SIZE = {"width": 1400, "height": 720}
+
+
+def mlflow_pictures(browser: Browser, sweep: Path) -> None:
+    """`mlflow_runs.png`, the sweep expanded in the table of runs, and `mlflow_compare.png`, its runs compared."""
+    about = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
+    with ui(Path(about["directory"])) as address:
+        page = browser.new_page(viewport=SIZE)
+        open_runs(page, address)
+        rows = expand(page, about["name"], len(about["jobs"]))
+        page.screenshot(path=PICTURES / "mlflow_runs.png")
+        compare(page, rows)
+        add_metrics(page, "other_error", "forgetting")
+        page.screenshot(path=PICTURES / "mlflow_compare.png")
+        page.close()
+
+
+@contextmanager
+def ui(folder: Path) -> Iterator[str]:
+    """The address that `lora-exp ui` prints in a folder, while it is served there."""
+    command = [sys.executable, "-m", "lora_exp", "ui", "--port", str(free_port())]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=folder, **streams, text=True, start_new_session=True)
+    try:
+        yield served(process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+        mlflow_pictures(browser, Path(sys.argv[1]).absolute())
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

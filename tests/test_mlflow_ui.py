@@ -1,0 +1,129 @@
+"""python -m pytest tests/test_mlflow_ui.py
+
+What users see of a real sweep in MLflow's own pages, in a real browser: tables, comparison, links, report, data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow_pages import add_metrics, axes, compare, expand, open_runs, served
+from places import QUICK, Place, free_port
+from playwright.sync_api import Browser, Page, expect
+
+from lora_exp.data import ImageData
+
+# MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+JOBS = ("adapter.rank=1,2", "adapter.alpha=1,8", "finetune.digit=3,4")
+SCRIPTED = (
+    "<html><body><p>no script</p><script>document.body.innerHTML = '<p>drawn</p>'</script><!--{}--></body></html>"
+)
+
+
+class Shown:
+    """A sweep, and where its UI is."""
+
+    def __init__(self, place: Place, address: str) -> None:
+        self.place, self.address = place, address
+        self.server = address.partition("/#")[0]
+        about = json.loads((place.sweep() / "sweep.json").read_text())
+        self.name, self.parent = about["name"], about["parent_run"]
+
+    def page_of(self, run: str, artifact: str = "") -> str:
+        return f"{self.address.partition('/runs')[0]}/runs/{run}{artifact}?workflowType=machine_learning"
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Iterator[Shown]:
+    """A sweep of eight jobs, with a page of 5 MB beside its report, served by `lora-exp ui`."""
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("shown")
+    (folder / "cache").mkdir()
+    (folder / "cache" / "data").symlink_to(data_root)
+    place = Place(folder)
+    place.run("-m", *QUICK, *JOBS)
+    (folder / "drawn.html").write_text(SCRIPTED.format("x" * 5_000_000))
+    parent = json.loads((place.sweep() / "sweep.json").read_text())["parent_run"]
+    MlflowClient(f"sqlite:///{folder}/mlflow.db").log_artifact(parent, str(folder / "drawn.html"), "report")
+    process = place.start("ui", "--port", str(free_port()), new_session=True)
+    yield Shown(place, served(process))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture
+def page(shown: Shown, browser: Browser) -> Iterator[Page]:
+    """A page of a browser that has seen nothing before; all that it and its like ask for is on this machine."""
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    context.set_default_timeout(30_000)
+    asked: list[str] = []
+    context.on("request", lambda request: asked.append(request.url))
+    yield context.new_page()
+    context.close()
+    elsewhere = [url for url in asked if not url.startswith((f"{shown.server}/", f"blob:{shown.server}/", "data:"))]
+    assert asked and not elsewhere
+
+
+def test_the_runs_of_a_sweep_are_compared_by_rank_alpha_digit_and_errors(shown: Shown, page: Page) -> None:
+    open_runs(page, shown.address)
+    for name in ("forgetting", "other_error", "target_error", "alpha", "digit", "rank"):
+        expect(page.locator(f"[role=columnheader][col-id$='.`{name}`']")).to_be_visible()
+    rows = expand(page, shown.name, 8)
+    assert len(rows) == 8
+    compare(page, rows)
+    assert axes(page) == ["alpha", "digit", "rank", "target_error"]
+    add_metrics(page, "other_error", "forgetting")
+    assert axes(page) == ["alpha", "digit", "rank", "target_error", "other_error", "forgetting"]
+
+
+def test_a_sweep_links_to_its_runs_and_they_link_back(shown: Shown, page: Page) -> None:
+    page.goto(shown.page_of(shown.parent))
+    expect(page.get_by_text("8 jobs: 8 finished.")).to_be_visible()
+    expect(page.get_by_text("Lowest sum of both errors:")).to_be_visible()
+    page.get_by_text("Show more").first.click()
+    link = page.get_by_role("link", name=re.compile("^digit-")).first
+    name = link.inner_text()
+    with page.expect_popup() as opened:
+        link.click()
+    run = opened.value
+    expect(run.get_by_role("heading", name=name)).to_be_visible()
+    expect(run.get_by_text(re.compile(r"mnist \([0-9a-f]{12}-train-3000\)"))).to_be_visible()
+    run.get_by_text("Show more").first.click()
+    with run.expect_popup() as opened:
+        run.get_by_role("link", name="The sweep").click()
+    expect(opened.value.get_by_role("heading", name=shown.name)).to_be_visible()
+
+
+def test_a_sweep_links_to_the_list_of_its_runs_alone(shown: Shown, page: Page) -> None:
+    page.goto(shown.page_of(shown.parent))
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="All runs of this sweep").click()
+    rows = opened.value.get_by_role("row").filter(has_text="digit-")
+    expect(rows).to_have_count(8)
+    expect(opened.value.get_by_text("8 matching runs")).to_be_visible()
+
+
+def test_the_report_is_shown_and_its_scripts_run(shown: Shown, page: Page) -> None:
+    page.goto(shown.page_of(shown.parent))
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="its report").click()
+    report = opened.value
+    expect(report.get_by_text(re.compile(r"^report/report\.(html|md)$"))).to_be_visible()
+    report.get_by_text("drawn.html").click()
+    expect(report.frame_locator("iframe").get_by_text("drawn")).to_be_visible()
+
+
+def test_a_filter_typed_into_the_table_finds_runs_by_setting_and_error(shown: Shown, page: Page) -> None:
+    open_runs(page, shown.address)
+    box = page.get_by_test_id("search-box")
+    box.fill("params.digit = '3' and metrics.`adapter/rank` >= 2 and metrics.target_error < 0.5")
+    box.press("Enter")
+    expect(page.get_by_text("3 matching runs")).to_be_visible()  # two runs, and the sweep they are in
