@@ -1,4 +1,6 @@
-"""python docs/screenshots.py SWEEP: the pictures of docs/, made of that sweep (such as runs/DATE/TIME) with Chromium.
+"""python docs/screenshots.py SWEEP REPORT: the pictures of docs/, made of a sweep and its report with Chromium.
+
+SWEEP is such as runs/DATE/TIME, REPORT such as multirun_reports/example.
 
 Needs the libraries of the tests. The UI is served on 127.0.0.1 while the pictures are taken.
 """
@@ -40,6 +42,17 @@ def mlflow_pictures(browser: Browser, sweep: Path) -> None:
         page.close()
 
 
+def report_pictures(browser: Browser, report: Path) -> None:
+    """`report_charts.png`, gain and cost over the sweep, and `report_run.png`, what one run did to each digit."""
+    page = browser.new_page(viewport={"width": 1200, "height": 1080})
+    page.goto((report / "report.html").as_uri())
+    page.locator("body[data-drawn=true]").wait_for(state="attached")
+    for name, place in (("report_charts", "#filters"), ("report_run", "#one")):
+        page.locator(place).evaluate("element => element.scrollIntoView()")
+        page.screenshot(path=PICTURES / f"{name}.png")
+    page.close()
+
+
 @contextmanager
 def ui(folder: Path) -> Iterator[str]:
     """The address that `lora-exp ui` prints in a folder, while it is served there."""
@@ -59,6 +72,7 @@ def main() -> None:
         arguments = ["--no-sandbox"] if os.getuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
         mlflow_pictures(browser, Path(sys.argv[1]).absolute())
+        report_pictures(browser, Path(sys.argv[2]).absolute())
         browser.close()
 
 
