@@ -128,6 +128,10 @@ class AdapterPack:
                 by_job.append([Trained(at, p, t[row, : ranks[at]] if p in "AB" else t[row]) for at, p, t in taken])
         return by_job
 
+    def generators(self) -> list[tuple[torch.Generator, ...]]:
+        """For each job the generators of its dropout, one a layer; none without dropout."""
+        return [own for group in self.groups for own in group.dropout or ((),) * len(group.jobs)]
+
     def factors(self, layers: Sequence[LayerShape]) -> list[Factors]:
         """For each job its factors on the CPU, without padding, named as `initial_factors` names them."""
         named = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import time
@@ -13,6 +14,7 @@ from safetensors.torch import save
 from lora_exp.adapter_file import encoded
 from lora_exp.adapters import AdapterPack
 from lora_exp.base_model import layer_table
+from lora_exp.checkpoint import Checkpoint
 from lora_exp.data import Split
 from lora_exp.evaluation import Evaluation, Predictions, frozen_first_layer, others, predict_pack, summarise
 from lora_exp.result import ADAPTER, PREDICTIONS, ClassErrors, Outcome, RunResult
@@ -34,15 +36,38 @@ class Bench:
         self.drawn, self.place = self._drawn_images(specs)
 
     def run_pack(
-        self, pack: Sequence[RunSpec], progress: Callable[[int], object] | None
+        self,
+        pack: Sequence[RunSpec],
+        progress: Callable[[int], object] | None,
+        begin: Sequence[Checkpoint] = (),
     ) -> list[tuple[RunResult, dict[str, bytes]]]:
-        """Fine-tune and judge one pack; results in its order, each with its adapter and predictions as files."""
-        work = self.work
-        jobs = [Job(work.plans[spec], spec.finetune.learning_rate, self.place[work.order(spec)]) for spec in pack]
+        """Fine-tune and judge one pack; results in its order, each with its adapter and predictions as files.
+
+        With `begin`, a checkpoint of each job, training goes on from there.
+        """
         started = time.perf_counter()
-        tuned = fine_tune(self.base.model, jobs, self.drawn, progress)
+        tuned = fine_tune(self.base.model, self._jobs(pack), self.drawn, progress, begin)
         seconds = time.perf_counter() - started
         return self.judge(pack, tuned.pack, tuned.losses, {"fine_tuning": seconds / len(pack)})
+
+    def run_rung(
+        self,
+        pack: Sequence[RunSpec],
+        stop: int,
+        progress: Callable[[int], object] | None,
+        begin: Sequence[Checkpoint] = (),
+    ) -> list[tuple[Evaluation, Checkpoint]]:
+        """Fine-tune one pack up to step `stop`: what it says of the validation images, and where it stands."""
+        assert self.data.validation is not None, "checked before anything ran"
+        jobs = [dataclasses.replace(job, order=job.order[:stop]) for job in self._jobs(pack)]
+        tuned = fine_tune(self.base.model, jobs, self.drawn, progress, begin)
+        said = predict_pack(self.base.model, tuned.pack, self.data.validation, self.first_validation)
+        judged = [summarise(own, self.data.validation.labels) for own in said]
+        return list(zip(judged, tuned.checkpoints(), strict=True))
+
+    def _jobs(self, pack: Sequence[RunSpec]) -> list[Job]:
+        work = self.work
+        return [Job(work.plans[spec], spec.finetune.learning_rate, self.place[work.order(spec)]) for spec in pack]
 
     def judge(
         self, pack: Sequence[RunSpec], adapters: AdapterPack, losses: Sequence[torch.Tensor], times: dict[str, float]

@@ -146,7 +146,8 @@ def _deliver(recorder: Recorder, folder: Path, parent: str | None) -> None:
         run = recorder.record_run(result, folder, facts["overrides"], facts["config"], parent, ticket)
     else:
         failure = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
-        run = recorder.record_failure(failure["name"], failure["overrides"], failure["error"], folder, parent, ticket)
+        told = failure["name"], failure["overrides"], failure["error"]
+        run = recorder.record_failure(*told, folder, parent, ticket, stopped="stopped" in failure)
     write_json(folder / TICKET, about | {"run": run})
 
 

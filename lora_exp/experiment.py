@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from lora_exp.adapter_plan import adapter_plan
 from lora_exp.adapters import AdapterPack
 from lora_exp.architecture import layer_shapes
 from lora_exp.bench import Bench
+from lora_exp.checkpoint import Checkpoint
 from lora_exp.data import ImageData, load, pictures
-from lora_exp.executors import Progress, completed, reason
+from lora_exp.executors import Progress, Run, completed, reason
+from lora_exp.halving import Halving, Stopped
 from lora_exp.initialisation import Factors
 from lora_exp.packing import plan_packs
 from lora_exp.provenance import BASE_MODULES, RESULT_MODULES, code_version, provenance
 from lora_exp.result import RESULT, RunResult
+from lora_exp.rung_training import RungTraining
 from lora_exp.spec import DataSpec, RunSpec, digest
 from lora_exp.store import Store
 from lora_exp.trained_base import TrainedBase, trained_base
@@ -43,7 +46,8 @@ class Failure:
 
 
 Files = dict[str, bytes]
-Done = tuple[RunSpec, Files | Failure]
+Find = Callable[[RunSpec], Files | None]
+Done = tuple[RunSpec, Files | Failure | Stopped]
 
 
 @dataclass(frozen=True)
@@ -58,24 +62,26 @@ class Laboratory:
     device: torch.device
     threads: int
     memory: int
+    halving: Halving | None = None
     failures: dict[RunSpec, Failure] = field(default_factory=dict, compare=False)
+    stopped: dict[RunSpec, Stopped] = field(default_factory=dict, compare=False)
 
     def run(self, specs: Sequence[RunSpec]) -> Iterator[Done]:
         """Yield each spec with its result's files: at once where the store has them, else when its pack is done.
 
         Equal specs are computed once and yielded once. A job that fails is yielded with its reason; the
-        others go on.
+        others go on. With halving, jobs are yielded that were stopped on the way.
         """
         missing: dict[str, list[RunSpec]] = {}
         for spec in dict.fromkeys(specs):
-            if spec in self.failures:
-                yield spec, self.failures[spec]
-                continue
-            files = self.store.get("results", self.result_key(spec))
-            if files is None:
+            known: Files | Failure | Stopped | None = self.failures.get(spec) or self.stopped.get(spec)
+            # With halving a job competes before its result counts, also one that is in the store; a job alone has won.
+            if known is None and (self.halving is None or len(specs) == 1):
+                known = self.store.get("results", self.result_key(spec))
+            if known is None:
                 missing.setdefault(spec.base_key, []).append(spec)
             else:
-                yield spec, files
+                yield spec, known
         for sharing_a_base in missing.values():
             try:
                 first = sharing_a_base[0]
@@ -84,7 +90,35 @@ class Laboratory:
             except (ArithmeticError, MemoryError, RuntimeError) as error:  # diverged, or too large for this machine
                 yield from ((spec, self._failed(spec, reason(error))) for spec in sharing_a_base)
                 continue
-            yield from self._train_packs(sharing_a_base, bench)
+            if self.halving is None:
+                yield from self._train_packs(sharing_a_base, bench)
+            else:
+                yield from self._with_halving(self.halving, sharing_a_base, bench)
+
+    def in_packs(
+        self, packs: deque[list[RunSpec]], run: Run[list[RunSpec]], find: Find, steps: int, what: str
+    ) -> Iterator[tuple[RunSpec, Files | Failure]]:
+        """Run packs, and yield each job with the files that `find` has of it then, or with why there are none.
+
+        A pack that fails is tried again in halves, until the job that fails is alone.
+        """
+        done, count = 0, sum(map(len, packs))
+        with logging_redirect_tqdm(), tqdm(total=steps, disable=None, unit="step") as bar:
+            bar.set_description(f"0/{count} {what}")
+            for pack, why in completed(packs, run, self.threads, bar.update, self.device.type):
+                left = []
+                for spec in pack:
+                    files = find(spec)
+                    if files is None and len(pack) > 1:
+                        left.append(spec)
+                        continue
+                    done += 1
+                    bar.set_description(f"{done}/{count} {what}")
+                    yield spec, files or self._failed(spec, why or "what it left can't be read from the store")
+                if left:
+                    log.warning("a pack of %d jobs failed (%s); it is tried again in parts", len(pack), why)
+                    half = -(-len(left) // 2)
+                    packs.extendleft(part for part in (left[half:], left[:half]) if part)
 
     def judge(self, spec: RunSpec, factors: Factors) -> tuple[RunResult, Files]:
         """Judge an adapter that was trained elsewhere; what comes of it never enters the store.
@@ -139,39 +173,48 @@ class Laboratory:
             code_path,
         ]
 
-    def _train_packs(self, specs: list[RunSpec], bench: Bench) -> Iterator[Done]:
-        """Train and judge jobs that share a base, packs side by side.
+    def _with_halving(self, halving: Halving, specs: Sequence[RunSpec], bench: Bench) -> Iterator[Done]:
+        """Yield the jobs that were stopped, or failed, on the way, then those that went on to their end."""
+        stairs = RungTraining(
+            halving, bench, self.store, self.result_key, lambda own: self.packs(own, bench.work), self.in_packs
+        )
+        reached, stopped = stairs.climb(specs)
+        self.stopped.update(stopped)
+        yield from stopped.items()
+        yield from ((spec, self.failures[spec]) for spec in specs if spec in self.failures)
+        missing: dict[int, list[RunSpec]] = {}
+        for spec, last in reached.items():
+            files = self.store.get("results", self.result_key(spec))
+            if files is None:
+                missing.setdefault(last, []).append(spec)
+            else:
+                yield spec, files
+        for last, own in sorted(missing.items()):  # jobs of a pack go on from the same step
+            yield from self._train_packs(own, bench, functools.partial(stairs.checkpoints, step=last), last)
 
-        A pack that fails is tried again in halves, until the job that fails is alone.
+    def _train_packs(
+        self,
+        specs: Sequence[RunSpec],
+        bench: Bench,
+        begin: Callable[[Sequence[RunSpec]], Sequence[Checkpoint]] = lambda _: (),
+        done: int = 0,
+    ) -> Iterator[Done]:
+        """Train and judge jobs that share a base, packs side by side, from the checkpoints that `begin` has of a pack.
+
+        `done` is how many steps of each that saves.
         """
-        packs = deque(self.packs(specs, bench.work))
         facts = self._facts(bench)
 
+        def find(spec: RunSpec) -> Files | None:
+            return self.store.get("results", self.result_key(spec))
+
         def run(pack: list[RunSpec], progress: Progress) -> None:
-            for result, files in bench.run_pack(pack, progress):
+            for result, files in bench.run_pack(pack, progress, begin(pack)):
                 whole = dataclasses.replace(result, provenance=facts)
                 self.store.put("results", self.result_key(result.spec), files | {RESULT: whole.to_json().encode()})
 
-        done = 0
-        with (
-            logging_redirect_tqdm(),
-            tqdm(total=sum(map(bench.work.steps, specs)), disable=None, unit="step") as bar,
-        ):
-            bar.set_description(f"0/{len(specs)} jobs")
-            for pack, why in completed(packs, run, self.threads, bar.update, self.device.type):
-                left = []
-                for spec in pack:
-                    files = self.store.get("results", self.result_key(spec))
-                    if files is None and len(pack) > 1:
-                        left.append(spec)
-                        continue
-                    done += 1
-                    bar.set_description(f"{done}/{len(specs)} jobs")
-                    yield spec, files or self._failed(spec, why or "its result can't be read from the store")
-                if left:
-                    log.warning("a pack of %d jobs failed (%s); it is tried again in parts", len(pack), why)
-                    half = -(-len(left) // 2)
-                    packs.extendleft(part for part in (left[half:], left[:half]) if part)
+        steps = sum(bench.work.steps(spec) - done for spec in specs)
+        yield from self.in_packs(deque(self.packs(specs, bench.work)), run, find, steps, "jobs")
 
     def _failed(self, spec: RunSpec, why: str) -> Failure:
         """A failure, remembered so that the job is not tried again by this process."""

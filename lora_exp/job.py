@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config import read
+from lora_exp.halving import Stopped, to_dict
 from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
 from lora_exp.result import read as read_result
+from lora_exp.spec import SpecError
 from lora_exp.sweep_files import FAILURE, failure_of, parent_run, write_whole
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class JobsFailed(Exception):
 
 
 def run_job(config: DictConfig) -> float:
-    """Run one config and return its target error.
+    """Run one config and return its target error; of a job that halving stopped, what it was judged by.
 
     Raises SpecError for bad input, and JobsFailed when the run failed or diverged; either way what there is
     to keep is in the job's folder and in MLflow.
@@ -54,6 +56,10 @@ def run_job(config: DictConfig) -> float:
     # A sweep keeps the store within its limit itself, when all of its jobs are done.
     with kept_within(laboratory.store, settings.store.limit) if sweep_folder is None else nullcontext():
         [(_, files)] = laboratory.run([spec])
+    if isinstance(files, Stopped):
+        failure_of(folder, spec.name, files.reason, overrides, to_dict(files))
+        open_delivery(settings).deliver(folder, parent)
+        return files.error
     if isinstance(files, Failure):
         failure_of(folder, spec.name, files.error, overrides)
         open_delivery(settings).deliver(folder, parent)
@@ -114,6 +120,11 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
     """
     open_delivery(settings)
     laboratory = open_laboratory(settings)
+    if settings.halving.eta is not None and any(spec.data.validation == 0 for spec in specs):
+        raise SpecError(
+            f"halving.eta={settings.halving.eta:g}: jobs are judged on validation images, so it needs data.validation "
+            "above 0, such as data.validation=5000"
+        )
     for spec in {(spec.data, spec.model, spec.adapter): spec for spec in specs}.values():
         laboratory.check(spec)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config import compose_settings
+from lora_exp.halving import Stopped
 from lora_exp.recorded import fetch_experiment
 from lora_exp.report import judged_claim, write_report
 from lora_exp.result import RunResult
@@ -76,6 +77,7 @@ def join(sweeps: Sequence[Sweep]) -> Sweep:
     """All jobs of several sweeps as one, numbered anew in order; a run that several of them have counts once."""
     rows: list[dict[str, Any]] = []
     results: dict[int, RunResult] = {}
+    stopped: dict[int, Stopped] = {}
     seen: set[tuple[str, str]] = set()
     for sweep in sweeps:
         for row in sweep.frame.to_dict("records"):
@@ -86,6 +88,8 @@ def join(sweeps: Sequence[Sweep]) -> Sweep:
                 seen.add(run)
             if result is not None:
                 results[len(rows)] = result
+            if row["job"] in sweep.stopped:
+                stopped[len(rows)] = sweep.stopped[row["job"]]
             own = {str(name): value for name, value in row.items()}
             kept = {name: value for name, value in own.items() if name in COLUMNS or name.startswith("seconds_")}
             rows.append(kept | {"job": len(rows)})
@@ -101,4 +105,5 @@ def join(sweeps: Sequence[Sweep]) -> Sweep:
         started=min((sweep.started for sweep in sweeps if sweep.started), default=""),
         frame=table(rows, results),
         results=results,
+        stopped=stopped,
     )

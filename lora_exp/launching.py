@@ -56,10 +56,11 @@ def _in_order_of_results(
     jobs: dict[RunSpec, list[int]] = {}
     for at, overrides in enumerate(job_overrides):
         spec, settings = read(configs.own(overrides))
-        if at not in finished:
+        # With halving, jobs that are finished are rivals of the others all the same.
+        if at not in finished or settings.halving.eta is not None:
             jobs.setdefault(spec, []).append(at)
     for spec, _ in open_laboratory(settings).run(list(jobs)):
-        yield from jobs[spec]
+        yield from (at for at in jobs[spec] if at not in finished)
 
 
 def _finished(

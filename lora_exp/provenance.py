@@ -19,7 +19,7 @@ BASE_MODULES = ("data", "architecture", "base_model", "seeding", "numerics")
 RESULT_MODULES = (
     *BASE_MODULES,
     *("methods", "adapter_plan", "initialisation", "products", "updates", "adapters"),
-    *("training", "evaluation", "workload", "bench"),
+    *("checkpoint", "training", "evaluation", "workload", "bench"),
 )
 LIBRARIES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "pandas", "numpy", "safetensors")
 

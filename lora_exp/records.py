@@ -165,15 +165,19 @@ class Recorder:
         folder: Path,
         parent: str | None,
         ticket: Ticket | None = None,
+        stopped: bool = False,
     ) -> str:
-        """Record a job that has no result: a FAILED run with the reason and the logs in `folder`; its id."""
-        command = shlex.join(overrides)
-        note = f"**Failed:** {error}\n\n```\nlora-exp {command}\n```"
-        tags = {"kind": "run", "status": "failed", "error": error, "overrides": command, NOTE: note}
+        """Record a job that has no result, with the reason and the logs in `folder`; its id.
+
+        It is FAILED, or KILLED where halving `stopped` it.
+        """
+        command, status = shlex.join(overrides), "stopped" if stopped else "failed"
+        note = f"**{status.capitalize()}:** {error}\n\n```\nlora-exp {command}\n```"
+        tags = {"kind": "run", "status": status, "error": error, "overrides": command, NOTE: note}
         now = _now() if ticket is None else ticket.time
         with self._run(name, tags, now, parent, ticket) as run:
             self._attach(run, sorted(folder.glob("*.log")), None, None)
-            self.client.set_terminated(run.info.run_id, "FAILED", now)
+            self.client.set_terminated(run.info.run_id, "KILLED" if stopped else "FAILED", now)
         return str(run.info.run_id)
 
     def reopen(self, run: str) -> None:

@@ -104,7 +104,7 @@ def _write_pages(
         sections.verdict_section(sweep.frame, verdict(sweep.frame), comparison),
         *([] if claim is None else [claim_section(claim)]),
     ]
-    settings = sections.over_seeds(comparison)
+    settings = [*sections.halving_section(sweep), *sections.over_seeds(comparison)]
     means = [sections.means_section(sweep.frame)] if sound_runs else []
     runs = [sections.runs_section(sweep.frame)] if sound_runs else []
     unsound = sections.unsound_section(sweep)

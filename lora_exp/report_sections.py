@@ -32,7 +32,8 @@ HOW_OVER_SEEDS = (
 def head(sweep: Sweep) -> Section:
     """The command, when it was given, and what became of the jobs."""
     counts = Counter(sweep.frame["status"])
-    told = ", ".join(f"{counts[status]} {status}" for status in ("finished", "diverged", "failed", "missing"))
+    statuses = ("finished", *(("stopped",) if sweep.stopped else ()), "diverged", "failed", "missing")
+    told = ", ".join(f"{counts[status]} {status}" for status in statuses)
     started = f"Started {sweep.started}; jobs: {told}." if sweep.started else f"Jobs: {told}."
     return Section("", (Listing((sweep.command,)), Paragraph((started,))))
 
@@ -81,6 +82,28 @@ def _interval_cells(setting: Setting, measure: str) -> list[str]:
     if setting.seeds < 2:
         return [write(mean.mean), NONE]
     return [f"{write(mean.mean)} ± {percent(setting.deviations[measure])}", f"{write(mean.low)} to {write(mean.high)}"]
+
+
+def halving_section(sweep: Sweep) -> list[Section]:
+    """What halving stopped at each rung, and what share of the steps of all jobs that saved; nothing without it."""
+    if not sweep.stopped:
+        return []
+    rungs = Counter(stopped.step for stopped in sweep.stopped.values())
+    rows = []
+    left = len(sweep.stopped) + len(sweep.results)
+    for step in sorted(rungs):
+        rows.append([str(step), str(left), str(rungs[step]), str(left - rungs[step])])
+        left -= rungs[step]
+    ran = sum(result.outcome.steps for result in sweep.results.values())
+    made = ran + sum(stopped.step for stopped in sweep.stopped.values())
+    whole = ran + sum(stopped.steps for stopped in sweep.stopped.values())
+    objective = next(iter(sweep.stopped.values())).objective.replace("_", " ")
+    text = (
+        f"Jobs competed by their {objective} on validation images; test images had no part in it. "
+        f"{made:,} of {whole:,} job-steps were made: {100 * (1 - made / whole):.1f} % were saved."
+    )
+    table = (["after step", "jobs", "stopped", "went on"], rows)
+    return [Section("Successive halving", (Paragraph((text,)), Grid(table)))]
 
 
 def means_section(frame: pd.DataFrame) -> Section:

@@ -13,6 +13,7 @@ from typing import Any
 from lora_exp.config import compose_values
 from lora_exp.differences import Difference, differing_bits, differing_texts, flat, table
 from lora_exp.experiment import Failure, Files
+from lora_exp.halving import Stopped
 from lora_exp.result import RESULT, RunResult, from_json
 from lora_exp.run_folder import FolderError
 from lora_exp.settings import SETTINGS, DataFolder, Settings, StoreSettings, settings_from
@@ -105,7 +106,9 @@ def _run_from_nothing(spec: RunSpec, settings: Settings, folder: Path) -> Files 
     with tempfile.TemporaryDirectory(prefix="lora-exp-") as empty:
         data = DataFolder(str(folder / settings.data.root))
         apart = dataclasses.replace(settings, store=StoreSettings(empty), data=data)
-        [(_, files)] = apart.laboratory().run([spec])
+        laboratory = dataclasses.replace(apart.laboratory(), halving=None)  # alone, it has no rivals
+        [(_, files)] = laboratory.run([spec])
+    assert not isinstance(files, Stopped)
     return files
 
 

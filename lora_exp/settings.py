@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp.claims import CLAIMS
 from lora_exp.fields import allow, is_int, is_name, is_number, is_text
+from lora_exp.halving import OBJECTIVES, Halving
 from lora_exp.spec import SpecError, checked
 
 if TYPE_CHECKING:
@@ -81,6 +82,15 @@ class SweepSettings:
 
 
 @dataclass(frozen=True)
+class HalvingSettings:
+    """Successive halving: one job in `eta` goes on at each rung, the first after `first` steps; null: all run on."""
+
+    eta: float | None = allow("null or a number above 1", lambda v: v is None or (is_number(v) and v > 1), default=None)
+    first: int = allow("an integer of at least 1", lambda v: is_int(v) and v >= 1, default=10)
+    objective: str = allow("one of " + ", ".join(OBJECTIVES), lambda v: v in OBJECTIVES, default="both_errors")
+
+
+@dataclass(frozen=True)
 class DataFolder:
     """Where data sets lie."""
 
@@ -94,6 +104,7 @@ SETTINGS: dict[str, type[Any]] = {
     "store": StoreSettings,
     "report": ReportSettings,
     "sweep": SweepSettings,
+    "halving": HalvingSettings,
 }
 
 
@@ -106,6 +117,7 @@ class Settings:
     store: StoreSettings
     report: ReportSettings
     sweep: SweepSettings
+    halving: HalvingSettings
     data: DataFolder
 
     def laboratory(self) -> Laboratory:
@@ -121,7 +133,9 @@ class Settings:
         store.prepare()
         # One pack keeps an accelerator busy; a CPU runs one pack a thread.
         threads = (self.device.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
-        return Laboratory(store, Path(self.data.root).absolute(), device, threads, self._memory(device))
+        how = self.halving
+        halving = None if how.eta is None else Halving(how.eta, how.first, how.objective)
+        return Laboratory(store, Path(self.data.root).absolute(), device, threads, self._memory(device), halving)
 
     def _memory(self, device: torch.device) -> int:
         if self.sweep.memory is not None:

@@ -27,7 +27,7 @@ from lora_exp.living import living_folder, remove_abandoned
 log = logging.getLogger(__name__)
 
 ENTRY = "entry.json"
-KINDS = ("bases", "results")
+KINDS = ("bases", "results", "rungs")
 PARTIAL, DAMAGED, LOCKS = "partial", "damaged", "locks"
 # The disk, the quota, or the greatest size of a file that this process may write.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -43,7 +43,7 @@ class DamagedError(ValueError):
 
 @dataclass(frozen=True)
 class Store:
-    """Entries under `root`, by kind (`bases`, `results`) and key (hex)."""
+    """Entries under `root`, by kind (KINDS) and key (hex)."""
 
     root: Path
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lora_exp.fields import CLASSES
+from lora_exp.halving import Stopped, from_dict
 from lora_exp.result import PREDICTIONS, RESULT, RunResult, read
 from lora_exp.run_facts import parameters_of
 from lora_exp.sweep_files import FAILURE, SWEEP, SweepError, read_about
@@ -56,7 +57,9 @@ JUDGEMENTS = ("target_error", "other_error", "forgetting", "accuracy", "errors_"
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it lies on disk; `results` holds, by job, the runs that left a result, diverged or not."""
+    """A sweep as it lies on disk; by job, `results` holds runs that left one, diverged or not, `stopped` why others did
+    not go on.
+    """
 
     folder: Path
     name: str
@@ -64,6 +67,7 @@ class Sweep:
     started: str
     frame: pd.DataFrame
     results: dict[int, RunResult]
+    stopped: dict[int, Stopped] = field(default_factory=dict)
 
     def predictions(self, job: int) -> dict[str, NDArray[Any]] | None:
         """What job `job` said of the N test images; None when its file is absent or damaged.
@@ -97,8 +101,8 @@ def load_sweep(folder: str | Path) -> pd.DataFrame:
 
     Columns: `job`, `sweep`, those of `RunResult.row()`, `error`, `folder`, `overrides`; before `status` stands every
     further setting in which the runs differ, such as `dropout` or `data_limit`. Errors are rates from 0 to 1.
-    `status` is "finished", "diverged", "failed" or "missing"; only finished rows have errors, and failed or
-    missing ones no numbers at all. Raises SweepError when the folder holds no run.
+    `status` is "finished", "diverged", "stopped" (by halving), "failed" or "missing"; only finished rows have errors,
+    and failed or missing ones no numbers at all. Raises SweepError when the folder holds no run.
     """
     return read_sweep(folder).frame
 
@@ -121,10 +125,13 @@ def read_sweep(folder: str | Path) -> Sweep:
 
     rows: list[dict[str, Any]] = []
     results: dict[int, RunResult] = {}
+    stopped: dict[int, Stopped] = {}
     for job, place in folders.items():
         result, row = _outcome(place)
         if result is not None:
             results[job] = result
+        if "stopped" in row:
+            stopped[job] = row.pop("stopped")
         planned = about["jobs"][job]
         overrides = row.pop("overrides", []) if planned is None else planned
         rows.append({"job": job, **row, "folder": str(place), "overrides": shlex.join(overrides)})
@@ -139,6 +146,7 @@ def read_sweep(folder: str | Path) -> Sweep:
         started=str(about.get("started") or (alone.provenance.get("started", "") if alone else "")),
         frame=table(rows, results),
         results=results,
+        stopped=stopped,
     )
 
 
@@ -162,9 +170,11 @@ def _outcome(folder: Path) -> tuple[RunResult | None, dict[str, Any]]:
         try:
             failure = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
             error_line, overrides = _line(failure["error"]), _texts(failure.get("overrides"))
+            stopped = from_dict(failure["stopped"]) if "stopped" in failure else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            error_line, overrides = _line(f"{FAILURE} can't be read: {error!r}"), []
-        return None, {"status": "failed", "error": error_line, "overrides": overrides}
+            error_line, overrides, stopped = _line(f"{FAILURE} can't be read: {error!r}"), [], None
+        row = {"status": "failed", "error": error_line, "overrides": overrides}
+        return None, row if stopped is None else row | {"status": "stopped", "steps": stopped.step, "stopped": stopped}
     return None, {"status": "missing"}
 
 

@@ -99,9 +99,12 @@ def parent_run(sweep_folder: Path) -> str | None:
     return str(found) if found else None
 
 
-def failure_of(folder: Path, name: str, error: str, overrides: Sequence[str]) -> None:
-    """Write `failure.json`: why a job has no result."""
-    write_json(folder / FAILURE, {"name": name, "error": error, "overrides": list(overrides)})
+def failure_of(
+    folder: Path, name: str, error: str, overrides: Sequence[str], stopped: dict[str, Any] | None = None
+) -> None:
+    """Write `failure.json`: why a job has no result; `stopped` tells when and why halving stopped it."""
+    more = {} if stopped is None else {"stopped": stopped}
+    write_json(folder / FAILURE, {"name": name, "error": error, "overrides": list(overrides), **more})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -37,7 +37,9 @@ def print_sweep(frame: pd.DataFrame) -> None:
         if jobs:
             shown = representative(frame)
             console.print(f"job {shown}: lowest sum of both errors; *: no other has less of both error and forgetting")
-    unsound = frame[frame["status"] != "finished"]
+    if (stopped := int((frame["status"] == "stopped").sum())) > 0:
+        console.print(f"{stopped} jobs were stopped by halving; the report says when and why", markup=False)
+    unsound = frame[~frame["status"].isin(["finished", "stopped"])]
     for row in unsound.head(REASONS).to_dict("records"):
         what = row["name"] or row["overrides"]
         reason = f": {row['error']}" if row["error"] else ""
@@ -54,7 +56,8 @@ def print_next(sweep: Sweep) -> None:
         folder = shlex.quote(str(Path(sweep.frame["folder"].iloc[job])))
         steps.append((f"lora-exp reproduce {folder}", "the lowest sum of both errors, made again from nothing"))
         if len(runs) > 1 and runs["seed"].nunique() == 1 and "finetune.seed" not in sweep.command:
-            steps.append((f"{sweep.command} finetune.seed=0,1,2,3,4", "seeds tell differences from chance"))
+            own = [part for part in shlex.split(sweep.command) if not part.startswith("hydra.sweep.dir=")]
+            steps.append((f"{shlex.join(own)} finetune.seed=0,1,2,3,4", "seeds tell differences from chance"))
     for at, (command, purpose) in enumerate(steps):
         print(f"{'' if at else 'next':<8} {command}  # {purpose}")
 

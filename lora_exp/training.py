@@ -18,6 +18,7 @@ from torch.nn import functional
 from lora_exp.adapter_plan import AdapterPlan
 from lora_exp.adapters import AdapterPack
 from lora_exp.base_model import BaseModel, is_rectified
+from lora_exp.checkpoint import Checkpoint, common_steps
 from lora_exp.seeding import generator
 from lora_exp.spec import FinetuneSpec
 
@@ -48,10 +49,20 @@ class Job:
 
 @dataclass(frozen=True)
 class FineTuned:
-    """The trained pack (its order of jobs is that of the jobs given) and each job's loss curve [T], float32."""
+    """The trained pack (its jobs in the order of those given), each job's losses [T] float32, and Adam's moments."""
 
     pack: AdapterPack
     losses: list[torch.Tensor]
+    moments: tuple[list[torch.Tensor], list[torch.Tensor]]  # first and second, shaped as `pack.stacks()`
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Of each job what it needs to go on."""
+        kept = []
+        parts = (self.pack.trained(tensors) for tensors in (self.pack.stacks(), *self.moments))
+        for own, losses, generators in zip(zip(*parts, strict=True), self.losses, self.pack.generators(), strict=True):
+            values, first, second = ([part.rows.detach().cpu().clone() for part in of] for of in own)
+            kept.append(Checkpoint(values, first, second, [one.get_state() for one in generators], losses))
+        return kept
 
 
 def step_count(how: FinetuneSpec, target_images: int) -> int:
@@ -102,8 +113,11 @@ def fine_tune(
     jobs: Sequence[Job],
     data: TrainingImages,
     progress: Callable[[int], object] | None = None,
+    begin: Sequence[Checkpoint] = (),
 ) -> FineTuned:
     """Train every job of the pack for its own number of steps; `progress` is told of job-steps done.
+
+    With `begin`, a checkpoint of each job, all at the same step, they go on from there.
 
     Jobs with plans of equal shape must be neighbours, longer ones first within them: a job that is done leaves
     the pack and the others go on. A job whose loss is not finite goes on alone with its NaN; rows of
@@ -111,9 +125,11 @@ def fine_tune(
     """
     whole = AdapterPack.initial([job.plan for job in jobs], base)
     losses = [torch.empty(len(job.order)) for job in jobs]
-    moments = [(torch.zeros_like(stack), torch.zeros_like(stack)) for stack in whole.stacks()]
-    state = _AdamState(whole, [m for m, _ in moments], [v for _, v in moments], jobs)
-    start = 0
+    moments = tuple([torch.zeros_like(stack) for stack in whole.stacks()] for _ in range(2))
+    state = _AdamState(whole, moments[0], moments[1], jobs)
+    start = common_steps(begin)
+    if begin:
+        _restore(whole, state, losses, begin)
     for stop in sorted({len(job.order) for job in jobs}):
         counts = [sum(len(jobs[job].order) >= stop for job in group.jobs) for group in whole.groups]
         active = whole.first(counts)
@@ -122,7 +138,23 @@ def fine_tune(
         for row, job in enumerate(active.jobs):
             losses[job][start:stop] = curves[:, row]
         start = stop
-    return FineTuned(whole, losses)
+    return FineTuned(whole, losses, (moments[0], moments[1]))
+
+
+def _restore(pack: AdapterPack, state: _AdamState, losses: list[torch.Tensor], begin: Sequence[Checkpoint]) -> None:
+    """Put every job where its checkpoint says that it stood."""
+    values = pack.trained([stack.detach() for stack in pack.stacks()])
+    for job, (kept, generators) in enumerate(zip(begin, pack.generators(), strict=True)):
+        for parts, saved in (
+            (values[job], kept.values),
+            (state.first[job], kept.first),
+            (state.second[job], kept.second),
+        ):
+            for part, value in zip(parts, saved, strict=True):
+                part.rows.copy_(value)
+        for own, drawn in zip(generators, kept.dropout, strict=True):
+            own.set_state(drawn)
+        losses[job][: kept.steps] = kept.losses
 
 
 class _AdamState:

@@ -31,7 +31,7 @@ comparison:
 evidence: comparison
 verdict: comparison evidence
 claims: comparison evidence verdict
-settings: claims experiment fields spec store
+settings: claims experiment fields halving spec store
 hydra_rules: fields spec
 config: hydra_rules settings spec
 composition: config hydra_rules
@@ -42,7 +42,7 @@ base_model: architecture data numerics seeding spec
 adapters: adapter_plan architecture base_model initialisation products seeding updates
 adapter_file:
 adapted: adapter_file adapter_plan adapters base_model training updates
-training: adapter_plan adapters base_model seeding spec
+training: adapter_plan adapters base_model checkpoint seeding spec
 evaluation: adapters base_model data fields numerics products training
 packing:
 provenance: numerics spec
@@ -51,18 +51,21 @@ trained_base: base_model data evaluation fields spec store
 living:
 store_keeping: living result store trained_base
 workload: adapter_plan architecture data evaluation packing spec training
-bench: adapter_file adapters base_model data evaluation result spec trained_base training workload
+bench: adapter_file adapters base_model checkpoint data evaluation result spec trained_base training workload
 plan: base_model data experiment spec workload
-experiment: adapter_plan adapters architecture bench data executors initialisation numerics packing provenance result spec store trained_base workload
+experiment: adapter_plan adapters architecture bench checkpoint data executors halving initialisation numerics packing provenance result rung_training spec store trained_base workload
 run_facts: data methods result spec
 tracking: settings
 records: result run_facts settings sweep sweep_facts tracking trade_off
 delivery: records result sweep sweep_files tracking
 executors:
+checkpoint:
+halving: spec
+rung_training: bench checkpoint evaluation executors halving spec store
 doctor: architecture config data living numerics provenance settings spec store store_keeping tracking
 resume: config delivery records sweep sweep_files
 sweep_files:
-sweep: fields result run_facts spec sweep_files
+sweep: fields halving result run_facts spec sweep_files
 trade_off:
 sweep_facts: run_facts sweep trade_off
 tables: sweep trade_off
@@ -79,19 +82,19 @@ report_html: document
 claim_figures: comparison evidence figures verdict
 claim_page: comparison document verdict
 report: aggregation claim_figures claim_page claims document figures markdown page_data report_html report_sections sweep sweep_figures sweep_files tables trade_off verdict
-job: config delivery experiment figures provenance records result settings spec store_keeping sweep_files
+job: config delivery experiment figures halving provenance records result settings spec store_keeping sweep_files
 job_run: config
 launching: composition config job job_run spec
 grid: composition config job plan report settings spec store_keeping sweep sweep_files terminal
 differences: result
 stored_run: config differences recorded result run_folder spec sweep sweep_files
-reproduce: config differences experiment result run_folder settings spec stored_run sweep
+reproduce: config differences experiment halving result run_folder settings spec stored_run sweep
 torch_module: architecture base_model data
 peft_format: architecture fields spec
 run_folder: base_model config result settings sweep trained_base
 exchange: adapted adapter_file base_model methods peft_format result run_folder torch_module
 recorded: result settings sweep_files tracking
-joined_report: config recorded report result run_folder settings sweep
+joined_report: config halving recorded report result run_folder settings sweep
 served_classifier:
 registry: data delivery exchange fields provenance records result run_facts run_folder spec torch_module tracking
 importing: architecture config job joined_report peft_format result run_folder spec sweep sweep_files

@@ -1,0 +1,103 @@
+"""Jobs of one base on their way through the rungs of successive halving, packs side by side.
+
+What a job is at a rung lies in the store, as results do: a sweep that is interrupted goes on from there, and takes
+the same decisions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_exp.bench import Bench
+from lora_exp.checkpoint import Checkpoint, decoded
+from lora_exp.evaluation import summarise
+from lora_exp.executors import Progress
+from lora_exp.halving import Halving, Stopped, judged, objective_value, rungs
+from lora_exp.spec import RunSpec, digest
+from lora_exp.store import Store
+
+CHECKPOINT, RUNG = "checkpoint.safetensors", "rung.json"
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class RungTraining:
+    """The rungs of the jobs of one base.
+
+    `key` hashes what determines a job's result, `packs` says which jobs train together, and `in_packs` runs packs and
+    yields each job with what was found of it (see `Laboratory`).
+    """
+
+    halving: Halving
+    bench: Bench
+    store: Store
+    key: Callable[[RunSpec], str]
+    packs: Callable[[Sequence[RunSpec]], list[list[RunSpec]]]
+    in_packs: Callable[..., Iterator[tuple[RunSpec, Any]]]
+
+    def climb(self, specs: Sequence[RunSpec]) -> tuple[dict[RunSpec, int], dict[RunSpec, Stopped]]:
+        """The jobs that go on to their end, each with the step of its last rung, and those that were stopped.
+
+        A job that fails on the way is in neither.
+        """
+        steps = {spec: self.bench.work.steps(spec) for spec in specs}
+        reached = dict.fromkeys(specs, 0)
+        stopped: dict[RunSpec, Stopped] = {}
+        for step in rungs(self.halving, max(steps.values())):
+            competing = {spec: last for spec, last in reached.items() if steps[spec] > step}
+            errors = self._errors_at(step, competing)
+            on, out = judged(self.halving, step, errors, steps)
+            stopped |= out
+            reached = {spec: last for spec, last in reached.items() if spec not in competing} | dict.fromkeys(on, step)
+        return {spec: reached[spec] for spec in specs if spec in reached}, stopped
+
+    def checkpoints(self, pack: Sequence[RunSpec], step: int) -> list[Checkpoint]:
+        """Where the jobs of a pack stood at a rung; none when one of them isn't in the store (any more)."""
+        found = []
+        for spec in pack:
+            files = self._find(spec, step) if step else None
+            if files is None:
+                return []
+            found.append(decoded(files[CHECKPOINT]))
+        return found
+
+    def _errors_at(self, step: int, reached: Mapping[RunSpec, int]) -> dict[RunSpec, float]:
+        """Train all jobs up to a rung, where that isn't done yet; what they have of the objective there."""
+
+        def run(pack: list[RunSpec], progress: Progress) -> None:
+            begin = self.checkpoints(pack, reached[pack[0]])
+            for spec, (said, stands) in zip(pack, self.bench.run_rung(pack, step, progress, begin), strict=True):
+                sound = math.isfinite(said.loss) and bool(stands.losses.isfinite().all())
+                rung = {"step": step, "error_rates": said.error_rates if sound else None}
+                files = {CHECKPOINT: stands.encoded(), RUNG: json.dumps(rung).encode()}
+                self.store.put("rungs", self._rung_key(spec, step), files)
+
+        found = {spec: files for spec in reached if (files := self._find(spec, step)) is not None}
+        missing = [spec for spec in reached if spec not in found]
+        packs: deque[list[RunSpec]] = deque()
+        for last in sorted(set(reached.values())):  # jobs of a pack go on from the same step
+            packs += self.packs([spec for spec in missing if reached[spec] == last])
+        work = sum(step - reached[spec] for spec in missing)
+        for spec, made in self.in_packs(packs, run, lambda spec: self._find(spec, step), work, f"jobs at step {step}"):
+            if isinstance(made, dict):
+                found[spec] = made
+        return {spec: self._error(spec, found[spec]) for spec in reached if spec in found}
+
+    def _error(self, spec: RunSpec, files: Files) -> float:
+        rates = json.loads(files[RUNG])["error_rates"]
+        said, split = self.bench.base.validation, self.bench.data.validation
+        if rates is None or said is None or split is None:
+            return math.nan
+        before = summarise(said, split.labels).error_rates
+        return objective_value(self.halving.objective, spec.finetune.digit, before, rates)
+
+    def _find(self, spec: RunSpec, step: int) -> Files | None:
+        return self.store.get("rungs", self._rung_key(spec, step))
+
+    def _rung_key(self, spec: RunSpec, step: int) -> str:
+        return digest([self.key(spec), step])

@@ -1,0 +1,214 @@
+"""python -m pytest tests/test_halving.py
+
+Successive halving: losers leave, on validation errors alone, and nobody's bits change.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import MakeJob, in_trainer_order
+from places import QUICK, Place
+
+from lora_exp.base_model import BaseModel
+from lora_exp.checkpoint import decoded
+from lora_exp.halving import Halving, Stopped, from_dict, judged, objective_value, rungs, survivors, to_dict
+from lora_exp.result import read
+from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.sweep import load_sweep, read_sweep
+from lora_exp.training import TrainingImages, fine_tune
+
+GRID = ("adapter.rank=1,2,4", "finetune.learning_rate=0.0003,0.001,0.003", "finetune.digit=3,4")
+HALVED = (*QUICK, "data.validation=500", "halving.eta=3", "hydra.sweep.dir=halved")
+
+
+def spec(rank: int, digit: int = 3, seed: int = 0) -> RunSpec:
+    finetune = FinetuneSpec(digit=(digit,), seed=seed)
+    return RunSpec(ModelSpec((64,)), DataSpec("mnist"), BaseSpec(), AdapterSpec("lora", rank), finetune)
+
+
+def test_rungs_grow_by_eta_and_end_before_the_job_does() -> None:
+    assert rungs(Halving(3, 10, "target_error"), 100) == [10, 30, 90]
+    assert rungs(Halving(2, 25, "target_error"), 100) == [25, 50]
+    assert rungs(Halving(1.5, 10, "target_error"), 30) == [10, 15, 22]
+    assert rungs(Halving(3, 100, "target_error"), 100) == []
+
+
+def test_those_with_the_lowest_errors_go_on_and_a_diverged_job_only_where_all_did() -> None:
+    errors = {spec(1): 0.3, spec(2): math.nan, spec(3): 0.1, spec(4): 0.1, spec(5): 0.2, spec(6): 0.4}
+    assert survivors(errors, 3) == [spec(3), spec(4)]
+    assert survivors(errors, 6) == [spec(3)]  # the first of equals
+    assert survivors(errors, 100) == [spec(3)]
+    assert survivors({spec(1): math.nan, spec(2): math.nan}, 2) == [spec(1)]
+
+
+def test_jobs_compete_with_those_of_their_own_digit_and_seed_only() -> None:
+    errors = {spec(r, digit, seed): 0.1 * r + digit for r in (1, 2) for digit in (3, 4) for seed in (0, 1)}
+    on, out = judged(Halving(2, 10, "target_error"), 10, errors, dict.fromkeys(errors, 100))
+    assert set(on) == {spec(1, digit, seed) for digit in (3, 4) for seed in (0, 1)}
+    assert out[spec(2, 4, 1)] == Stopped(10, 100, "target_error", 4.2, 4.1, 2)
+
+
+def test_a_reason_comes_back_from_json_as_it_was() -> None:
+    for error in (0.25, math.nan):
+        stopped = Stopped(10, 100, "both_errors", error, 0.125, 9)
+        back = from_dict(json.loads(json.dumps(to_dict(stopped), allow_nan=False)))
+        assert back.reason == stopped.reason and repr(back) == repr(stopped)
+
+
+def test_objectives_are_means_over_classes() -> None:
+    before, after = [0.1] * 10, [0.0, 0.2, *[0.3] * 8]
+    assert objective_value("target_error", (0, 1), before, after) == pytest.approx(0.1)
+    assert objective_value("both_errors", (0, 1), before, after) == pytest.approx(0.4)
+    assert objective_value("forgetting", (0, 1), before, after) == pytest.approx(0.2)
+
+
+ADAPTERS = [
+    AdapterSpec("lora", 4),
+    AdapterSpec("lora", 4, dropout=0.3),
+    AdapterSpec("dora", 2),
+    AdapterSpec("pissa", 3),
+    AdapterSpec("lora_plus", 2, learning_rate_ratio=8.0),
+    AdapterSpec("full"),
+    AdapterSpec("bitfit"),
+]
+
+
+@pytest.mark.parametrize("pause", [1, 17])
+def test_training_that_paused_has_the_same_bits_as_training_that_did_not(
+    small_base: BaseModel, images: TrainingImages, make_job: MakeJob, one_thread: None, pause: int
+) -> None:
+    # `full` trains all weights: such jobs have packs of their own.
+    for adapters in (ADAPTERS[:5], ADAPTERS[5:6], ADAPTERS[6:]):
+        finetunes = [FinetuneSpec(digit=(at,), seed=at, steps=40 - 5 * at, replay=0.2 * (at % 2)) for at in range(5)]
+        jobs = in_trainer_order([make_job(a.used(), f) for a, f in zip(adapters, finetunes, strict=False)])
+        whole = fine_tune(small_base, jobs, images)
+        short = fine_tune(small_base, [replace(job, order=job.order[:pause]) for job in jobs], images)
+        kept = [decoded(checkpoint.encoded()) for checkpoint in short.checkpoints()]
+        # They go on in packs of their own choice.
+        for part in (slice(0, 1), slice(1, None)):
+            if jobs[part]:
+                resumed = fine_tune(small_base, jobs[part], images, begin=kept[part])
+                assert all(map(torch.equal, resumed.losses, whole.losses[part]))
+                layers = [layer.shape for layer in small_base.layers]
+                ours, theirs = resumed.pack.factors(layers), whole.pack.factors(layers)[part]
+                for own, other in zip(ours, theirs, strict=True):
+                    assert own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A sweep with halving and the same grid whole, with a store of its own so that nothing is shared."""
+    place = Place(tmp_path_factory.mktemp("halving"))
+    place.run("-m", *HALVED, *GRID)
+    place.run("-m", *QUICK, "data.validation=500", *GRID, "hydra.sweep.dir=whole", "store.folder=other", "tracking=off")
+    return place
+
+
+def test_jobs_that_went_on_have_the_bits_of_the_whole_grid(place: Place) -> None:
+    halved, whole = load_sweep(place.folder / "halved"), load_sweep(place.folder / "whole")
+    assert sorted(halved["status"]) == ["finished"] * 2 + ["stopped"] * 16
+    for job in halved["job"][halved["status"] == "finished"]:
+        assert read(place.folder / "halved" / str(job)).outcome == read(place.folder / "whole" / str(job)).outcome
+        ours, theirs = (place.folder / sweep / str(job) / "adapter.safetensors" for sweep in ("halved", "whole"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    kept = halved[halved["status"] == "finished"]
+    assert sorted(kept["digit"]) == ["3", "4"]
+    assert whole["status"].eq("finished").all()
+
+
+def test_losers_are_those_that_shorter_runs_say_on_validation_images(place: Place) -> None:
+    """A run of 10 steps judges itself on validation images too: at the first rung the same error, bit for bit."""
+    place.run(
+        *("-m", *QUICK, "data.validation=500", *GRID, "finetune.steps=10"),
+        *("hydra.sweep.dir=short", "store.folder=other", "tracking=off"),
+    )
+    errors: dict[str, dict[int, float]] = {}
+    for job in range(18):
+        result = read(place.folder / "short" / str(job))
+        before, after = result.outcome.validation_before, result.outcome.validation_after
+        assert before is not None and after is not None
+        digit = result.spec.finetune.digit
+        value = objective_value("both_errors", digit, before.error_rates, after.error_rates)
+        errors.setdefault(str(digit), {})[job] = value
+    stopped = {job: why for job, why in read_sweep(place.folder / "halved").stopped.items() if why.step == 10}
+    expected = set()
+    for group in errors.values():
+        expected |= set(sorted(group, key=lambda job: (group[job], job))[3:])
+    assert set(stopped) == expected
+    every = {job: error for group in errors.values() for job, error in group.items()}
+    assert {job: why.error for job, why in stopped.items()} == {job: every[job] for job in stopped}
+
+
+def test_the_report_says_what_was_stopped_when_why_and_what_that_saved(place: Place) -> None:
+    [page] = place.folder.glob("multirun_reports/halved/report.md")
+    text = page.read_text()
+    # 18 jobs to step 10, 6 to step 30, 2 to step 90 and on to 100.
+    made, whole = 12 * 10 + 4 * 30 + 2 * 100, 18 * 100
+    assert f"{made} of {whole:,} job-steps were made: {100 * (1 - made / whole):.1f} % were saved" in text
+    rows = re.findall(r"^\| +(\d+) \| +(\d+) \| +(\d+) \| +(\d+) \|$", text, re.MULTILINE)
+    assert rows == [("10", "18", "12", "6"), ("30", "6", "4", "2")]
+    assert text.count("stopped after 10 of 100 steps: its validation both errors") == 12
+    assert "stopped after 10 of 100 steps" in page.with_name("report.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+def test_a_stopped_job_is_no_failure_and_no_result_in_the_tracker(place: Place) -> None:
+    from mlflow import MlflowClient
+
+    assert place.statuses() == {"FINISHED": 3, "KILLED": 16}
+    client = MlflowClient(f"sqlite:///{place.folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("lora_exp").experiment_id
+    runs = client.search_runs([experiment], "tags.status = 'stopped'")
+    assert len(runs) == 16
+    assert all(run.data.tags["error"].startswith("stopped after") and not run.data.metrics for run in runs)
+
+
+def test_a_sweep_that_was_killed_goes_on_to_the_same_decisions(place: Place, tmp_path: Path) -> None:
+    killed = Place(tmp_path)
+    process = killed.start("-m", *HALVED, *GRID)
+    while not list(tmp_path.glob("cache/store/rungs/*/*/entry.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    killed.run("resume", "halved")
+    ours, theirs = load_sweep(tmp_path / "halved"), load_sweep(place.folder / "halved")
+    same = [name for name in ours if name not in ("folder", "sweep") and not str(name).startswith("seconds_")]
+    pd.testing.assert_frame_equal(ours[same], theirs[same])
+    rungs_made = [line for line in killed.computed.read_text().splitlines() if line.startswith("rungs ")]
+    assert len(rungs_made) == len(set(rungs_made)) == 18 + 6 + 2
+    assert killed.statuses() == {"FINISHED": 3, "KILLED": 16}
+    # Once more, with one job lost: it is made again from the rungs, and the others still compete.
+    job = int(ours["job"][ours["status"] == "finished"].iloc[0])
+    for name in ("result.json", "adapter.safetensors", "predictions.safetensors"):
+        (tmp_path / "halved" / str(job) / name).unlink()
+    killed.run("resume", "halved")
+    pd.testing.assert_frame_equal(load_sweep(tmp_path / "halved")[same], theirs[same])
+
+
+def test_a_diverging_job_is_stopped_and_its_rivals_go_on(place: Place) -> None:
+    rates = "finetune.learning_rate=0.001,0.0005,1e30"
+    place.run("-m", *HALVED[:-1], rates, "finetune.digit=3", "hydra.sweep.dir=diverging", "tracking=off")
+    frame = load_sweep(place.folder / "diverging")
+    assert frame["status"][2] == "stopped" and "(diverged)" in frame["error"][2]
+    assert list(frame["status"]).count("finished") == 1
+
+
+def test_what_halving_needs_is_said_in_one_line(place: Place) -> None:
+    for given, reason in (
+        ("halving.eta=3", "halving.eta=3: jobs are judged on validation images, so it needs data.validation above 0"),
+        ("halving.eta=1", "halving.eta=1.0: must be null or a number above 1"),
+        ("halving.objective=loss", "halving.objective=loss: must be one of target_error, both_errors, forgetting"),
+        ("halving.first=0", "halving.first=0: must be an integer of at least 1"),
+    ):
+        _, told = place.run("-m", *QUICK, given, "finetune.digit=3,4", code=2)
+        assert reason in told and len(told.strip().splitlines()) == 1
