@@ -93,7 +93,7 @@ class Delivery:
             report = None if ended["report"] is None else Path(ended["report"])
             sweep = None if report is None else read_sweep(folder)
             runs = {} if sweep is None else _runs_of(sweep)
-            self.recorder.finish_sweep(parent, ended["status"], ended["time"], sweep, runs, report)
+            self.recorder.finish_sweep(parent, ended["status"], ended.get("time") or _now(), sweep, runs, report)
         except TrackingError as error:
             self._left_alone(error)
             return False
