@@ -26,7 +26,7 @@ def main() -> None:
     place.mkdir(parents=True, exist_ok=True)
     for name, more in (("whole", ()), ("halved", HALVING)):
         if not (place / name).exists():
-            command = [sys.executable, "-m", "lora_exp", *GRID, *given, *more, f"hydra.sweep.dir={name}"]
+            command = [sys.executable, "-m", "lora_exp", "-m", *GRID, *given, *more, f"hydra.sweep.dir={name}"]
             subprocess.run(command, cwd=place, check=True, stdout=subprocess.DEVNULL)
     whole, halved = read_sweep(place / "whole"), read_sweep(place / "halved")
     rows = []

@@ -56,8 +56,10 @@ def print_next(sweep: Sweep) -> None:
         folder = shlex.quote(str(Path(sweep.frame["folder"].iloc[job])))
         steps.append((f"lora-exp reproduce {folder}", "the lowest sum of both errors, made again from nothing"))
         if len(runs) > 1 and runs["seed"].nunique() == 1 and "finetune.seed" not in sweep.command:
-            own = [part for part in shlex.split(sweep.command) if not part.startswith("hydra.sweep.dir=")]
-            steps.append((f"{shlex.join(own)} finetune.seed=0,1,2,3,4", "seeds tell differences from chance"))
+            _, *given = shlex.split(sweep.command)
+            own = [part for part in given if part != "-m" and not part.startswith("hydra.sweep.dir=")]
+            again = shlex.join(["lora-exp", "-m", *own, "finetune.seed=0,1,2,3,4"])
+            steps.append((again, "seeds tell differences from chance"))
     for at, (command, purpose) in enumerate(steps):
         print(f"{'' if at else 'next':<8} {command}  # {purpose}")
 
