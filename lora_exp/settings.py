@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.claims import CLAIMS
-from lora_exp.fields import allow, is_int, is_name, is_number, is_text
+from lora_exp.fields import allow, integer, is_int, is_name, is_number, is_text
 from lora_exp.spec import SpecError, checked
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 TRACKING = ("sqlite", "server", "off")
+SAMPLERS = ("tpe", "nsga2", "cmaes", "random", "grid", "qmc")
+OBJECTIVES = ("target_error", "forgetting", "both_errors", "parameters")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,26 @@ class SweepSettings:
 
 
 @dataclass(frozen=True)
+class SearchSettings:
+    """How `hydra/sweeper=optuna` searches, and what it makes small: `objectives`, on the validation images.
+
+    Trials are asked `batch` at a time: the next batch knows what came of those before.
+    """
+
+    trials: int = integer(1, default=40)
+    batch: int | None = allow(
+        "null or an integer of at least 1", lambda v: v is None or (is_int(v) and v >= 1), default=None
+    )
+    sampler: str = allow("one of " + ", ".join(SAMPLERS), lambda v: v in SAMPLERS, default="tpe")
+    seed: int = integer(0, default=0)
+    objectives: tuple[str, ...] = allow(
+        "a list of one or several of " + ", ".join(OBJECTIVES),
+        lambda v: isinstance(v, list | tuple) and len(v) > 0 and set(v) <= set(OBJECTIVES) and len(set(v)) == len(v),
+        default=("both_errors",),
+    )
+
+
+@dataclass(frozen=True)
 class DataFolder:
     """Where data sets lie."""
 
@@ -94,6 +116,7 @@ SETTINGS: dict[str, type[Any]] = {
     "store": StoreSettings,
     "report": ReportSettings,
     "sweep": SweepSettings,
+    "search": SearchSettings,
 }
 
 
@@ -106,6 +129,7 @@ class Settings:
     store: StoreSettings
     report: ReportSettings
     sweep: SweepSettings
+    search: SearchSettings
     data: DataFolder
 
     def laboratory(self) -> Laboratory:
@@ -140,10 +164,12 @@ def settings_from(config: Mapping[str, Any]) -> Settings:
 
     Raises SpecError with one line that names key, value and what is allowed.
     """
-    for group in SETTINGS:
-        if not isinstance(config.get(group), Mapping):
+    # A config that was saved before a group was thought of has its defaults.
+    given = {group: config.get(group, {}) for group in SETTINGS}
+    for group, values in given.items():
+        if not isinstance(values, Mapping):
             raise SpecError(f"{group}: must be a config group")
-    parts = {group: checked(cls, group, config[group]) for group, cls in SETTINGS.items()}
+    parts = {group: checked(cls, group, given[group]) for group, cls in SETTINGS.items()}
     folder = {key: value for key, value in config["data"].items() if key == "root"}
     return Settings(**parts, data=checked(DataFolder, "data", folder))
 

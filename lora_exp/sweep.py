@@ -56,7 +56,10 @@ JUDGEMENTS = ("target_error", "other_error", "forgetting", "accuracy", "errors_"
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it lies on disk; `results` holds, by job, the runs that left a result, diverged or not."""
+    """A sweep as it lies on disk; `results` holds, by job, the runs that left a result, diverged or not.
+
+    `search` tells how the jobs were found: sampler, seed, batch, trials, objectives, space; None for a grid.
+    """
 
     folder: Path
     name: str
@@ -64,6 +67,7 @@ class Sweep:
     started: str
     frame: pd.DataFrame
     results: dict[int, RunResult]
+    search: dict[str, Any] | None = None
 
     def predictions(self, job: int) -> dict[str, NDArray[Any]] | None:
         """What job `job` said of the N test images; None when its file is absent or damaged.
@@ -139,6 +143,7 @@ def read_sweep(folder: str | Path) -> Sweep:
         started=str(about.get("started") or (alone.provenance.get("started", "") if alone else "")),
         frame=table(rows, results),
         results=results,
+        search=about.get("search"),
     )
 
 

@@ -54,7 +54,9 @@ def print_next(sweep: Sweep) -> None:
         folder = shlex.quote(str(Path(sweep.frame["folder"].iloc[job])))
         steps.append((f"lora-exp reproduce {folder}", "the lowest sum of both errors, made again from nothing"))
         if len(runs) > 1 and runs["seed"].nunique() == 1 and "finetune.seed" not in sweep.command:
-            steps.append((f"{sweep.command} finetune.seed=0,1,2,3,4", "seeds tell differences from chance"))
+            # A search would take seeds for something to search.
+            again = sweep.command if sweep.search is None else f"lora-exp -m {sweep.frame['overrides'].iloc[job]}"
+            steps.append((f"{again} finetune.seed=0,1,2,3,4", "seeds tell differences from chance"))
     for at, (command, purpose) in enumerate(steps):
         print(f"{'' if at else 'next':<8} {command}  # {purpose}")
 
