@@ -17,6 +17,7 @@ from lora_exp.settings import SearchSettings
 from lora_exp.sweep_files import SweepError
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
@@ -72,19 +73,19 @@ class Study:
         job = len(trials)
         told = {number: (trial.params, trial.values[0] if trial.values else None) for number, trial in trials.items()}
         values = proposal(self._settings, self._space, job, told)
+        memory = self._copy()  # a sampler must not find there what it noted for the job before
         if values is not None:
-            self._memory.enqueue_trial(values)
-        self._memory.sampler = optuna_sampler(self._settings, job)
-        asked = self._memory.ask(self._distributions)
-        asked.set_user_attr(JOB, job)
+            memory.enqueue_trial(values)
+        memory.sampler = optuna_sampler(self._settings, job)
+        asked = memory.ask(self._distributions)
         whole = create_trial(
             state=TrialState.RUNNING,
             params=asked.params,
             distributions=self._distributions,
             user_attrs={JOB: job},
-            system_attrs=self._memory.get_trials(deepcopy=False)[-1].system_attrs,
+            system_attrs=memory.get_trials(deepcopy=False)[-1].system_attrs,
         )
-        for study in self._studies[:-1]:
+        for study in self._studies:
             study.add_trial(whole)
 
     def tell(self, job: int, values: Sequence[float] | None) -> None:
@@ -102,6 +103,13 @@ class Study:
                     params=trial.params, distributions=self._distributions, values=values, user_attrs={JOB: job}
                 )
                 study.add_trial(whole)
+
+    def _copy(self) -> optuna.Study:
+        import optuna
+
+        copy = optuna.create_study(directions=self._memory.directions)
+        copy.add_trials(self._memory.get_trials(deepcopy=False))
+        return copy
 
     def _trials(self) -> dict[int, FrozenTrial]:
         """The trial of each job, the last if it has several."""
