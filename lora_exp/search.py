@@ -28,7 +28,7 @@ from lora_exp.packing import FULL_PACK
 from lora_exp.proposals import check_sampler
 from lora_exp.search_space import space_of
 from lora_exp.spec import DataSpec, SpecError
-from lora_exp.study import STUDY, Study
+from lora_exp.study import STUDY, Study, alone
 from lora_exp.sweep_files import SWEEP, SweepError, note, read_about
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def search(context: HydraContext, config: DictConfig, launcher: Launcher, given:
         print(plan_text(laboratory, checked(context, config, first.jobs())[0]))
         return []
     told = dataclasses.asdict(chosen) | {"objectives": list(chosen.objectives)} | space.told()
-    with conducted(config, [], specs[0], settings, told) as folder:
+    with alone(Path(str(config.hydra.sweep.dir))), conducted(config, [], specs[0], settings, told) as folder:
         chosen = dataclasses.replace(chosen, trials=read_about(folder)["search"]["trials"])
         study = Study(folder / STUDY, space, chosen)
         returns = _run(study, chosen, launcher, configs, folder)

@@ -6,6 +6,7 @@ once, from what lies in the job's folder. Samplers work on a copy in memory, so 
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
-STUDY, JOB = "study.db", "job"
+STUDY, LOCK = "study.db", "study.lock"
+JOB = "job"  # what a trial's job number is called in the file
 
 
 class Study:
@@ -114,6 +116,21 @@ class Study:
     def _trials(self) -> dict[int, FrozenTrial]:
         """The trial of each job, the last if it has several."""
         return {int(trial.user_attrs[JOB]): trial for trial in self._memory.get_trials(deepcopy=False)}
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """A block in which no other process searches in `folder`. Raises SweepError when one does.
+
+    By a record lock, which the processes of packs don't inherit: they may outlive a search that is killed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SweepError(f"hydra.sweep.dir={folder}: another process is searching there") from error
+        yield
 
 
 def _storage(file: Path) -> RDBStorage:
