@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
-from lora_exp.halving import objective_value
+from lora_exp.objectives import values_of
 from lora_exp.sweep import Sweep, read_sweep
 
 GRID = ("experiment=rank_by_digit", "finetune.learning_rate=0.0003,0.001,0.003", "data.validation=5000", "tracking=off")
@@ -49,10 +49,8 @@ def _chosen(sweep: Sweep, digit: str) -> int:
     """The job of a digit with the lowest error on the target's validation images, the first of equals."""
     errors = {}
     for job, result in sweep.results.items():
-        before, after = result.outcome.validation_before, result.outcome.validation_after
-        if sweep.frame["digit"][job] == digit and before is not None and after is not None:
-            target = result.spec.finetune.digit
-            errors[job] = objective_value("target_error", target, before.error_rates, after.error_rates)
+        if sweep.frame["digit"][job] == digit:
+            [errors[job]] = values_of(result, ["target_error"])
     return min(errors, key=lambda job: (errors[job], job))
 
 

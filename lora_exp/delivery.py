@@ -59,7 +59,7 @@ class Delivery:
         ticket = Ticket(about["ticket"], _now(), again)
         note(folder, parent_asked=True)
         try:
-            jobs = {"jobs": str(len(about["jobs"]))}
+            jobs = {"jobs": str(about.get("search", {}).get("trials") or len(about["jobs"]))}  # a search has none yet
             parent = self.recorder.start_sweep(about["name"], about["command"], jobs, ticket)
         except TrackingError as error:
             self._left_alone(error)

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lora_exp.spec import RunSpec
-
-OBJECTIVES = ("target_error", "both_errors", "forgetting")
 
 
 @dataclass(frozen=True)
@@ -97,20 +95,6 @@ def judged(
             if spec not in kept:
                 stopped[spec] = Stopped(step, steps[spec], halving.objective, error, limit, len(group))
     return on, stopped
-
-
-def objective_value(objective: str, target: tuple[int, ...], before: Sequence[float], after: Sequence[float]) -> float:
-    """The objective from the error rates of every class before and after fine-tuning."""
-
-    def mean(rates: Sequence[float], classes: Sequence[int]) -> float:
-        return sum(rates[digit] for digit in classes) / len(classes)
-
-    rest = [digit for digit in range(len(after)) if digit not in target]
-    if objective == "target_error":
-        return mean(after, target)
-    if objective == "both_errors":
-        return mean(after, target) + mean(after, rest)
-    return mean(after, rest) - mean(before, rest)
 
 
 def to_dict(stopped: Stopped) -> dict[str, Any]:

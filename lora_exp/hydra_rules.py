@@ -19,6 +19,7 @@ from lora_exp.spec import SpecError
 
 OPEN = ("hydra.mode", "hydra.verbose", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.params")
 OPTIONS = {
+    "hydra/sweeper": ("grid", "optuna"),
     "hydra/launcher": ("packed", "basic"),
     "hydra/job_logging": ("default", "disabled", "none", "stdout"),
     "hydra/hydra_logging": ("default", "disabled", "none"),

@@ -26,6 +26,7 @@ from lora_exp.document import Paragraph, Picture, Section
 from lora_exp.markdown import markdown
 from lora_exp.page_data import page_data
 from lora_exp.report_html import html
+from lora_exp.search_section import search_section
 from lora_exp.sweep import Sweep
 from lora_exp.sweep_files import check_report_place
 from lora_exp.tables import differing, percent, points
@@ -103,6 +104,7 @@ def _write_pages(
         sections.head(sweep),
         sections.verdict_section(sweep.frame, verdict(sweep.frame), comparison),
         *([] if claim is None else [claim_section(claim)]),
+        *([] if sweep.search is None else [search_section(sweep, sweep.search)]),
     ]
     settings = [*sections.halving_section(sweep), *sections.over_seeds(comparison)]
     means = [sections.means_section(sweep.frame)] if sound_runs else []

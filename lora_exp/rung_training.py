@@ -17,7 +17,8 @@ from lora_exp.bench import Bench
 from lora_exp.checkpoint import Checkpoint, decoded
 from lora_exp.evaluation import summarise
 from lora_exp.executors import Progress
-from lora_exp.halving import Halving, Stopped, judged, objective_value, rungs
+from lora_exp.halving import Halving, Stopped, judged, rungs
+from lora_exp.objectives import error_of
 from lora_exp.spec import RunSpec, digest
 from lora_exp.store import Store
 
@@ -94,7 +95,7 @@ class RungTraining:
         if rates is None or said is None or split is None:
             return math.nan
         before = summarise(said, split.labels).error_rates
-        return objective_value(self.halving.objective, spec.finetune.digit, before, rates)
+        return error_of(self.halving.objective, spec.finetune.digit, before, rates)
 
     def _find(self, spec: RunSpec, step: int) -> Files | None:
         return self.store.get("rungs", self._rung_key(spec, step))

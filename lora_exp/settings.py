@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.claims import CLAIMS
-from lora_exp.fields import allow, is_int, is_name, is_number, is_text
-from lora_exp.halving import OBJECTIVES, Halving
+from lora_exp.fields import allow, integer, is_int, is_name, is_number, is_text
+from lora_exp.halving import Halving
+from lora_exp.objectives import ERRORS, OBJECTIVES
 from lora_exp.spec import SpecError, checked
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 TRACKING = ("sqlite", "server", "off")
+SAMPLERS = ("tpe", "nsga2", "cmaes", "random", "grid", "qmc")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,27 @@ class HalvingSettings:
 
     eta: float | None = allow("null or a number above 1", lambda v: v is None or (is_number(v) and v > 1), default=None)
     first: int = allow("an integer of at least 1", lambda v: is_int(v) and v >= 1, default=10)
-    objective: str = allow("one of " + ", ".join(OBJECTIVES), lambda v: v in OBJECTIVES, default="both_errors")
+    objective: str = allow("one of " + ", ".join(ERRORS), lambda v: v in ERRORS, default="both_errors")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How `hydra/sweeper=optuna` searches, and what it makes small: `objectives`, on the validation images.
+
+    Trials are asked `batch` at a time: the next batch knows what came of those before.
+    """
+
+    trials: int = integer(1, default=40)
+    batch: int | None = allow(
+        "null or an integer of at least 1", lambda v: v is None or (is_int(v) and v >= 1), default=None
+    )
+    sampler: str = allow("one of " + ", ".join(SAMPLERS), lambda v: v in SAMPLERS, default="tpe")
+    seed: int = integer(0, default=0)
+    objectives: tuple[str, ...] = allow(
+        "a list of one or several of " + ", ".join(OBJECTIVES),
+        lambda v: isinstance(v, list | tuple) and len(v) > 0 and set(v) <= set(OBJECTIVES) and len(set(v)) == len(v),
+        default=("both_errors",),
+    )
 
 
 @dataclass(frozen=True)
@@ -105,6 +127,7 @@ SETTINGS: dict[str, type[Any]] = {
     "report": ReportSettings,
     "sweep": SweepSettings,
     "halving": HalvingSettings,
+    "search": SearchSettings,
 }
 
 
@@ -118,6 +141,7 @@ class Settings:
     report: ReportSettings
     sweep: SweepSettings
     halving: HalvingSettings
+    search: SearchSettings
     data: DataFolder
 
     def laboratory(self) -> Laboratory:
@@ -154,10 +178,12 @@ def settings_from(config: Mapping[str, Any]) -> Settings:
 
     Raises SpecError with one line that names key, value and what is allowed.
     """
-    for group in SETTINGS:
-        if not isinstance(config.get(group), Mapping):
+    # A config that was saved before a group was thought of has its defaults.
+    given = {group: config.get(group, {}) for group in SETTINGS}
+    for group, values in given.items():
+        if not isinstance(values, Mapping):
             raise SpecError(f"{group}: must be a config group")
-    parts = {group: checked(cls, group, config[group]) for group, cls in SETTINGS.items()}
+    parts = {group: checked(cls, group, given[group]) for group, cls in SETTINGS.items()}
     folder = {key: value for key, value in config["data"].items() if key == "root"}
     return Settings(**parts, data=checked(DataFolder, "data", folder))
 

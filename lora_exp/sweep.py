@@ -57,8 +57,10 @@ JUDGEMENTS = ("target_error", "other_error", "forgetting", "accuracy", "errors_"
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it lies on disk; by job, `results` holds runs that left one, diverged or not, `stopped` why others did
-    not go on.
+    """A sweep as it lies on disk; by job, `results` holds runs that left one, diverged or not.
+
+    `stopped` holds, by job, why others did not go on.
+    `search` tells how the jobs were found: sampler, seed, batch, trials, objectives, space; None for a grid.
     """
 
     folder: Path
@@ -68,6 +70,7 @@ class Sweep:
     frame: pd.DataFrame
     results: dict[int, RunResult]
     stopped: dict[int, Stopped] = field(default_factory=dict)
+    search: dict[str, Any] | None = None
 
     def predictions(self, job: int) -> dict[str, NDArray[Any]] | None:
         """What job `job` said of the N test images; None when its file is absent or damaged.
@@ -147,6 +150,7 @@ def read_sweep(folder: str | Path) -> Sweep:
         frame=table(rows, results),
         results=results,
         stopped=stopped,
+        search=about.get("search"),
     )
 
 

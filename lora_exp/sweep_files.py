@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,21 @@ class SweepError(ValueError):
     """A folder is not that of a sweep, or of another one; the message is one line."""
 
 
-def begin_sweep(folder: Path, name: str, jobs: Sequence[Sequence[str]]) -> dict[str, Any]:
+def begin_sweep(
+    folder: Path, name: str, jobs: Sequence[Sequence[str]], search: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What `sweep.json` says, written where there is none yet: what was asked, where, and each job's overrides.
 
-    Raises SweepError when the folder holds a sweep of other jobs.
+    A search begins without jobs, and `search` tells how it searches; it may go on with more trials than it had.
+    Raises SweepError when the folder holds a sweep of other jobs, or another search.
     """
     path, asked = folder / SWEEP, [list(overrides) for overrides in jobs]
     if path.exists():
         about = read_about(folder)
-        if about["jobs"][: len(asked)] != asked:
+        if about["jobs"][: len(asked)] != asked or not _is_same_search(about.get("search"), search):
             raise SweepError(f"hydra.sweep.dir={folder}: holds another sweep, of other jobs; choose another folder")
+        if search is not None:
+            return note(folder, search={**search, "trials": max(search["trials"], about["search"]["trials"])})
         return about
     about = {
         "name": name,
@@ -41,9 +46,17 @@ def begin_sweep(folder: Path, name: str, jobs: Sequence[Sequence[str]]) -> dict[
         "ticket": uuid.uuid4().hex,
         "parent_run": None,
         "jobs": asked,
+        **({} if search is None else {"search": dict(search)}),
     }
     write_json(path, about)
     return about
+
+
+def _is_same_search(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Whether both search alike, however many trials they have, or neither is a search."""
+    if one is None or other is None:
+        return one is other
+    return {**one, "trials": 0} == {**other, "trials": 0}
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -56,7 +56,9 @@ def print_next(sweep: Sweep) -> None:
         folder = shlex.quote(str(Path(sweep.frame["folder"].iloc[job])))
         steps.append((f"lora-exp reproduce {folder}", "the lowest sum of both errors, made again from nothing"))
         if len(runs) > 1 and runs["seed"].nunique() == 1 and "finetune.seed" not in sweep.command:
-            _, *given = shlex.split(sweep.command)
+            # A search would take seeds for something to search.
+            once = f"lora-exp {sweep.frame['overrides'].iloc[job]}"
+            _, *given = shlex.split(sweep.command if sweep.search is None else once)
             own = [part for part in given if part != "-m" and not part.startswith("hydra.sweep.dir=")]
             again = shlex.join(["lora-exp", "-m", *own, "finetune.seed=0,1,2,3,4"])
             steps.append((again, "seeds tell differences from chance"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pandas as pd
 
 
@@ -31,11 +33,17 @@ def pareto_front(frame: pd.DataFrame) -> list[int]:
 
     In the order of their error on the target; of several with the same two numbers, all.
     """
-    runs = sound(frame).sort_values(["target_error", "forgetting"], kind="stable")
+    runs = sound(frame)
+    pairs = zip(runs["target_error"], runs["forgetting"], strict=True)
+    return unbeaten(dict(zip(map(int, runs["job"]), pairs, strict=True)))
+
+
+def unbeaten(values: Mapping[int, Sequence[float]]) -> list[int]:
+    """The jobs that no other beats: none has less of one value and no more of any. In the order of their values."""
     front: list[int] = []
-    least, reached = float("inf"), float("nan")  # forgetting of the front's last, and its error on the target
-    for job, error, forgetting in zip(runs["job"], runs["target_error"], runs["forgetting"], strict=True):
-        if forgetting < least or (forgetting == least and error == reached):
-            front.append(int(job))
-            least, reached = forgetting, error
+    # What beats a job comes before it in this order, and is in the front itself or beaten by one that is.
+    for job, own in sorted(values.items(), key=lambda item: tuple(item[1])):
+        others = [values[other] for other in front]
+        if not any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in others):
+            front.append(job)
     return front

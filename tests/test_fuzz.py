@@ -91,7 +91,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageD
         patch.setenv("SECRET", SECRET)
         patch.setenv("HYDRA_FULL_ERROR", "1")
         patch.setattr("lora_exp.job.run_job", begin_run)
-        patch.setattr("lora_exp.grid.begin_sweep", begin_sweep)
+        patch.setattr("lora_exp.conducting.begin_sweep", begin_sweep)
         yield folder
     Singleton.set_state(before)
     logging.getLogger().handlers[:] = handlers
@@ -210,7 +210,7 @@ GROUPS = {
     "data": ["mnist", "kmnist", "qmnist", "cifar"],
     "base": ["one_epoch", "two"],
     "hydra/launcher": ["packed", "basic", "joblib", "submitit_local", "evil"],
-    "hydra/sweeper": ["grid", "basic", "nevergrad"],
+    "hydra/sweeper": ["grid", "optuna", "basic", "nevergrad"],
     "hydra/job_logging": ["default", "stdout", "disabled", "none", "colorlog"],
     "hydra/hydra_logging": ["none", "hydra_debug", "default"],
     "hydra/callbacks": ["null", "evil", "log_job_return"],

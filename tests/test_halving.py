@@ -20,7 +20,8 @@ from places import QUICK, Place
 
 from lora_exp.base_model import BaseModel
 from lora_exp.checkpoint import decoded
-from lora_exp.halving import Halving, Stopped, from_dict, judged, objective_value, rungs, survivors, to_dict
+from lora_exp.halving import Halving, Stopped, from_dict, judged, rungs, survivors, to_dict
+from lora_exp.objectives import error_of
 from lora_exp.result import read
 from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.sweep import load_sweep, read_sweep
@@ -66,9 +67,9 @@ def test_a_reason_comes_back_from_json_as_it_was() -> None:
 
 def test_objectives_are_means_over_classes() -> None:
     before, after = [0.1] * 10, [0.0, 0.2, *[0.3] * 8]
-    assert objective_value("target_error", (0, 1), before, after) == pytest.approx(0.1)
-    assert objective_value("both_errors", (0, 1), before, after) == pytest.approx(0.4)
-    assert objective_value("forgetting", (0, 1), before, after) == pytest.approx(0.2)
+    assert error_of("target_error", (0, 1), before, after) == pytest.approx(0.1)
+    assert error_of("both_errors", (0, 1), before, after) == pytest.approx(0.4)
+    assert error_of("forgetting", (0, 1), before, after) == pytest.approx(0.2)
 
 
 ADAPTERS = [
@@ -137,7 +138,7 @@ def test_losers_are_those_that_shorter_runs_say_on_validation_images(place: Plac
         before, after = result.outcome.validation_before, result.outcome.validation_after
         assert before is not None and after is not None
         digit = result.spec.finetune.digit
-        value = objective_value("both_errors", digit, before.error_rates, after.error_rates)
+        value = error_of("both_errors", digit, before.error_rates, after.error_rates)
         errors.setdefault(str(digit), {})[job] = value
     stopped = {job: why for job, why in read_sweep(place.folder / "halved").stopped.items() if why.step == 10}
     expected = set()
@@ -207,7 +208,7 @@ def test_what_halving_needs_is_said_in_one_line(place: Place) -> None:
     for given, reason in (
         ("halving.eta=3", "halving.eta=3: jobs are judged on validation images, so it needs data.validation above 0"),
         ("halving.eta=1", "halving.eta=1.0: must be null or a number above 1"),
-        ("halving.objective=loss", "halving.objective=loss: must be one of target_error, both_errors, forgetting"),
+        ("halving.objective=loss", "halving.objective=loss: must be one of target_error, forgetting, both_errors"),
         ("halving.first=0", "halving.first=0: must be an integer of at least 1"),
     ):
         _, told = place.run("-m", *QUICK, given, "finetune.digit=3,4", code=2)

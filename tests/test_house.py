@@ -31,7 +31,7 @@ comparison:
 evidence: comparison
 verdict: comparison evidence
 claims: comparison evidence verdict
-settings: claims experiment fields halving spec store
+settings: claims experiment fields halving objectives spec store
 hydra_rules: fields spec
 config: hydra_rules settings spec
 composition: config hydra_rules
@@ -60,8 +60,8 @@ records: result run_facts settings sweep sweep_facts tracking trade_off
 delivery: records result sweep sweep_files tracking
 executors:
 checkpoint:
-halving: spec
-rung_training: bench checkpoint evaluation executors halving spec store
+halving: objectives spec
+rung_training: bench checkpoint evaluation executors halving objectives spec store
 doctor: architecture config data living numerics provenance settings spec store store_keeping tracking
 resume: config delivery records sweep sweep_files
 sweep_files:
@@ -77,15 +77,22 @@ figures: fields gallery result spec
 sweep_figures: fields figures spec sweep
 markdown: document
 report_sections: aggregation comparison document figures result sweep tables trade_off
+search_section: document objectives sweep tables trade_off
 page_data: figures gallery result sweep tables trade_off
 report_html: document
 claim_figures: comparison evidence figures verdict
 claim_page: comparison document verdict
-report: aggregation claim_figures claim_page claims document figures markdown page_data report_html report_sections sweep sweep_figures sweep_files tables trade_off verdict
+report: aggregation claim_figures claim_page claims document figures markdown page_data report_html report_sections search_section sweep sweep_figures sweep_files tables trade_off verdict
 job: config delivery experiment figures halving provenance records result settings spec store_keeping sweep_files
 job_run: config
 launching: composition config job job_run spec
-grid: composition config job plan report settings spec store_keeping sweep sweep_files terminal
+conducting: composition config job report search_section settings spec store_keeping sweep sweep_files terminal
+grid: conducting config job plan
+search_space: spec
+objectives: result
+proposals: search_space settings spec
+study: proposals search_space settings sweep_files
+search: composition conducting config experiment fields job objectives packing plan proposals search_space settings spec study sweep_files
 differences: result
 stored_run: config differences recorded result run_folder spec sweep sweep_files
 reproduce: config differences experiment halving result run_folder settings spec stored_run sweep
@@ -142,7 +149,18 @@ def test_few_modules_know_mlflow_and_few_know_omegaconf() -> None:
         text = path.read_text()
         if path.stem not in ("records", "recorded", "tracking", "registry", "served_classifier"):
             assert "import mlflow" not in text and "from mlflow" not in text, path
-        if path.stem not in ("config", "composition", "hydra_rules", "launching", "job_run", "grid", "job", "__main__"):
+        if path.stem not in (
+            "config",
+            "composition",
+            "hydra_rules",
+            "launching",
+            "job_run",
+            "conducting",
+            "grid",
+            "search",
+            "job",
+            "__main__",
+        ):
             assert "import omegaconf" not in text and "from omegaconf" not in text, path
 
 

@@ -88,6 +88,18 @@ def test_a_sweep_goes_on_in_its_folder_and_another_one_is_refused_there(tmp_path
     assert read_about(tmp_path)["jobs"] == [["a=1"], ["a=2"]]
 
 
+def test_a_search_goes_on_with_more_trials_and_another_one_is_refused_there(tmp_path: Path) -> None:
+    how = {"sampler": "tpe", "objectives": ["both_errors"], "trials": 4}
+    assert begin_sweep(tmp_path, "mine", [], how)["search"] == how
+    note(tmp_path, jobs=[["a=1"]])
+    assert begin_sweep(tmp_path, "mine", [], how | {"trials": 9})["search"]["trials"] == 9
+    assert begin_sweep(tmp_path, "mine", [], how)["search"]["trials"] == 9
+    for other in (how | {"sampler": "grid"}, None):
+        with pytest.raises(SweepError, match=r"hydra\.sweep\.dir=.*holds another sweep"):
+            begin_sweep(tmp_path, "mine", [], other)
+    assert read_about(tmp_path)["jobs"] == [["a=1"]]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"jobs": 3}', "{}", '"text"'])
 def test_a_record_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / SWEEP).write_text(content)
