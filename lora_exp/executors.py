@@ -71,7 +71,7 @@ def _in_processes(packs: deque[Pack], run: Run[Pack], workers: int, progress: Pr
                     process.join()
                     ready.close()
                     del running[ready]
-                    yield pack, errors[0] if errors else _cause(process.exitcode or 0)
+                    yield pack, errors[0] if errors else cause(process.exitcode or 0)
                     continue
                 if "steps" in message:
                     progress(message["steps"])
@@ -96,7 +96,7 @@ def _child(run: Run[Pack], pack: Pack, sender: Connection) -> None:
         sender.send_bytes(json.dumps({"error": reason(error)}).encode())
 
 
-def _cause(exit_code: int) -> str | None:
+def cause(exit_code: int) -> str | None:
     """Why a process that said nothing ended; None when it ended well."""
     if exit_code == 0:
         return None

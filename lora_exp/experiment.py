@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from lora_exp.adapter_plan import adapter_plan
 from lora_exp.adapters import AdapterPack
 from lora_exp.architecture import layer_shapes
 from lora_exp.bench import Bench
+from lora_exp.crew import Crew, PackTask, dispatched
 from lora_exp.data import ImageData, load, pictures
-from lora_exp.executors import Progress, completed, reason
+from lora_exp.executors import Ended, Progress, completed, reason
 from lora_exp.initialisation import Factors
 from lora_exp.packing import plan_packs
 from lora_exp.provenance import BASE_MODULES, RESULT_MODULES, code_version, provenance
@@ -44,13 +45,17 @@ class Failure:
 
 Files = dict[str, bytes]
 Done = tuple[RunSpec, Files | Failure]
+# Trains packs, to which the caller may add, and tells of those that ended.
+Trainer = Callable[[deque[list[RunSpec]], Progress], Iterator[Ended[list[RunSpec]]]]
+LIBRARIES_MEMORY = 2**30
 
 
 @dataclass(frozen=True)
 class Laboratory:
     """Where and with what runs are made; none of it changes a number of a result.
 
-    `threads` is how many packs train side by side; `memory` (bytes) bounds what they hold at a time.
+    `threads` is how many packs train side by side here, unless a crew trains them elsewhere; `memory` (bytes) bounds
+    what they hold at a time.
     """
 
     store: Store
@@ -58,6 +63,7 @@ class Laboratory:
     device: torch.device
     threads: int
     memory: int
+    crew: Crew | None = None
     failures: dict[RunSpec, Failure] = field(default_factory=dict, compare=False)
 
     def run(self, specs: Sequence[RunSpec]) -> Iterator[Done]:
@@ -80,11 +86,11 @@ class Laboratory:
             try:
                 first = sharing_a_base[0]
                 work = Workload(sharing_a_base, self.data(first.data))
-                bench = Bench(sharing_a_base, self.base(first), work)
+                train = self._trainer(sharing_a_base, self.base(first), work)
             except (ArithmeticError, MemoryError, RuntimeError) as error:  # diverged, or too large for this machine
                 yield from ((spec, self._failed(spec, reason(error))) for spec in sharing_a_base)
                 continue
-            yield from self._train_packs(sharing_a_base, bench)
+            yield from self._train_packs(sharing_a_base, work, train)
 
     def judge(self, spec: RunSpec, factors: Factors) -> tuple[RunResult, Files]:
         """Judge an adapter that was trained elsewhere; what comes of it never enters the store.
@@ -96,11 +102,16 @@ class Laboratory:
         adapters = AdapterPack.of([work.plans[spec]], [factors], bench.base.model)
         with numerics.on_threads(1):
             [(result, files)] = bench.judge([spec], adapters, [torch.empty(0)], {})
-        return dataclasses.replace(result, provenance=self._facts(bench)), files
+        return dataclasses.replace(result, provenance=self.facts(bench)), files
 
     def data(self, spec: DataSpec) -> ImageData:
         """The data set, read once a process."""
         return _read_once(spec, self.data_root, self.device)
+
+    @property
+    def workers(self) -> int:
+        """How many packs train side by side."""
+        return self.threads if self.crew is None else self.crew.workers
 
     def check(self, spec: RunSpec) -> None:
         """Raise SpecError when the data of a spec can't be had, or its adapter fits no layer of its model."""
@@ -114,7 +125,9 @@ class Laboratory:
 
     def packs(self, specs: Sequence[RunSpec], work: Workload) -> list[list[RunSpec]]:
         """The jobs of one base, as they train together."""
-        planned = plan_packs([work.size(spec) for spec in specs], self.threads, self.memory)
+        apart = None if self.crew is None else self.crew.pack_memory
+        memory = self.memory if apart is None else apart * self.workers
+        planned = plan_packs([work.size(spec) for spec in specs], self.workers, memory)
         return [[specs[at] for at in members] for members in planned]
 
     def base(self, spec: RunSpec) -> TrainedBase:
@@ -123,13 +136,14 @@ class Laboratory:
 
     def base_key(self, spec: RunSpec) -> str:
         """Hash of all that determines a base, as `result_key` is of a result."""
-        return digest([spec.base_key, *self._circumstances(spec, BASE_MODULES)])
+        return digest([spec.base_key, *self.circumstances(spec, BASE_MODULES)])
 
     def result_key(self, spec: RunSpec) -> str:
         """Hash of all that determines a result: spec, data, computing code, torch, kind of device, code path."""
-        return digest([spec.key, *self._circumstances(spec, RESULT_MODULES)])
+        return digest([spec.key, *self.circumstances(spec)])
 
-    def _circumstances(self, spec: RunSpec, modules: tuple[str, ...]) -> list[str]:
+    def circumstances(self, spec: RunSpec, modules: tuple[str, ...] = RESULT_MODULES) -> list[str]:
+        """What determines a result besides its spec: data, computing code, torch, kind of device, code path."""
         code_path = numerics.requested() if self.device.type == "cpu" else ""
         return [
             self.data(spec.data).sha256,
@@ -139,26 +153,66 @@ class Laboratory:
             code_path,
         ]
 
-    def _train_packs(self, specs: list[RunSpec], bench: Bench) -> Iterator[Done]:
+    def results(
+        self, pack: Sequence[RunSpec], bench: Bench, facts: dict[str, Any], progress: Progress | None
+    ) -> Iterator[tuple[RunSpec, Files]]:
+        """Train and judge a pack here; each spec with its result's files, of which `facts` are the provenance."""
+        for result, files in bench.run_pack(pack, progress):
+            whole = dataclasses.replace(result, provenance=facts)
+            yield result.spec, files | {RESULT: whole.to_json().encode()}
+
+    def facts(self, bench: Bench) -> dict[str, Any]:
+        """The provenance of what is computed on this bench."""
+        sides = tuple((layer.outputs, layer.inputs) for layer in bench.work.layers)
+        return provenance(str(self.device), self.threads, _promise(sides, self.device), bench.data.sha256)
+
+    def _trainer(self, specs: list[RunSpec], base: TrainedBase, work: Workload) -> Trainer:
+        """What trains packs of these jobs and stores their results: processes of this one, or a crew elsewhere."""
+
+        def keep(key: str, files: Mapping[str, bytes]) -> None:
+            self.store.put("results", key, files)
+
+        if self.crew is not None:
+            crew, size_of = self.crew, functools.partial(self._task, work=work)
+            return lambda packs, progress: dispatched(packs, crew, size_of, keep, progress)
+        bench = Bench(specs, base, work)
+        facts = self.facts(bench)
+
+        def run(pack: list[RunSpec], progress: Progress) -> None:
+            for spec, files in self.results(pack, bench, facts, progress):
+                keep(self.result_key(spec), files)
+
+        return lambda packs, progress: completed(packs, run, self.threads, progress, self.device.type)
+
+    def _task(self, pack: list[RunSpec], work: Workload) -> PackTask:
+        """A pack as a crew is told of it."""
+        splits = (work.data.train, work.data.validation, work.data.test)
+        images = sum(split.images.nbytes for split in splits if split is not None)
+        return PackTask(
+            specs=[dataclasses.asdict(spec) for spec in pack],
+            keys=[self.result_key(spec) for spec in pack],
+            circumstances=self.circumstances(pack[0]),
+            base_key=self.base_key(pack[0]),
+            store=str(self.store.root),
+            data_root=str(self.data_root),
+            device=self.device.type,
+            # The images, and as much again of their first layer's products.
+            memory=LIBRARIES_MEMORY + 2 * images + sum(work.size(spec).memory for spec in pack),
+        )
+
+    def _train_packs(self, specs: list[RunSpec], work: Workload, train: Trainer) -> Iterator[Done]:
         """Train and judge jobs that share a base, packs side by side.
 
         A pack that fails is tried again in halves, until the job that fails is alone.
         """
-        packs = deque(self.packs(specs, bench.work))
-        facts = self._facts(bench)
-
-        def run(pack: list[RunSpec], progress: Progress) -> None:
-            for result, files in bench.run_pack(pack, progress):
-                whole = dataclasses.replace(result, provenance=facts)
-                self.store.put("results", self.result_key(result.spec), files | {RESULT: whole.to_json().encode()})
-
+        packs = deque(self.packs(specs, work))
         done = 0
         with (
             logging_redirect_tqdm(),
-            tqdm(total=sum(map(bench.work.steps, specs)), disable=None, unit="step") as bar,
+            tqdm(total=sum(map(work.steps, specs)), disable=None, unit="step") as bar,
         ):
             bar.set_description(f"0/{len(specs)} jobs")
-            for pack, why in completed(packs, run, self.threads, bar.update, self.device.type):
+            for pack, why in train(packs, bar.update):
                 left = []
                 for spec in pack:
                     files = self.store.get("results", self.result_key(spec))
@@ -178,12 +232,13 @@ class Laboratory:
         self.failures[spec] = Failure(why)
         return self.failures[spec]
 
-    def _facts(self, bench: Bench) -> dict[str, Any]:
-        """The provenance of what is computed on this bench."""
-        sides = [(layer.outputs, layer.inputs) for layer in bench.work.layers]
-        return provenance(str(self.device), self.threads, numerics.promise(sides, self.device), bench.data.sha256)
-
 
 @functools.lru_cache(maxsize=2)
 def _read_once(spec: DataSpec, root: Path, device: torch.device) -> ImageData:
     return load(spec, root, device)
+
+
+@functools.cache
+def _promise(sides: tuple[tuple[int, int], ...], device: torch.device) -> str:
+    """Tried once a process; some take a second."""
+    return numerics.promise(sides, device)

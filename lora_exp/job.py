@@ -108,12 +108,15 @@ def with_facts(result: RunResult, **facts: Any) -> RunResult:
 
 
 def check(specs: Sequence[RunSpec], settings: Settings) -> None:
-    """Find out before anything is written whether these runs can be made here: device, folders, data, tracking.
+    """Find out before anything is written whether these runs can be made here: device, folders, executor, data,
+    tracking.
 
     Raises SpecError, StoreError or TrackingError, of one line.
     """
     open_delivery(settings)
     laboratory = open_laboratory(settings)
+    if laboratory.crew is not None:
+        laboratory.crew.check()
     for spec in {(spec.data, spec.model, spec.adapter): spec for spec in specs}.values():
         laboratory.check(spec)
 
