@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import itertools
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -24,7 +25,10 @@ from lora_exp.numerics import requested
 from lora_exp.spec import SpecError
 from lora_exp.store import Store
 
-ALONE = "127.0.0.1"
+# No figures of use are sent anywhere, and tasks that ask for no GPU see none.
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# The first has Ray use 127.0.0.1, as it does of itself on systems where it knows no clusters.
+ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 # How long a cluster may have no node that a pack fits on before its packs are given up.
 PATIENCE = 60.0
 
@@ -48,7 +52,7 @@ class RayCrew:
         if importlib.util.find_spec("ray") is None:
             raise SpecError("executor=ray: ray is not installed; pip install 'lora-exp[ray]'")
         try:
-            import ray  # noqa: F401
+            self._loaded()
         except ImportError as error:
             raise SpecError(f"executor=ray: ray can't be loaded ({error}); pip install 'lora-exp[ray]'") from error
         if self._address is None:
@@ -113,21 +117,27 @@ class RayCrew:
     @functools.cached_property
     def _ray(self) -> Any:
         """Ray, connected."""
-        # No figures of use are sent anywhere, and tasks without a GPU see none.
-        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-        import ray
-
-        # The variables must be there before a worker loads torch.
-        quiet = {"logging_level": "error", "log_to_driver": False, "runtime_env": {"env_vars": _environment()}}
+        ray = self._loaded()
+        # Workers must have the request before they load torch.
+        environment = {"env_vars": {"MKL_CBWR": requested()}}
+        where = {"include_dashboard": False} if self._address is None else {"address": self._address}
         try:
-            if self._address is None:
-                ray.init(include_dashboard=False, _node_ip_address=ALONE, **quiet)
-            else:
-                ray.init(self._address, **quiet)
+            ray.init(**where, logging_level="error", log_to_driver=False, runtime_env=environment)
         except (ConnectionError, RuntimeError, ValueError) as error:
             line = " ".join(str(error).split())
             raise RuntimeError(f"executor.address={self._address}: can't join that Ray cluster ({line})") from error
         atexit.register(self.end)
+        return ray
+
+    def _loaded(self) -> Any:
+        """Ray, which reads its environment when it is loaded."""
+        os.environ |= ENVIRONMENT
+        if self._address is None:
+            # Ray runs whatever it is sent: let it listen on this machine alone, and to nobody without the token.
+            os.environ |= ALONE
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        import ray
+
         return ray
 
     @functools.cached_property
@@ -153,10 +163,6 @@ class RayCrew:
     def _too_large(self) -> str:
         wanted = f"executor.cpus={self._cpus:g} executor.gpus={self._gpus:g}"
         return f"no node of the cluster has room for a pack ({wanted} executor.memory={self._memory or 'null'})"
-
-
-def _environment() -> dict[str, str]:
-    return {"MKL_CBWR": requested()}
 
 
 def _base(task: PackTask) -> Files:

@@ -12,8 +12,10 @@ import functools
 import importlib.util
 import itertools
 import math
+import platform
 import shutil
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,9 @@ class SlurmCrew:
     ) -> None:
         self.workers = workers
         self.pack_memory = (memory or PACK_MEMORY) // 2  # the rest is for libraries and data
-        self._cluster, self._folder, self._memory = cluster, folder, memory
+        # Of its own, since submitit's local jobs are numbered by process: another's files would be taken for theirs.
+        self._folder = folder / f"{platform.node()}-{uuid.uuid4().hex[:8]}"
+        self._cluster, self._memory = cluster, memory
         self._parameters = {
             "name": "lora_exp",
             "timeout_min": minutes,
@@ -98,13 +102,15 @@ class SlurmCrew:
         for job, _ in self._running.values():
             job.cancel(check=False)
         self._running = {}
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()  # where no log is left to look at
 
     @functools.cached_property
     def _executor(self) -> Any:
         import submitit
 
         atexit.register(self.end)
-        return submitit.AutoExecutor(self._folder / "%j", cluster=self._cluster)
+        return submitit.AutoExecutor(self._folder, cluster=self._cluster)
 
     def _answer(self, number: int, job: Any, task: PackTask) -> Answer:
         from submitit.core.utils import UncompletedJobError
@@ -116,7 +122,8 @@ class SlurmCrew:
             return Answer(number, f"its Slurm job {job.job_id} ended early ({job.state}); its log: {log}", lost=True)
         if why is None:
             _seen(Store(Path(task.store)), task.keys)
-            shutil.rmtree(job.paths.folder, ignore_errors=True)
+            for path in self._folder.glob(f"{job.job_id}_*"):
+                path.unlink(missing_ok=True)
         return Answer(number, why)
 
 
