@@ -64,9 +64,11 @@ def free_port() -> int:
 
 
 def comparable(folder: Path) -> pd.DataFrame:
-    """The summary without what no two runs share: seconds, and where it lies."""
+    """The summary without what need not be equal: seconds, where it lies, and how it was asked for."""
     table = load_sweep(folder)
-    return table.drop(columns=["folder", "sweep", *(name for name in table if name.startswith("seconds_"))])
+    return table.drop(
+        columns=["folder", "sweep", "overrides", *(name for name in table if name.startswith("seconds_"))]
+    )
 
 
 def same(one: Path, other: Path) -> None:

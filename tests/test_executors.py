@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +18,11 @@ from places import QUICK, Place, busy, free_port, prepared, same
 
 from lora_exp import load_sweep
 from lora_exp.data import ImageData
+from lora_exp.ray_cluster import RayCrew
 from lora_exp.result import RESULT
+from lora_exp.settings import EXECUTORS, ExecutorSettings
+from lora_exp.slurm import SlurmCrew
+from lora_exp.spec import SpecError
 
 PROCESSES, RAY = ("executor=processes",), ("executor=ray",)
 SLURM = ("executor=slurm", "executor.cluster=local")
@@ -121,24 +126,37 @@ def test_ctrl_c_ends_all_workers_within_five_seconds_and_keeps_what_was_finished
     assert place.partial_files() == []
 
 
-@pytest.mark.parametrize(("executor", "library"), [("ray", "ray"), ("slurm", "submitit")])
 def test_an_extra_that_is_not_installed_is_one_line_with_the_command_that_installs_it(
-    place: Place, executor: str, library: str
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (place.folder / f"{library}.py").write_text("raise ImportError('not here')\n")
-    err = place.run("-m", *QUICK, "adapter.rank=1,2", f"executor={executor}", code=2)[1]
-    assert len(err.splitlines()) == 1 and f"pip install 'lora-exp[{executor}]'" in err
+    (place.folder / "ray.py").write_text("raise ImportError('not here')\n")
+    err = place.run("-m", *QUICK, "adapter.rank=1,2", "executor=ray", code=2)[1]
+    assert err == "lora-exp: executor=ray: ray can't be loaded (not here); pip install 'lora-exp[ray]'\n"
     assert not (place.folder / "runs").exists()
+    for extra, library, crew in (("ray", "ray", RayCrew(None, None, 1, 0, None)), ("slurm", "submitit", slurm())):
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(SpecError, match=rf"{library} is not installed; pip install 'lora-exp\[{extra}\]'"):
+            crew.check()
 
 
-def test_a_cluster_that_is_not_there_is_one_line_and_nothing_is_computed(place: Place) -> None:
+def test_a_cluster_that_is_not_there_is_one_line_and_nothing_is_computed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = f"127.0.0.1:{free_port()}"
-    told = {
-        ("executor=ray", f"executor.address={address}"): f"executor.address={address}: no Ray cluster answers there",
-        ("executor=slurm",): "executor=slurm: this machine has no sbatch",
-        ("executor=processes", "executor.minutes=5"): "executor.minutes=5: must be left out with executor=processes",
-    }
-    for executor, line in told.items():
-        err = place.run("-m", *QUICK, "adapter.rank=1,2", *executor, code=2, PATH="")[1]
-        assert err.startswith(f"lora-exp: {line}") and len(err.splitlines()) == 1
+    err = place.run("-m", *QUICK, "adapter.rank=1,2", "executor=ray", f"executor.address={address}", code=2)[1]
+    assert err.startswith(f"lora-exp: executor.address={address}: no Ray cluster answers") and err.count("\n") == 1
     assert not place.computed.exists() and not (place.folder / "runs").exists()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SpecError, match="this machine has no sbatch; start it on a login node"):
+        slurm().check()
+
+
+def slurm() -> SlurmCrew:
+    return SlurmCrew("slurm", Path("jobs"), 1, 1, 0, None, None, 60)
+
+
+def test_a_key_that_an_executor_has_no_use_for_is_refused() -> None:
+    with pytest.raises(SpecError, match="executor.minutes=5: must be left out with executor=ray"):
+        ExecutorSettings("ray", minutes=5).check()
+    for kind in EXECUTORS:
+        ExecutorSettings(kind).check()

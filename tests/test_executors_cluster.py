@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from places import JOBS, QUICK, Place, prepared, same
+from places import JOBS, QUICK, prepared, same
 
 from lora_exp.data import ImageData
 
