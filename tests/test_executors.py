@@ -156,7 +156,7 @@ def slurm() -> SlurmCrew:
 
 
 def test_a_key_that_an_executor_has_no_use_for_is_refused() -> None:
-    with pytest.raises(SpecError, match="executor.minutes=5: must be left out with executor=ray"):
+    with pytest.raises(SpecError, match=r"executor\.minutes=5: must be left out with executor=ray"):
         ExecutorSettings("ray", minutes=5).check()
     for kind in EXECUTORS:
         ExecutorSettings(kind).check()
