@@ -25,7 +25,7 @@ from lora_exp.numerics import requested
 from lora_exp.spec import SpecError
 from lora_exp.store import Store
 
-# No figures of use are sent anywhere, and tasks that ask for no GPU see none.
+# No figures of use are sent anywhere; and Ray leaves alone which GPUs a task sees that asks for none, without a warning.
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # The first has Ray use 127.0.0.1, as it does of itself on systems where it knows no clusters.
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
@@ -48,7 +48,7 @@ class RayCrew:
         self._objects: dict[str, Any] = {}
 
     def check(self) -> None:
-        """Raises SpecError when Ray is not installed, or nobody answers at the address."""
+        """Raises SpecError when Ray is not installed, or there is no cluster at the address that has room for a pack."""
         if importlib.util.find_spec("ray") is None:
             raise SpecError("executor=ray: ray is not installed; pip install 'lora-exp[ray]'")
         try:
@@ -64,19 +64,20 @@ class RayCrew:
             socket.create_connection((host, int(port)), timeout=5).close()
         except OSError as error:
             raise SpecError(f"executor.address={self._address}: no Ray cluster answers there ({error})") from error
+        self.workers  # noqa: B018 (joins it, which tells whether it has room)
 
     @functools.cached_property
     def workers(self) -> int:
-        """As many packs as fit on the nodes at once. Raises RuntimeError when not even one does."""
+        """As many packs as fit on the nodes at once. Raises SpecError when not even one does."""
         fit = sum(self._fitting(node) for node in self._nodes())
         if fit == 0:
-            raise RuntimeError(f"executor=ray: {self._too_large()}")
+            raise self._too_large()
         return min(fit, self._most or fit)
 
     def start(self, task: PackTask) -> int:
         """Hand a pack to the cluster, which places it."""
         number = next(self._numbers)
-        memory = self._memory or min(task.memory, max(int(node.get("memory", 0)) for node in self._nodes()))
+        memory = self._memory or min(task.memory, self._roomiest())
         options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "memory": memory}
         prepared = [self._put(f"data {task.data_root}", functools.partial(_prepared, task))]
         base = self._put(f"base {task.base_key}", functools.partial(_base, task))
@@ -85,7 +86,7 @@ class RayCrew:
         return number
 
     def wait(self, progress: Progress) -> Answer:
-        """The next pack that ends. Raises RuntimeError when the cluster has had no room for any for a minute."""
+        """The next pack that ends. Raises SpecError when no node has had room for any for a minute."""
         ray, since = self._ray, time.monotonic()
         while True:
             ready, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0)
@@ -94,7 +95,7 @@ class RayCrew:
             if any(map(self._fitting, self._nodes())):
                 since = time.monotonic()
             elif time.monotonic() - since > PATIENCE:
-                raise RuntimeError(f"executor=ray: {self._too_large()}")
+                raise self._too_large()
         number = self._running.pop(ready[0])
         try:
             why, files = ray.get(ready[0])
@@ -125,7 +126,7 @@ class RayCrew:
             ray.init(**where, logging_level="error", log_to_driver=False, runtime_env=environment)
         except (ConnectionError, RuntimeError, ValueError) as error:
             line = " ".join(str(error).split())
-            raise RuntimeError(f"executor.address={self._address}: can't join that Ray cluster ({line})") from error
+            raise SpecError(f"executor.address={self._address or 'null'}: can't join that Ray ({line})") from error
         atexit.register(self.end)
         return ray
 
@@ -160,9 +161,13 @@ class RayCrew:
         wanted = {"CPU": self._cpus, "GPU": self._gpus, "memory": self._memory or 0}
         return min(int(node.get(name, 0) / amount + 1e-6) for name, amount in wanted.items() if amount)
 
-    def _too_large(self) -> str:
-        wanted = f"executor.cpus={self._cpus:g} executor.gpus={self._gpus:g}"
-        return f"no node of the cluster has room for a pack ({wanted} executor.memory={self._memory or 'null'})"
+    def _roomiest(self) -> int:
+        """Bytes of memory of the largest node that a pack fits on."""
+        return max((int(node.get("memory", 0)) for node in self._nodes() if self._fitting(node)), default=0)
+
+    def _too_large(self) -> SpecError:
+        wanted = f"executor.cpus={self._cpus:g}, executor.gpus={self._gpus:g}, executor.memory={self._memory or 'null'}"
+        return SpecError(f"{wanted}: no node of the Ray cluster has room for a pack")
 
 
 def _base(task: PackTask) -> Files:

@@ -165,14 +165,12 @@ class Settings:
         device = torch_device(self.device.name)
         store = Store(Path(self.store.folder).absolute())
         store.prepare()
-        # One pack keeps an accelerator busy; a CPU runs one pack a thread.
-        threads = (self.device.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
-        crew = self._crew(device, store.root, threads)
-        return Laboratory(store, Path(self.data.root).absolute(), device, threads, self._memory(device), crew)
+        root, memory = Path(self.data.root).absolute(), self._memory(device)
+        return Laboratory(store, root, device, self._threads(device), memory, self.crew(device))
 
-    def _crew(self, device: torch.device, store: Path, threads: int) -> Crew | None:
-        """Who trains packs elsewhere; nothing is started yet."""
-        chosen = self.executor
+    def crew(self, device: torch.device) -> Crew | None:
+        """Who trains packs elsewhere, if anybody is to; nothing is started yet."""
+        chosen, threads = self.executor, self._threads(device)
         gpus = float(device.type != "cpu") if chosen.gpus is None else chosen.gpus
         memory = None if chosen.memory is None else int(chosen.memory * 2**30)
         if chosen.kind == "processes":
@@ -187,10 +185,14 @@ class Settings:
             from lora_exp.slurm import SlurmCrew
 
             workers = chosen.workers or (threads if chosen.cluster == "local" else SLURM_JOBS)
-            logs = store.parent / "slurm"
+            logs = Path(self.store.folder).absolute().parent / "slurm"
             cpus, partition, minutes = chosen.cpus, chosen.partition, chosen.minutes
             return SlurmCrew(chosen.cluster, logs, workers, cpus, gpus, memory, partition, minutes)
         return None
+
+    def _threads(self, device: torch.device) -> int:
+        """One pack keeps an accelerator busy; a CPU runs one pack a thread."""
+        return (self.device.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
 
     def _memory(self, device: torch.device) -> int:
         if self.sweep.memory is not None:
