@@ -12,9 +12,12 @@ import dataclasses
 import functools
 import importlib.util
 import itertools
+import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +28,9 @@ from lora_exp.numerics import requested
 from lora_exp.spec import SpecError
 from lora_exp.store import Store
 
-# No figures of use are sent anywhere; and Ray leaves alone which GPUs a task sees that asks for none, without a warning.
+log = logging.getLogger(__name__)
+
+# No figures of use are sent anywhere; which GPUs a task sees that asks for none is left alone, without a warning.
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # The first has Ray use 127.0.0.1, as it does of itself on systems where it knows no clusters.
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
@@ -48,7 +53,7 @@ class RayCrew:
         self._objects: dict[str, Any] = {}
 
     def check(self) -> None:
-        """Raises SpecError when Ray is not installed, or there is no cluster at the address that has room for a pack."""
+        """Raises SpecError when Ray is not installed, or no cluster at the address has room for a pack."""
         if importlib.util.find_spec("ray") is None:
             raise SpecError("executor=ray: ray is not installed; pip install 'lora-exp[ray]'")
         try:
@@ -64,7 +69,7 @@ class RayCrew:
             socket.create_connection((host, int(port)), timeout=5).close()
         except OSError as error:
             raise SpecError(f"executor.address={self._address}: no Ray cluster answers there ({error})") from error
-        self.workers  # noqa: B018 (joins it, which tells whether it has room)
+        log.info("executor.address=%s: room for %d packs at a time", self._address, self.workers)
 
     @functools.cached_property
     def workers(self) -> int:
@@ -120,6 +125,7 @@ class RayCrew:
         """Ray, connected."""
         ray = self._loaded()
         # Workers must have the request before they load torch.
+        on_terminate = signal.getsignal(signal.SIGTERM)
         environment = {"env_vars": {"MKL_CBWR": requested()}}
         where = {"include_dashboard": False} if self._address is None else {"address": self._address}
         try:
@@ -128,6 +134,8 @@ class RayCrew:
             line = " ".join(str(error).split())
             raise SpecError(f"executor.address={self._address or 'null'}: can't join that Ray ({line})") from error
         atexit.register(self.end)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray would exit without a word
         return ray
 
     def _loaded(self) -> Any:
