@@ -50,7 +50,7 @@ class RayCrew:
         self._address, self._most, self._cpus, self._gpus, self._memory = address, most, cpus, gpus, memory
         self._numbers = itertools.count()
         self._running: dict[Any, int] = {}
-        self._objects: dict[str, Any] = {}
+        self._objects: dict[str, tuple[str, Any]] = {}
 
     def check(self) -> None:
         """Raises SpecError when Ray is not installed, or no cluster at the address has room for a pack."""
@@ -84,8 +84,8 @@ class RayCrew:
         number = next(self._numbers)
         memory = self._memory or min(task.memory, self._roomiest())
         options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "memory": memory}
-        prepared = [self._put(f"data {task.data_root}", functools.partial(_prepared, task))]
-        base = self._put(f"base {task.base_key}", functools.partial(_base, task))
+        prepared = [self._put("data", task.specs[0]["data"]["name"], functools.partial(_prepared, task))]
+        base = self._put("base", task.base_key, functools.partial(_base, task))
         ref = self._train.options(**options).remote(dataclasses.asdict(task), base, prepared)
         self._running[ref] = number
         return number
@@ -155,11 +155,11 @@ class RayCrew:
 
         return self._ray.remote(max_retries=0, scheduling_strategy="SPREAD")(trained_apart)
 
-    def _put(self, name: str, files: Callable[[], Files]) -> Any:
-        """A reference to files in Ray's object store, where they are put once."""
-        if name not in self._objects:
-            self._objects[name] = self._ray.put(files())
-        return self._objects[name]
+    def _put(self, kind: str, key: str, files: Callable[[], Files]) -> Any:
+        """A reference to files in Ray's object store, where they are put once; only the latest of a kind stay there."""
+        if self._objects.get(kind, ("", None))[0] != key:
+            self._objects[kind] = (key, self._ray.put(files()))
+        return self._objects[kind][1]
 
     def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -179,10 +179,10 @@ class RayCrew:
 
 
 def _base(task: PackTask) -> Files:
-    """Raises RuntimeError when somebody has just removed it."""
+    """Raises SpecError when somebody has just removed it."""
     files = Store(Path(task.store)).get("bases", task.base_key)
     if files is None:
-        raise RuntimeError(f"store.folder={task.store}: the base is gone from it")
+        raise SpecError(f"store.folder={task.store}: the base is gone from it")
     return files
 
 

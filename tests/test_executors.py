@@ -26,7 +26,7 @@ from lora_exp.spec import SpecError
 
 PROCESSES, RAY = ("executor=processes",), ("executor=ray",)
 SLURM = ("executor=slurm", "executor.cluster=local")
-SWEEP = ("-m", *QUICK, "finetune.steps=400", "adapter.rank=1,2,3,4", "finetune.digit=range(0,4)")
+SWEEP = ("-m", *QUICK, "finetune.steps=3000", "adapter.rank=1,2,3,4", "finetune.digit=range(0,4)")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_sweep_of_which_a_worker_is_killed_has_the_bits_of_a_local_one(
     place: Place, local: Path, executor: tuple[str, ...], worker: str
 ) -> None:
     process = place.start(*SWEEP, *executor)
-    busy(process, worker, 3.0).kill()
+    busy(process, worker, 4.0).kill()
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "tried again in parts" in out + err
