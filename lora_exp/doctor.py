@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import lzma
 import os
 import platform
@@ -66,6 +67,7 @@ def _checks(settings: Settings, runs: Path, full: bool) -> list[tuple[str, Check
         ("python", _libraries),
         ("device", functools.partial(_device, settings.device.name)),
         ("products", functools.partial(_products, settings.device.name)),
+        ("executor", functools.partial(_executor, settings)),
         ("mnist", _embedded),
         ("data", functools.partial(_data_sets, Path(settings.data.root).absolute())),
         ("store", functools.partial(_store, store, full)),
@@ -133,6 +135,20 @@ def _products(device: str) -> Iterator[Finding]:
         models.setdefault(promise, []).append(path.stem)
     for promise, names in models.items():
         yield Finding(f"{promise}: {', '.join(names)}; MKL_CBWR={numerics.requested()}")
+
+
+def _executor(settings: Settings) -> Iterator[Finding]:
+    """Whether the chosen executor can be used, and which others could be."""
+    crew = settings.crew(torch_device(settings.device.name))
+    if crew is not None:
+        crew.check()
+    extras = {"ray": "ray", "slurm": "submitit"}
+    absent = [f"{name} needs pip install 'lora-exp[{name}]'" for name, library in extras.items() if not _has(library)]
+    yield Finding("; ".join([f"executor={settings.executor.kind} can be used", *absent]))
+
+
+def _has(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
 
 
 def _embedded() -> Iterator[Finding]:

@@ -7,6 +7,7 @@ if it did not end well; the store tells what was finished.
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import queue
 import signal
@@ -19,16 +20,24 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+log = logging.getLogger(__name__)
+
 Pack = TypeVar("Pack")
+Job = TypeVar("Job")
+Made = TypeVar("Made")
 Progress = Callable[[int], object]
 # Trains and stores one pack; is told of job-steps done through the second argument.
 Run = Callable[[Pack, Progress], None]
 # A pack that ended, and why it did not end well.
 Ended = tuple[Pack, str | None]
+# Trains packs, to which the caller may add, and tells of those that ended.
+Trainer = Callable[[deque[Pack], Progress], Iterator[Ended[Pack]]]
 
 
 def completed(
@@ -42,6 +51,32 @@ def completed(
     # An accelerator can't be used in a forked process, and only Linux forks safely beside its math libraries.
     isolated = device == "cpu" and sys.platform == "linux"
     return (_in_processes if isolated else _in_threads)(packs, run, workers, progress)
+
+
+def in_parts(
+    packs: deque[list[Job]], train: Trainer[list[Job]], find: Callable[[Job], Made | None], steps: int, what: str
+) -> Iterator[tuple[Job, Made | None, str]]:
+    """Train packs, and yield each job with what `find` has of it then, or with why there is nothing.
+
+    A pack that fails is tried again in halves, until the job that fails is alone.
+    """
+    done, count = 0, sum(map(len, packs))
+    with logging_redirect_tqdm(), tqdm(total=steps, disable=None, unit="step") as bar:
+        bar.set_description(f"0/{count} {what}")
+        for pack, why in train(packs, bar.update):
+            left = []
+            for job in pack:
+                made = find(job)
+                if made is None and len(pack) > 1:
+                    left.append(job)
+                    continue
+                done += 1
+                bar.set_description(f"{done}/{count} {what}")
+                yield job, made, why or "what it left can't be read from the store"
+            if left:
+                log.warning("a pack of %d jobs failed (%s); it is tried again in parts", len(pack), why)
+                half = -(-len(left) // 2)
+                packs.extendleft(part for part in (left[half:], left[:half]) if part)
 
 
 def reason(error: BaseException) -> str:
@@ -71,7 +106,7 @@ def _in_processes(packs: deque[Pack], run: Run[Pack], workers: int, progress: Pr
                     process.join()
                     ready.close()
                     del running[ready]
-                    yield pack, errors[0] if errors else _cause(process.exitcode or 0)
+                    yield pack, errors[0] if errors else cause(process.exitcode or 0)
                     continue
                 if "steps" in message:
                     progress(message["steps"])
@@ -96,7 +131,7 @@ def _child(run: Run[Pack], pack: Pack, sender: Connection) -> None:
         sender.send_bytes(json.dumps({"error": reason(error)}).encode())
 
 
-def _cause(exit_code: int) -> str | None:
+def cause(exit_code: int) -> str | None:
     """Why a process that said nothing ended; None when it ended well."""
     if exit_code == 0:
         return None

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lora_exp import numerics
 from lora_exp.adapter_plan import adapter_plan
@@ -22,8 +19,9 @@ from lora_exp.adapters import AdapterPack
 from lora_exp.architecture import layer_shapes
 from lora_exp.bench import Bench
 from lora_exp.checkpoint import Checkpoint
+from lora_exp.crew import Crew, PackTask, dispatched
 from lora_exp.data import ImageData, load, pictures
-from lora_exp.executors import Progress, Run, completed, reason
+from lora_exp.executors import Ended, Progress, Run, Trainer, completed, in_parts, reason
 from lora_exp.halving import Halving, Stopped
 from lora_exp.initialisation import Factors
 from lora_exp.packing import plan_packs
@@ -35,8 +33,6 @@ from lora_exp.store import Store
 from lora_exp.trained_base import TrainedBase, trained_base
 from lora_exp.workload import Workload
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -47,14 +43,17 @@ class Failure:
 
 Files = dict[str, bytes]
 Find = Callable[[RunSpec], Files | None]
+Begin = Callable[[Sequence[RunSpec]], Sequence[Checkpoint]]
 Done = tuple[RunSpec, Files | Failure | Stopped]
+LIBRARIES_MEMORY = 2**30
 
 
 @dataclass(frozen=True)
 class Laboratory:
     """Where and with what runs are made; none of it changes a number of a result.
 
-    `threads` is how many packs train side by side; `memory` (bytes) bounds what they hold at a time.
+    `threads` is how many packs train side by side here, unless a crew trains them elsewhere; `memory` (bytes) bounds
+    what they hold at a time.
     """
 
     store: Store
@@ -62,6 +61,7 @@ class Laboratory:
     device: torch.device
     threads: int
     memory: int
+    crew: Crew | None = None
     halving: Halving | None = None
     failures: dict[RunSpec, Failure] = field(default_factory=dict, compare=False)
     stopped: dict[RunSpec, Stopped] = field(default_factory=dict, compare=False)
@@ -77,48 +77,25 @@ class Laboratory:
             known: Files | Failure | Stopped | None = self.failures.get(spec) or self.stopped.get(spec)
             # With halving a job competes before its result counts, also one that is in the store; a job alone has won.
             if known is None and (self.halving is None or len(specs) == 1):
-                known = self.store.get("results", self.result_key(spec))
+                known = self._stored(spec)
             if known is None:
                 missing.setdefault(spec.base_key, []).append(spec)
             else:
                 yield spec, known
         for sharing_a_base in missing.values():
             try:
-                first = sharing_a_base[0]
-                work = Workload(sharing_a_base, self.data(first.data))
-                bench = Bench(sharing_a_base, self.base(first), work)
+                work = Workload(sharing_a_base, self.data(sharing_a_base[0].data))
+                base = self.base(sharing_a_base[0])
+                bench = None if self.crew is not None else Bench(sharing_a_base, base, work)
             except (ArithmeticError, MemoryError, RuntimeError) as error:  # diverged, or too large for this machine
                 yield from ((spec, self._failed(spec, reason(error))) for spec in sharing_a_base)
                 continue
-            if self.halving is None:
-                yield from self._train_packs(sharing_a_base, bench)
-            else:
+            if bench is None:
+                yield from self._train_packs(sharing_a_base, work, self._elsewhere(work))
+            elif self.halving is not None:
                 yield from self._with_halving(self.halving, sharing_a_base, bench)
-
-    def in_packs(
-        self, packs: deque[list[RunSpec]], run: Run[list[RunSpec]], find: Find, steps: int, what: str
-    ) -> Iterator[tuple[RunSpec, Files | Failure]]:
-        """Run packs, and yield each job with the files that `find` has of it then, or with why there are none.
-
-        A pack that fails is tried again in halves, until the job that fails is alone.
-        """
-        done, count = 0, sum(map(len, packs))
-        with logging_redirect_tqdm(), tqdm(total=steps, disable=None, unit="step") as bar:
-            bar.set_description(f"0/{count} {what}")
-            for pack, why in completed(packs, run, self.threads, bar.update, self.device.type):
-                left = []
-                for spec in pack:
-                    files = find(spec)
-                    if files is None and len(pack) > 1:
-                        left.append(spec)
-                        continue
-                    done += 1
-                    bar.set_description(f"{done}/{count} {what}")
-                    yield spec, files or self._failed(spec, why or "what it left can't be read from the store")
-                if left:
-                    log.warning("a pack of %d jobs failed (%s); it is tried again in parts", len(pack), why)
-                    half = -(-len(left) // 2)
-                    packs.extendleft(part for part in (left[half:], left[:half]) if part)
+            else:
+                yield from self._train_packs(sharing_a_base, work, self._here(bench))
 
     def judge(self, spec: RunSpec, factors: Factors) -> tuple[RunResult, Files]:
         """Judge an adapter that was trained elsewhere; what comes of it never enters the store.
@@ -130,11 +107,16 @@ class Laboratory:
         adapters = AdapterPack.of([work.plans[spec]], [factors], bench.base.model)
         with numerics.on_threads(1):
             [(result, files)] = bench.judge([spec], adapters, [torch.empty(0)], {})
-        return dataclasses.replace(result, provenance=self._facts(bench)), files
+        return dataclasses.replace(result, provenance=self.facts(bench)), files
 
     def data(self, spec: DataSpec) -> ImageData:
         """The data set, read once a process."""
         return _read_once(spec, self.data_root, self.device)
+
+    @property
+    def workers(self) -> int:
+        """How many packs train side by side."""
+        return self.threads if self.crew is None else self.crew.workers
 
     def check(self, spec: RunSpec) -> None:
         """Raise SpecError when the data of a spec can't be had, or its adapter fits no layer of its model."""
@@ -148,7 +130,9 @@ class Laboratory:
 
     def packs(self, specs: Sequence[RunSpec], work: Workload) -> list[list[RunSpec]]:
         """The jobs of one base, as they train together."""
-        planned = plan_packs([work.size(spec) for spec in specs], self.threads, self.memory)
+        apart = None if self.crew is None else self.crew.pack_memory
+        memory = self.memory if apart is None else apart * self.workers
+        planned = plan_packs([work.size(spec) for spec in specs], self.workers, memory)
         return [[specs[at] for at in members] for members in planned]
 
     def base(self, spec: RunSpec) -> TrainedBase:
@@ -157,13 +141,14 @@ class Laboratory:
 
     def base_key(self, spec: RunSpec) -> str:
         """Hash of all that determines a base, as `result_key` is of a result."""
-        return digest([spec.base_key, *self._circumstances(spec, BASE_MODULES)])
+        return digest([spec.base_key, *self.circumstances(spec, BASE_MODULES)])
 
     def result_key(self, spec: RunSpec) -> str:
         """Hash of all that determines a result: spec, data, computing code, torch, kind of device, code path."""
-        return digest([spec.key, *self._circumstances(spec, RESULT_MODULES)])
+        return digest([spec.key, *self.circumstances(spec)])
 
-    def _circumstances(self, spec: RunSpec, modules: tuple[str, ...]) -> list[str]:
+    def circumstances(self, spec: RunSpec, modules: tuple[str, ...] = RESULT_MODULES) -> list[str]:
+        """What determines a result besides its spec: data, computing code, torch, kind of device, code path."""
         code_path = numerics.requested() if self.device.type == "cpu" else ""
         return [
             self.data(spec.data).sha256,
@@ -173,10 +158,31 @@ class Laboratory:
             code_path,
         ]
 
+    def results(
+        self,
+        pack: Sequence[RunSpec],
+        bench: Bench,
+        facts: dict[str, Any],
+        progress: Progress | None,
+        begin: Sequence[Checkpoint] = (),
+    ) -> Iterator[tuple[RunSpec, Files]]:
+        """Train and judge a pack here; each spec with its result's files, of which `facts` are the provenance.
+
+        With `begin`, a checkpoint of each job, training goes on from there.
+        """
+        for result, files in bench.run_pack(pack, progress, begin):
+            whole = dataclasses.replace(result, provenance=facts)
+            yield result.spec, files | {RESULT: whole.to_json().encode()}
+
+    def facts(self, bench: Bench) -> dict[str, Any]:
+        """The provenance of what is computed on this bench."""
+        sides = tuple((layer.outputs, layer.inputs) for layer in bench.work.layers)
+        return provenance(str(self.device), self.threads, _promise(sides, self.device), bench.data.sha256)
+
     def _with_halving(self, halving: Halving, specs: Sequence[RunSpec], bench: Bench) -> Iterator[Done]:
         """Yield the jobs that were stopped, or failed, on the way, then those that went on to their end."""
         stairs = RungTraining(
-            halving, bench, self.store, self.result_key, lambda own: self.packs(own, bench.work), self.in_packs
+            halving, bench, self.store, self.result_key, lambda own: self.packs(own, bench.work), self._rung_in_packs
         )
         reached, stopped = stairs.climb(specs)
         self.stopped.update(stopped)
@@ -184,49 +190,82 @@ class Laboratory:
         yield from ((spec, self.failures[spec]) for spec in specs if spec in self.failures)
         missing: dict[int, list[RunSpec]] = {}
         for spec, last in reached.items():
-            files = self.store.get("results", self.result_key(spec))
-            if files is None:
+            if (files := self._stored(spec)) is None:
                 missing.setdefault(last, []).append(spec)
             else:
                 yield spec, files
         for last, own in sorted(missing.items()):  # jobs of a pack go on from the same step
-            yield from self._train_packs(own, bench, functools.partial(stairs.checkpoints, step=last), last)
+            train = self._here(bench, functools.partial(stairs.checkpoints, step=last))
+            yield from self._train_packs(own, bench.work, train, last)
 
-    def _train_packs(
-        self,
-        specs: Sequence[RunSpec],
-        bench: Bench,
-        begin: Callable[[Sequence[RunSpec]], Sequence[Checkpoint]] = lambda _: (),
-        done: int = 0,
-    ) -> Iterator[Done]:
-        """Train and judge jobs that share a base, packs side by side, from the checkpoints that `begin` has of a pack.
-
-        `done` is how many steps of each that saves.
-        """
-        facts = self._facts(bench)
-
-        def find(spec: RunSpec) -> Files | None:
-            return self.store.get("results", self.result_key(spec))
+    def _here(self, bench: Bench, begin: Begin = lambda _: ()) -> Trainer[list[RunSpec]]:
+        """What trains packs in processes of this one, from the checkpoints that `begin` has of a pack."""
+        facts = self.facts(bench)
 
         def run(pack: list[RunSpec], progress: Progress) -> None:
-            for result, files in bench.run_pack(pack, progress, begin(pack)):
-                whole = dataclasses.replace(result, provenance=facts)
-                self.store.put("results", self.result_key(result.spec), files | {RESULT: whole.to_json().encode()})
+            for spec, files in self.results(pack, bench, facts, progress, begin(pack)):
+                self.store.put("results", self.result_key(spec), files)
 
-        steps = sum(bench.work.steps(spec) - done for spec in specs)
-        yield from self.in_packs(deque(self.packs(specs, bench.work)), run, find, steps, "jobs")
+        return lambda packs, progress: completed(packs, run, self.threads, progress, self.device.type)
+
+    def _elsewhere(self, work: Workload) -> Trainer[list[RunSpec]]:
+        """What has packs trained by the crew."""
+        crew, task = self.crew, functools.partial(self._task, work=work)
+        assert crew is not None
+
+        def keep(key: str, files: Mapping[str, bytes]) -> None:
+            self.store.put("results", key, files)
+
+        return lambda packs, progress: dispatched(packs, crew, task, keep, progress)
+
+    def _task(self, pack: list[RunSpec], work: Workload) -> PackTask:
+        """A pack as a crew is told of it."""
+        splits = (work.data.train, work.data.validation, work.data.test)
+        images = sum(split.images.nbytes for split in splits if split is not None)
+        return PackTask(
+            specs=[dataclasses.asdict(spec) for spec in pack],
+            keys=[self.result_key(spec) for spec in pack],
+            circumstances=self.circumstances(pack[0]),
+            base_key=self.base_key(pack[0]),
+            store=str(self.store.root),
+            data_root=str(self.data_root),
+            device=self.device.type,
+            # The images, and as much again of their first layer's products.
+            memory=LIBRARIES_MEMORY + 2 * images + sum(work.size(spec).memory for spec in pack),
+        )
+
+    def _train_packs(
+        self, specs: Sequence[RunSpec], work: Workload, train: Trainer[list[RunSpec]], done: int = 0
+    ) -> Iterator[tuple[RunSpec, Files | Failure]]:
+        """Train and judge jobs that share a base, packs side by side; `done` steps of each are made already."""
+        steps = sum(work.steps(spec) - done for spec in specs)
+        for spec, files, why in in_parts(deque(self.packs(specs, work)), train, self._stored, steps, "jobs"):
+            yield spec, files or self._failed(spec, why)
+
+    def _rung_in_packs(
+        self, packs: deque[list[RunSpec]], run: Run[list[RunSpec]], find: Find, steps: int, what: str
+    ) -> Iterator[tuple[RunSpec, Files | Failure]]:
+        def train(packs: deque[list[RunSpec]], progress: Progress) -> Iterator[Ended[list[RunSpec]]]:
+            return completed(packs, run, self.threads, progress, self.device.type)
+
+        for spec, files, why in in_parts(packs, train, find, steps, what):
+            yield spec, files or self._failed(spec, why)
+
+    def _stored(self, spec: RunSpec) -> Files | None:
+        return self.store.get("results", self.result_key(spec))
 
     def _failed(self, spec: RunSpec, why: str) -> Failure:
         """A failure, remembered so that the job is not tried again by this process."""
         self.failures[spec] = Failure(why)
         return self.failures[spec]
 
-    def _facts(self, bench: Bench) -> dict[str, Any]:
-        """The provenance of what is computed on this bench."""
-        sides = [(layer.outputs, layer.inputs) for layer in bench.work.layers]
-        return provenance(str(self.device), self.threads, numerics.promise(sides, self.device), bench.data.sha256)
-
 
 @functools.lru_cache(maxsize=2)
 def _read_once(spec: DataSpec, root: Path, device: torch.device) -> ImageData:
     return load(spec, root, device)
+
+
+@functools.cache
+def _promise(sides: tuple[tuple[int, int], ...], device: torch.device) -> str:
+    """Tried once a process; some take a second."""
+    return numerics.promise(sides, device)

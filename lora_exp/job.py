@@ -114,7 +114,8 @@ def with_facts(result: RunResult, **facts: Any) -> RunResult:
 
 
 def check(specs: Sequence[RunSpec], settings: Settings) -> None:
-    """Find out before anything is written whether these runs can be made here: device, folders, data, tracking.
+    """Find out before anything is written whether these runs can be made here: device, folders, executor, data,
+    tracking.
 
     Raises SpecError, StoreError or TrackingError, of one line.
     """
@@ -125,6 +126,10 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
             f"halving.eta={settings.halving.eta:g}: jobs are judged on validation images, so it needs data.validation "
             "above 0, such as data.validation=5000"
         )
+    if laboratory.crew is not None:
+        if settings.halving.eta is not None:
+            raise SpecError(f"executor.kind={settings.executor.kind}: halving goes with executor=local so far")
+        laboratory.crew.check()
     for spec in {(spec.data, spec.model, spec.adapter): spec for spec in specs}.values():
         laboratory.check(spec)
 

@@ -16,7 +16,7 @@ from lora_exp.experiment import Failure, Files
 from lora_exp.halving import Stopped
 from lora_exp.result import RESULT, RunResult, from_json
 from lora_exp.run_folder import FolderError
-from lora_exp.settings import SETTINGS, DataFolder, Settings, StoreSettings, settings_from
+from lora_exp.settings import SETTINGS, DataFolder, ExecutorSettings, Settings, StoreSettings, settings_from
 from lora_exp.spec import RunSpec, SpecError, spec_from
 from lora_exp.stored_run import StoredRun, find
 from lora_exp.sweep import run_command
@@ -105,7 +105,7 @@ def _run_from_nothing(spec: RunSpec, settings: Settings, folder: Path) -> Files 
     """The result of `spec`, nothing of which is taken from a store; relative paths start in `folder`."""
     with tempfile.TemporaryDirectory(prefix="lora-exp-") as empty:
         data = DataFolder(str(folder / settings.data.root))
-        apart = dataclasses.replace(settings, store=StoreSettings(empty), data=data)
+        apart = dataclasses.replace(settings, store=StoreSettings(empty), executor=ExecutorSettings(), data=data)
         laboratory = dataclasses.replace(apart.laboratory(), halving=None)  # alone, it has no rivals
         [(_, files)] = laboratory.run([spec])
     assert not isinstance(files, Stopped)

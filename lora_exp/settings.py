@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.claims import CLAIMS
-from lora_exp.fields import allow, integer, is_int, is_name, is_number, is_text
+from lora_exp.fields import allow, integer, is_int, is_name, is_number, is_text, positive
 from lora_exp.halving import Halving
 from lora_exp.objectives import ERRORS, OBJECTIVES
 from lora_exp.spec import SpecError, checked
@@ -17,11 +18,20 @@ from lora_exp.spec import SpecError, checked
 if TYPE_CHECKING:
     import torch
 
+    from lora_exp.crew import Crew
     from lora_exp.experiment import Laboratory
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 TRACKING = ("sqlite", "server", "off")
 SAMPLERS = ("tpe", "nsga2", "cmaes", "random", "grid", "qmc")
+# Where packs train, and the keys that have a meaning there.
+EXECUTORS = {
+    "local": (),
+    "processes": ("workers",),
+    "ray": ("workers", "cpus", "gpus", "memory", "address"),
+    "slurm": ("workers", "cpus", "gpus", "memory", "cluster", "partition", "minutes"),
+}
+SLURM_JOBS = 8  # at a time, where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,40 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
+class ExecutorSettings:
+    """Where packs train, how many at a time (null: as many as fit), and what each of them is given.
+
+    Null `gpus` are one on an accelerator, and null `memory` (GiB) is what the pack is expected to take.
+    """
+
+    kind: str = allow("one of " + ", ".join(EXECUTORS), lambda v: v in EXECUTORS, default="local")
+    workers: int | None = allow(
+        "null or an integer of at least 1", lambda v: v is None or (is_int(v) and v >= 1), default=None
+    )
+    cpus: float = positive(default=1.0)
+    gpus: float | None = allow(
+        "null or a number of at least 0", lambda v: v is None or (is_number(v) and v >= 0), default=None
+    )
+    memory: float | None = allow(
+        "null or a number of GiB above 0", lambda v: v is None or (is_number(v) and v > 0), default=None
+    )
+    address: str | None = allow(
+        "null or HOST:PORT of a Ray cluster", lambda v: v is None or (is_text(v) and ":" in v), default=None
+    )
+    cluster: str = allow("one of slurm, local", lambda v: v in ("slurm", "local"), default="slurm")
+    partition: str | None = allow("null or the name of a partition", lambda v: v is None or is_name(v), default=None)
+    minutes: int = integer(1, default=60)
+
+    def check(self) -> None:
+        """Raises SpecError for a value of a key that this kind has no use for."""
+        for known in dataclasses.fields(self):
+            if known.name not in ("kind", *EXECUTORS[self.kind]) and getattr(self, known.name) != known.default:
+                raise SpecError(
+                    f"executor.{known.name}={getattr(self, known.name)}: must be left out with executor={self.kind}"
+                )
+
+
+@dataclass(frozen=True)
 class DataFolder:
     """Where data sets lie."""
 
@@ -128,6 +172,7 @@ SETTINGS: dict[str, type[Any]] = {
     "sweep": SweepSettings,
     "halving": HalvingSettings,
     "search": SearchSettings,
+    "executor": ExecutorSettings,
 }
 
 
@@ -142,6 +187,7 @@ class Settings:
     sweep: SweepSettings
     halving: HalvingSettings
     search: SearchSettings
+    executor: ExecutorSettings
     data: DataFolder
 
     def laboratory(self) -> Laboratory:
@@ -155,11 +201,35 @@ class Settings:
         device = torch_device(self.device.name)
         store = Store(Path(self.store.folder).absolute())
         store.prepare()
-        # One pack keeps an accelerator busy; a CPU runs one pack a thread.
-        threads = (self.device.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
-        how = self.halving
+        root, how = Path(self.data.root).absolute(), self.halving
         halving = None if how.eta is None else Halving(how.eta, how.first, how.objective)
-        return Laboratory(store, Path(self.data.root).absolute(), device, threads, self._memory(device), halving)
+        return Laboratory(store, root, device, self._threads(device), self._memory(device), self.crew(device), halving)
+
+    def crew(self, device: torch.device) -> Crew | None:
+        """Who trains packs elsewhere, if anybody is to; nothing is started yet."""
+        chosen, threads = self.executor, self._threads(device)
+        gpus = float(device.type != "cpu") if chosen.gpus is None else chosen.gpus
+        memory = None if chosen.memory is None else int(chosen.memory * 2**30)
+        if chosen.kind == "processes":
+            from lora_exp.processes import Processes
+
+            return Processes(_devices(device, chosen.workers, threads))
+        if chosen.kind == "ray":
+            from lora_exp.ray_cluster import RayCrew
+
+            return RayCrew(chosen.address, chosen.workers, chosen.cpus, gpus, memory)
+        if chosen.kind == "slurm":
+            from lora_exp.slurm import SlurmCrew
+
+            workers = chosen.workers or (threads if chosen.cluster == "local" else SLURM_JOBS)
+            logs = Path(self.store.folder).absolute().parent / "slurm"
+            cpus, partition, minutes = chosen.cpus, chosen.partition, chosen.minutes
+            return SlurmCrew(chosen.cluster, logs, workers, cpus, gpus, memory, partition, minutes)
+        return None
+
+    def _threads(self, device: torch.device) -> int:
+        """One pack keeps an accelerator busy; a CPU runs one pack a thread."""
+        return (self.device.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
 
     def _memory(self, device: torch.device) -> int:
         if self.sweep.memory is not None:
@@ -184,8 +254,19 @@ def settings_from(config: Mapping[str, Any]) -> Settings:
         if not isinstance(values, Mapping):
             raise SpecError(f"{group}: must be a config group")
     parts = {group: checked(cls, group, given[group]) for group, cls in SETTINGS.items()}
+    parts["executor"].check()
     folder = {key: value for key, value in config["data"].items() if key == "root"}
     return Settings(**parts, data=checked(DataFolder, "data", folder))
+
+
+def _devices(device: torch.device, workers: int | None, threads: int) -> list[str]:
+    """The device of each worker process: CUDA's in turn, so that each has its own where there are enough."""
+    if device.type != "cuda":
+        return [device.type] * (workers or threads)
+    import torch
+
+    count = torch.cuda.device_count()
+    return [f"cuda:{number % count}" for number in range(workers or count)]
 
 
 def torch_device(name: str) -> torch.device:

@@ -42,12 +42,12 @@ def trained_base(spec: RunSpec, data: ImageData, store: Store, key: str, device:
         files = store.get("bases", key)
         if files is not None:
             try:
-                return _read(spec, data, files, device)
+                return read_base(spec, data, files, device)
             except ValueError as error:
                 store.set_aside("bases", key, str(error))
         files = _train(spec, data)
         store.put("bases", key, files)
-    return _read(spec, data, files, device)
+    return read_base(spec, data, files, device)
 
 
 def stored_model(spec: ModelSpec, files: Mapping[str, bytes], device: torch.device) -> BaseModel:
@@ -65,8 +65,8 @@ def stored_model(spec: ModelSpec, files: Mapping[str, bytes], device: torch.devi
     return model
 
 
-def _read(spec: RunSpec, data: ImageData, files: Mapping[str, bytes], device: torch.device) -> TrainedBase:
-    """Raises ValueError, of one line, when the files are not what `_train` makes of `spec`."""
+def read_base(spec: RunSpec, data: ImageData, files: Mapping[str, bytes], device: torch.device) -> TrainedBase:
+    """The trained base in the files of a base. Raises ValueError, of one line, when they are not those of `spec`."""
     model = stored_model(spec.model, files, device)
     try:
         said = load(files[SAID])

@@ -7,9 +7,14 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
+import psutil
+
+from lora_exp import load_sweep
 from lora_exp.sweep_files import SWEEP
 
 JOBS = ("adapter.rank=1,2,3,4", "finetune.digit=range(0,10)")
@@ -56,6 +61,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def comparable(folder: Path) -> pd.DataFrame:
+    """The summary without what need not be equal: seconds, where it lies, and how it was asked for."""
+    table = load_sweep(folder)
+    return table.drop(
+        columns=["folder", "sweep", "overrides", *(name for name in table if name.startswith("seconds_"))]
+    )
+
+
+def same(one: Path, other: Path) -> None:
+    """Every number and every tensor of two sweeps."""
+    pd.testing.assert_frame_equal(comparable(one), comparable(other), check_exact=True)
+    for job in range(len(load_sweep(one))):
+        for name in ("adapter.safetensors", "predictions.safetensors"):
+            assert (one / str(job) / name).read_bytes() == (other / str(job) / name).read_bytes()
 
 
 class Place:
@@ -106,3 +127,23 @@ class Place:
 
     def partial_files(self) -> list[Path]:
         return [*self.folder.glob("cache/store/partial/*"), *self.folder.glob("runs/**/*.tmp")]
+
+
+def prepared(folder: Path, data_root: Path) -> Place:
+    """A place in `folder` that shares the data of all tests."""
+    (folder / "cache").mkdir()
+    (folder / "cache" / "data").symlink_to(data_root)
+    return Place(folder)
+
+
+def busy(process: subprocess.Popen[str], name: str, seconds: float) -> psutil.Process:
+    """The first process below `process` with `name` in its command line that has worked for so many seconds."""
+    while True:
+        assert process.poll() is None, process.communicate()
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                if name in " ".join(child.cmdline()) and sum(child.cpu_times()[:2]) > seconds:
+                    return child
+            except psutil.Error:
+                continue
+        time.sleep(0.05)

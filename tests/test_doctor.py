@@ -71,7 +71,7 @@ def test_where_all_is_well_every_line_says_so_and_nothing_is_made(folder: Path) 
     assert [line.split()[0] for line in lines] == ["ok"] * len(lines)
     subjects = [line.split()[1] for line in lines]
     assert list(dict.fromkeys(subjects)) == [
-        *("python", "device", "products", "mnist", "data", "store", "leftovers", "tracking", "disk")
+        *("python", "device", "products", "executor", "mnist", "data", "store", "leftovers", "tracking", "disk")
     ]
     assert subjects.count("disk") == 5
     assert sorted(folder.rglob("*")) == before

@@ -31,7 +31,7 @@ comparison:
 evidence: comparison
 verdict: comparison evidence
 claims: comparison evidence verdict
-settings: claims experiment fields halving objectives spec store
+settings: claims crew experiment fields halving objectives processes ray_cluster slurm spec store
 hydra_rules: fields spec
 config: hydra_rules settings spec
 composition: config hydra_rules
@@ -53,7 +53,7 @@ store_keeping: living result store trained_base
 workload: adapter_plan architecture data evaluation packing spec training
 bench: adapter_file adapters base_model checkpoint data evaluation result spec trained_base training workload
 plan: base_model data experiment spec workload
-experiment: adapter_plan adapters architecture bench checkpoint data executors halving initialisation numerics packing provenance result rung_training spec store trained_base workload
+experiment: adapter_plan adapters architecture bench checkpoint crew data executors halving initialisation numerics packing provenance result rung_training spec store trained_base workload
 run_facts: data methods result spec
 tracking: settings
 records: result run_facts settings sweep sweep_facts tracking trade_off
@@ -62,6 +62,12 @@ executors:
 checkpoint:
 halving: objectives spec
 rung_training: bench checkpoint evaluation executors halving objectives spec store
+crew:
+pack_task: bench crew executors experiment numerics spec store trained_base workload
+pack_worker: crew pack_task
+processes: crew executors
+ray_cluster: crew numerics pack_task spec store
+slurm: crew pack_task spec store
 doctor: architecture config data living numerics provenance settings spec store store_keeping tracking
 resume: config delivery records sweep sweep_files
 sweep_files:

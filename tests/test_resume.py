@@ -12,9 +12,8 @@ import signal
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from places import JOBS, QUICK, Place
+from places import JOBS, QUICK, Place, same
 
 from lora_exp import load_sweep
 from lora_exp.data import ImageData
@@ -26,20 +25,6 @@ def place(tmp_path: Path, data_root: Path, mnist: ImageData) -> Place:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "data").symlink_to(data_root)
     return Place(tmp_path)
-
-
-def comparable(folder: Path) -> pd.DataFrame:
-    """The summary without what no two runs share: seconds, and where it lies."""
-    table = load_sweep(folder)
-    return table.drop(columns=["folder", *(name for name in table if name.startswith("seconds_"))])
-
-
-def same(one: Path, other: Path) -> None:
-    """Every number and every tensor of two sweeps."""
-    pd.testing.assert_frame_equal(comparable(one), comparable(other), check_exact=True)
-    for job in range(len(load_sweep(one))):
-        for name in ("adapter.safetensors", "predictions.safetensors"):
-            assert (one / str(job) / name).read_bytes() == (other / str(job) / name).read_bytes()
 
 
 @pytest.fixture(scope="module")

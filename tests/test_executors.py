@@ -1,0 +1,162 @@
+"""python -m pytest tests/test_executors.py
+
+Wherever packs train, results are the same bits, and failures, kills and Ctrl-C end as they do on one machine. Real
+processes, a real Ray of this machine, and submitit's local executor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from places import QUICK, Place, busy, free_port, prepared, same
+
+from lora_exp import load_sweep
+from lora_exp.data import ImageData
+from lora_exp.ray_cluster import RayCrew
+from lora_exp.result import RESULT
+from lora_exp.settings import EXECUTORS, ExecutorSettings
+from lora_exp.slurm import SlurmCrew
+from lora_exp.spec import SpecError
+
+PROCESSES, RAY = ("executor=processes",), ("executor=ray",)
+SLURM = ("executor=slurm", "executor.cluster=local")
+SWEEP = ("-m", *QUICK, "finetune.steps=3000", "adapter.rank=1,2,3,4", "finetune.digit=range(0,4)")
+
+
+@pytest.fixture
+def place(tmp_path: Path, data_root: Path, mnist: ImageData) -> Place:
+    return prepared(tmp_path, data_root)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Path:
+    """The folder of the sweep as it comes out without an executor."""
+    place = prepared(tmp_path_factory.mktemp("local"), data_root)
+    place.run(*SWEEP, "tracking=off")
+    return place.sweep()
+
+
+@pytest.mark.parametrize(
+    ("executor", "worker"),
+    [(PROCESSES, "lora_exp.pack_worker"), (SLURM, "submitit.core._submit")],
+    ids=["own", "slurm"],
+)
+def test_a_sweep_of_which_a_worker_is_killed_has_the_bits_of_a_local_one(
+    place: Place, local: Path, executor: tuple[str, ...], worker: str
+) -> None:
+    process = place.start(*SWEEP, *executor)
+    busy(process, worker, 4.0).kill()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "tried again in parts" in out + err
+    same(place.sweep(), local)
+    assert set(place.results_made().values()) == {1} and len(place.results_made()) == 16
+    assert place.statuses() == {"FINISHED": 17}
+
+
+def test_a_sweep_on_ray_has_the_bits_of_a_local_one_and_listens_on_this_machine_only(place: Place, local: Path) -> None:
+    process = place.start(*SWEEP, *RAY)
+    assert process.poll() is None
+    busy(process, "ray::", 1.0)
+    heard = {
+        port.laddr.ip
+        for child in psutil.Process(process.pid).children(recursive=True)
+        for port in child.net_connections(kind="inet")
+        if port.status == psutil.CONN_LISTEN
+    }
+    assert heard and heard <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    same(place.sweep(), local)
+    assert set(place.results_made().values()) == {1} and len(place.results_made()) == 16
+    assert place.statuses() == {"FINISHED": 17}
+
+
+@pytest.mark.parametrize(
+    ("executor", "fault", "cause"),
+    [
+        (PROCESSES, "hard exit", "exit code 7"),
+        (RAY, "SIGKILL", "its worker was lost (WorkerCrashedError"),
+        (SLURM, "raise", "RuntimeError: out of luck"),
+    ],
+    ids=["own", "ray", "slurm"],
+)
+def test_a_job_that_fails_takes_no_other_with_it(
+    place: Place, executor: tuple[str, ...], fault: str, cause: str
+) -> None:
+    jobs = ("finetune.steps=5", "adapter.rank=1,2", "finetune.digit=3,4")
+    err = place.run("-m", *QUICK, *jobs, *executor, code=1, FAULT=fault)[1]
+    table = load_sweep(place.sweep())
+    [failed] = table[table["status"] == "failed"].to_dict("records")
+    assert cause in failed["error"] and "adapter.rank=2 finetune.digit=3" in failed["overrides"]
+    assert "1 of 4 jobs failed" in err.splitlines()[-1]
+    assert place.statuses() == {"FINISHED": 4, "FAILED": 1}
+    assert set(place.results_made().values()) == {1}
+
+
+@pytest.mark.parametrize("executor", [PROCESSES, RAY, SLURM], ids=["own", "ray", "slurm"])
+def test_ctrl_c_ends_all_workers_within_five_seconds_and_keeps_what_was_finished(
+    place: Place, executor: tuple[str, ...]
+) -> None:
+    # Two batch sizes, hence packs that wait while others train.
+    jobs = ("finetune.steps=2000", "adapter.rank=1,2", "finetune.digit=1,2,3", "finetune.batch_size=10,20,30")
+    process = place.start("-m", *QUICK, *jobs, *executor)
+    while not list(place.folder.glob(f"runs/*/*/*/{RESULT}")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+    # Five seconds of a machine that has nothing else to do.
+    assert time.monotonic() - started < 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert process.returncode == 130, told
+    assert f"lora-exp resume {place.sweep()}" in told and "Traceback" not in told
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert workers and not alive
+    statuses = place.statuses()
+    assert "RUNNING" not in statuses and statuses["FINISHED"] >= len(list(place.sweep().glob(f"*/{RESULT}"))) - 1
+    assert len(place.results_made()) < 18, "it was finished before it was interrupted"
+    assert place.partial_files() == []
+
+
+def test_an_extra_that_is_not_installed_is_one_line_with_the_command_that_installs_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place.folder / "ray.py").write_text("raise ImportError('not here')\n")
+    err = place.run("-m", *QUICK, "adapter.rank=1,2", "executor=ray", code=2)[1]
+    assert err == "lora-exp: executor=ray: ray can't be loaded (not here); pip install 'lora-exp[ray]'\n"
+    assert not (place.folder / "runs").exists()
+    for extra, library, crew in (("ray", "ray", RayCrew(None, None, 1, 0, None)), ("slurm", "submitit", slurm())):
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(SpecError, match=rf"{library} is not installed; pip install 'lora-exp\[{extra}\]'"):
+            crew.check()
+
+
+def test_a_cluster_that_is_not_there_is_one_line_and_nothing_is_computed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    err = place.run("-m", *QUICK, "adapter.rank=1,2", "executor=ray", f"executor.address={address}", code=2)[1]
+    assert err.startswith(f"lora-exp: executor.address={address}: no Ray cluster answers") and err.count("\n") == 1
+    assert not place.computed.exists() and not (place.folder / "runs").exists()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SpecError, match="this machine has no sbatch; start it on a login node"):
+        slurm().check()
+
+
+def slurm() -> SlurmCrew:
+    return SlurmCrew("slurm", Path("jobs"), 1, 1, 0, None, None, 60)
+
+
+def test_a_key_that_an_executor_has_no_use_for_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"executor\.minutes=5: must be left out with executor=ray"):
+        ExecutorSettings("ray", minutes=5).check()
+    for kind in EXECUTORS:
+        ExecutorSettings(kind).check()
