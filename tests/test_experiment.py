@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from lora_exp import experiment, packing
+from lora_exp.checkpoint import Checkpoint
 from lora_exp.data import ImageData
 from lora_exp.experiment import Failure, Files, Laboratory
 from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, Outcome, from_json
@@ -113,10 +114,10 @@ def test_a_pack_that_raises_fails_its_own_jobs_only(
     specs = [*grid()[:4], dataclasses.replace(grid()[6], model=ModelSpec((32,)))]
     original = experiment.Bench.run_pack
 
-    def broken(self: experiment.Bench, pack: list[RunSpec], progress: object) -> object:
+    def broken(self: experiment.Bench, pack: list[RunSpec], progress: object, begin: Sequence[Checkpoint]) -> object:
         if pack[0].model == MODEL:
             raise RuntimeError("out of luck")
-        return original(self, pack, None)
+        return original(self, pack, None, begin)
 
     monkeypatch.setattr(experiment.Bench, "run_pack", broken)
     found = dict(Laboratory(store, data_root, torch.device("cpu"), 1, 2**30).run(specs))
