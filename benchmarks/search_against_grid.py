@@ -53,8 +53,9 @@ of_job = {tuple(sorted(one for one in setting if one not in fixed)): error for s
 trials = round(share * len(errors))
 batch = max(1, -(-trials // 5))
 good = sum(error <= limit for error in errors.values())
+shown = " ".join(one for one in best if one not in fixed)
 print(
-    f"{len(errors)} settings, {len(next(iter(found.values())))} seeds each; lowest {100 * errors[best]:.2f} % by {best}"
+    f"{len(errors)} settings, {len(next(iter(found.values())))} seeds each; lowest {100 * errors[best]:.2f} %: {shown}"
 )
 print(f"{good} of {len(errors)} settings are within {100 * (limit - errors[best]):.2f} points of it")
 for sampler in ("tpe", "nsga2", "random", "qmc", "grid"):
