@@ -80,12 +80,17 @@ class SlurmCrew:
             )
 
     def start(self, task: PackTask) -> int:
-        """Submit a pack."""
+        """Submit a pack. Raises SpecError when Slurm refuses it."""
+        from submitit.core.utils import FailedJobError
+
         from lora_exp.pack_task import trained_into_store
 
         number, memory = next(self._numbers), self._memory or task.memory
         self._executor.update_parameters(**self._parameters, mem_gb=max(1, math.ceil(memory / 2**30)))
-        self._running[number] = (self._executor.submit(trained_into_store, task, None), task)
+        try:
+            self._running[number] = (self._executor.submit(trained_into_store, task, None), task)
+        except FailedJobError as error:
+            raise SpecError(f"executor=slurm: Slurm refuses the job ({' '.join(str(error).split())})") from error
         return number
 
     def wait(self, progress: Progress) -> Answer:
