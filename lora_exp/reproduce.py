@@ -12,11 +12,12 @@ from typing import Any
 
 from lora_exp.config import compose_values
 from lora_exp.differences import Difference, differing_bits, differing_texts, flat, table
+from lora_exp.executor_settings import ExecutorSettings
 from lora_exp.experiment import Failure, Files
 from lora_exp.halving import Stopped
 from lora_exp.result import RESULT, RunResult, from_json
 from lora_exp.run_folder import FolderError
-from lora_exp.settings import SETTINGS, DataFolder, ExecutorSettings, Settings, StoreSettings, settings_from
+from lora_exp.settings import SETTINGS, DataFolder, Settings, StoreSettings, settings_from
 from lora_exp.spec import RunSpec, SpecError, spec_from
 from lora_exp.stored_run import StoredRun, find
 from lora_exp.sweep import run_command

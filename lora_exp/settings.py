@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.claims import CLAIMS
-from lora_exp.fields import allow, integer, is_int, is_name, is_number, is_text, positive
+from lora_exp.executor_settings import ExecutorSettings
+from lora_exp.fields import allow, integer, is_int, is_name, is_number, is_text
 from lora_exp.halving import Halving
 from lora_exp.objectives import ERRORS, OBJECTIVES
 from lora_exp.spec import SpecError, checked
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda", "mps")
 TRACKING = ("sqlite", "server", "off")
 SAMPLERS = ("tpe", "nsga2", "cmaes", "random", "grid", "qmc")
-# Where packs train, and the keys that have a meaning there.
-EXECUTORS = {
-    "local": (),
-    "processes": ("workers",),
-    "ray": ("workers", "cpus", "gpus", "memory", "address"),
-    "slurm": ("workers", "cpus", "gpus", "memory", "cluster", "partition", "minutes"),
-}
-SLURM_JOBS = 8  # at a time, where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -123,40 +115,6 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
-class ExecutorSettings:
-    """Where packs train, how many at a time (null: as many as fit), and what each of them is given.
-
-    Null `gpus` are one on an accelerator, and null `memory` (GiB) is what the pack is expected to take.
-    """
-
-    kind: str = allow("one of " + ", ".join(EXECUTORS), lambda v: v in EXECUTORS, default="local")
-    workers: int | None = allow(
-        "null or an integer of at least 1", lambda v: v is None or (is_int(v) and v >= 1), default=None
-    )
-    cpus: float = positive(default=1.0)
-    gpus: float | None = allow(
-        "null or a number of at least 0", lambda v: v is None or (is_number(v) and v >= 0), default=None
-    )
-    memory: float | None = allow(
-        "null or a number of GiB above 0", lambda v: v is None or (is_number(v) and v > 0), default=None
-    )
-    address: str | None = allow(
-        "null or HOST:PORT of a Ray cluster", lambda v: v is None or (is_text(v) and ":" in v), default=None
-    )
-    cluster: str = allow("one of slurm, local", lambda v: v in ("slurm", "local"), default="slurm")
-    partition: str | None = allow("null or the name of a partition", lambda v: v is None or is_name(v), default=None)
-    minutes: int = integer(1, default=60)
-
-    def check(self) -> None:
-        """Raises SpecError for a value of a key that this kind has no use for."""
-        for known in dataclasses.fields(self):
-            if known.name not in ("kind", *EXECUTORS[self.kind]) and getattr(self, known.name) != known.default:
-                raise SpecError(
-                    f"executor.{known.name}={getattr(self, known.name)}: must be left out with executor={self.kind}"
-                )
-
-
-@dataclass(frozen=True)
 class DataFolder:
     """Where data sets lie."""
 
@@ -207,25 +165,8 @@ class Settings:
 
     def crew(self, device: torch.device) -> Crew | None:
         """Who trains packs elsewhere, if anybody is to; nothing is started yet."""
-        chosen, threads = self.executor, self._threads(device)
-        gpus = float(device.type != "cpu") if chosen.gpus is None else chosen.gpus
-        memory = None if chosen.memory is None else int(chosen.memory * 2**30)
-        if chosen.kind == "processes":
-            from lora_exp.processes import Processes
-
-            return Processes(_devices(device, chosen.workers, threads))
-        if chosen.kind == "ray":
-            from lora_exp.ray_cluster import RayCrew
-
-            return RayCrew(chosen.address, chosen.workers, chosen.cpus, gpus, memory)
-        if chosen.kind == "slurm":
-            from lora_exp.slurm import SlurmCrew
-
-            workers = chosen.workers or (threads if chosen.cluster == "local" else SLURM_JOBS)
-            logs = Path(self.store.folder).absolute().parent / "slurm"
-            cpus, partition, minutes = chosen.cpus, chosen.partition, chosen.minutes
-            return SlurmCrew(chosen.cluster, logs, workers, cpus, gpus, memory, partition, minutes)
-        return None
+        logs = Path(self.store.folder).absolute().parent / "slurm"
+        return self.executor.crew(device, self._threads(device), logs)
 
     def _threads(self, device: torch.device) -> int:
         """One pack keeps an accelerator busy; a CPU runs one pack a thread."""
@@ -257,16 +198,6 @@ def settings_from(config: Mapping[str, Any]) -> Settings:
     parts["executor"].check()
     folder = {key: value for key, value in config["data"].items() if key == "root"}
     return Settings(**parts, data=checked(DataFolder, "data", folder))
-
-
-def _devices(device: torch.device, workers: int | None, threads: int) -> list[str]:
-    """The device of each worker process: CUDA's in turn, so that each has its own where there are enough."""
-    if device.type != "cuda":
-        return [device.type] * (workers or threads)
-    import torch
-
-    count = torch.cuda.device_count()
-    return [f"cuda:{number % count}" for number in range(workers or count)]
 
 
 def torch_device(name: str) -> torch.device:

@@ -18,9 +18,9 @@ from places import QUICK, Place, busy, free_port, prepared, same
 
 from lora_exp import load_sweep
 from lora_exp.data import ImageData
+from lora_exp.executor_settings import EXECUTORS, ExecutorSettings
 from lora_exp.ray_cluster import RayCrew
 from lora_exp.result import RESULT
-from lora_exp.settings import EXECUTORS, ExecutorSettings
 from lora_exp.slurm import SlurmCrew
 from lora_exp.spec import SpecError
 

@@ -31,7 +31,8 @@ comparison:
 evidence: comparison
 verdict: comparison evidence
 claims: comparison evidence verdict
-settings: claims crew experiment fields halving objectives processes ray_cluster slurm spec store
+executor_settings: crew fields processes ray_cluster slurm spec
+settings: claims crew executor_settings experiment fields halving objectives spec store
 hydra_rules: fields spec
 config: hydra_rules settings spec
 composition: config hydra_rules
@@ -101,7 +102,7 @@ study: proposals search_space settings sweep_files
 search: composition conducting config experiment fields job objectives packing plan proposals search_space settings spec study sweep_files
 differences: result
 stored_run: config differences recorded result run_folder spec sweep sweep_files
-reproduce: config differences experiment halving result run_folder settings spec stored_run sweep
+reproduce: config differences executor_settings experiment halving result run_folder settings spec stored_run sweep
 torch_module: architecture base_model data
 peft_format: architecture fields spec
 run_folder: base_model config result settings sweep trained_base
