@@ -13,6 +13,7 @@ from lora_exp.tables import MEASURES, Table, means_table, runs_table
 from lora_exp.trade_off import pareto_front, representative, sound
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table as RichTable
 
 ROWS = 64  # a longer table scrolls away; means are shown instead
@@ -29,6 +30,13 @@ def print_sweep(frame: pd.DataFrame) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, width=WIDTH)
+    # Printed by Python, whose error, where nobody reads, ends nothing; rich's own printing would end the process.
+    with console.capture() as captured:
+        _write(console, frame)
+    print(captured.get(), end="")
+
+
+def _write(console: Console, frame: pd.DataFrame) -> None:
     if len(sound(frame)):
         title, table, jobs = _fitting(frame)
         if title:

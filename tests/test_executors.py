@@ -78,6 +78,7 @@ def test_a_sweep_on_ray_has_the_bits_of_a_local_one_and_listens_on_this_machine_
     assert place.statuses() == {"FINISHED": 17}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("executor", "fault", "cause"),
     [
@@ -100,6 +101,7 @@ def test_a_job_that_fails_takes_no_other_with_it(
     assert set(place.results_made().values()) == {1}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("executor", [PROCESSES, RAY, SLURM], ids=["own", "ray", "slurm"])
 def test_ctrl_c_ends_all_workers_within_five_seconds_and_keeps_what_was_finished(
     place: Place, executor: tuple[str, ...]
