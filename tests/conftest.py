@@ -72,9 +72,9 @@ def train_pack(small_base: BaseModel, images: TrainingImages) -> TrainPack:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """A real Chromium without a window, one a worker; skips where none is installed."""
+    """A real Chromium without a window, one a worker; `make test` sees to it that there is one."""
     if (chromium := shutil.which("chromium")) is None:
-        pytest.skip("there is no chromium on the PATH")
+        pytest.fail("there is no chromium on the PATH; make browser installs it")
     arguments = ["--no-sandbox"] if os.getuid() == 0 else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
