@@ -63,7 +63,7 @@ def conducted(
     """
     folder = Path(str(config.hydra.sweep.dir))
     name = "-".join(folder.parts[-2:]) if len(folder.parts) > 1 else folder.name  # its date and time, say
-    check_report_place(_report_place(settings, name))
+    check_report_place(settings.report.place(name))
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
     with kept_within(open_laboratory(settings).store, settings.store.limit):
@@ -109,7 +109,7 @@ def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> No
         return
     done = read_sweep(folder)
     claim = report.judged_claim(done, settings.report.claim)
-    out = _report_place(settings, done.name)
+    out = settings.report.place(done.name)
     pictures, labels = open_laboratory(settings).test_pictures(first)
     report.write_report(done, out, pictures, labels, claim)
     end_sweep(folder, status, out)
@@ -125,7 +125,3 @@ def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> No
     if missing or not delivery.close_parent(folder):
         command = shlex.join(["lora-exp", "sync", str(folder.absolute())])
         print(f"not all of it is in MLflow yet; when that is back: {command}")
-
-
-def _report_place(settings: Settings, name: str) -> Path:
-    return Path(settings.report.folder).absolute() / (settings.report.name or name)

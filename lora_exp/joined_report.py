@@ -65,7 +65,7 @@ def write_again(sweep: Sweep, settings: Settings, out: Path | None = None) -> Pa
     """
     import numpy as np
 
-    out = out or Path(settings.report.folder).absolute() / (settings.report.name or sweep.name)
+    out = out or settings.report.place(sweep.name)
     pictures, labels = np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8)
     for result in sweep.results.values():
         pictures, labels = settings.laboratory().test_pictures(result.spec)

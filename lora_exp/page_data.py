@@ -19,7 +19,7 @@ from lora_exp.gallery import changes, spread
 from lora_exp.result import ClassErrors
 from lora_exp.sweep import Sweep, digits_of, run_command
 from lora_exp.tables import ALWAYS, differing, heading, runs_table, setting_text
-from lora_exp.trade_off import pareto_front, representative, sound
+from lora_exp.trade_off import representative, sound
 
 FEW_RUNS = 100  # with more, less is shown of each, so that the page stays small and quick
 CURVE_POINTS = {True: 60, False: 25}  # of a loss curve, where runs are few or not
@@ -41,7 +41,6 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
     images = [image for gallery in galleries.values() for part in PARTS for image in gallery.get(part, [])]
     shown = sorted({image[0] for image in images})
     cells = {int(row[0]): row for row in runs_table(sweep.frame)[1]}
-    front = set(pareto_front(sweep.frame))
     rows = []
     for row in runs.to_dict("records"):
         job, result = row["job"], results[row["job"]]
@@ -58,7 +57,6 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
                 "other_error": row["other_error"],
                 "forgetting": row["forgetting"],
                 "overhead": row["overhead_percent"],
-                "front": job in front,
                 "base": list(bases).index(out.base_sha256_before),
                 "targets": list(result.spec.finetune.digit),
                 "after": _judged(out.after),

@@ -61,7 +61,7 @@ class RungTraining:
         """Where the jobs of a pack stood at a rung; none when one of them isn't in the store (any more)."""
         found = []
         for spec in pack:
-            files = self._find(spec, step) if step else None
+            files = self.store.get("checkpoints", self._rung_key(spec, step)) if step else None
             if files is None:
                 return []
             found.append(decoded(files[CHECKPOINT]))
@@ -75,8 +75,9 @@ class RungTraining:
             for spec, (said, stands) in zip(pack, self.bench.run_rung(pack, step, progress, begin), strict=True):
                 sound = math.isfinite(said.loss) and bool(stands.losses.isfinite().all())
                 rung = {"step": step, "error_rates": said.error_rates if sound else None}
-                files = {CHECKPOINT: stands.encoded(), RUNG: json.dumps(rung).encode()}
-                self.store.put("rungs", self._rung_key(spec, step), files)
+                # Apart, since errors are read of all jobs and checkpoints of those that go on; the record comes last.
+                self.store.put("checkpoints", self._rung_key(spec, step), {CHECKPOINT: stands.encoded()})
+                self.store.put("rungs", self._rung_key(spec, step), {RUNG: json.dumps(rung).encode()})
 
         found = {spec: files for spec in reached if (files := self._find(spec, step)) is not None}
         missing = [spec for spec in reached if spec not in found]
@@ -87,15 +88,15 @@ class RungTraining:
         for spec, made in self.in_packs(packs, run, lambda spec: self._find(spec, step), work, f"jobs at step {step}"):
             if isinstance(made, dict):
                 found[spec] = made
-        return {spec: self._error(spec, found[spec]) for spec in reached if spec in found}
-
-    def _error(self, spec: RunSpec, files: Files) -> float:
-        rates = json.loads(files[RUNG])["error_rates"]
         said, split = self.bench.base.validation, self.bench.data.validation
-        if rates is None or said is None or split is None:
-            return math.nan
+        assert said is not None and split is not None, "checked before anything ran"
         before = summarise(said, split.labels).error_rates
-        return error_of(self.halving.objective, spec.finetune.digit, before, rates)
+        errors = {}
+        for spec in (spec for spec in reached if spec in found):
+            rates = json.loads(found[spec][RUNG])["error_rates"]
+            target = spec.finetune.digit
+            errors[spec] = math.nan if rates is None else error_of(self.halving.objective, target, before, rates)
+        return errors
 
     def _find(self, spec: RunSpec, step: int) -> Files | None:
         return self.store.get("rungs", self._rung_key(spec, step))

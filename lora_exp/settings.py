@@ -72,6 +72,10 @@ class ReportSettings:
     )
     claim: str | None = allow("null or one of " + ", ".join(CLAIMS), lambda v: v is None or v in CLAIMS, default=None)
 
+    def place(self, sweep: str) -> Path:
+        """The folder of the report of the sweep of that name."""
+        return Path(self.folder).absolute() / (self.name or sweep)
+
 
 @dataclass(frozen=True)
 class SweepSettings:

@@ -27,7 +27,7 @@ from lora_exp.living import living_folder, remove_abandoned
 log = logging.getLogger(__name__)
 
 ENTRY = "entry.json"
-KINDS = ("bases", "results", "rungs")
+KINDS = ("bases", "results", "rungs", "checkpoints")
 PARTIAL, DAMAGED, LOCKS = "partial", "damaged", "locks"
 # The disk, the quota, or the greatest size of a file that this process may write.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,0 +1,61 @@
+"""python -m pytest tests/test_terminal.py: what a sweep tells a terminal, and what it tells a pipe."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import made_results as made
+import pytest
+from places import QUICK, Place
+
+from lora_exp.sweep import read_sweep
+from lora_exp.terminal import print_next
+
+FEW = made.pictures_and_labels()[1][:500]
+PRINT = "import sys; from lora_exp.sweep import load_sweep; from lora_exp.terminal import print_sweep; "
+PRINT += "print_sweep(load_sweep(sys.argv[1]))"
+
+
+def test_a_terminal_gets_colours_and_a_pipe_gets_the_same_text_without(tmp_path: Path) -> None:
+    runs = [made.made_run(FEW, rank=1), "no memory", made.made_run(FEW, rank=2)]
+    folder = made.write_sweep(tmp_path / "sweep", runs)
+    ours, theirs = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    command = [sys.executable, "-c", PRINT, str(folder)]
+    shown = subprocess.Popen(command, stdout=theirs, env=environment | {"TERM": "xterm-256color"})
+    os.close(theirs)
+    told = b""
+    try:
+        while part := os.read(ours, 65536):
+            told += part
+    except OSError:  # the other end is closed
+        pass
+    assert shown.wait() == 0
+    piped = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    text = told.decode().replace("\r\n", "\n")
+    assert "\x1b[32m" in text and "\x1b[31m" in text and "\x1b[1m" in text
+    assert re.sub(r"\x1b\[[0-9;]*m", "", text) == piped
+    assert "\x1b" not in piped and "job 1" in piped and "no memory" in piped
+
+
+@pytest.mark.parametrize("preset", [False, True])
+def test_the_suggested_sweep_over_seeds_is_one_that_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], preset: bool
+) -> None:
+    place = Place(tmp_path)
+    asked = ["experiment=rank_by_digit"] if preset else ["-m", "adapter.rank=1,2", "finetune.digit=3"]
+    command = [*asked, *QUICK, "finetune.steps=2", "tracking=off", "hydra.sweep.dir=swept"]
+    place.run(*command)
+    print_next(read_sweep(tmp_path / "swept"))
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "finetune.seed=" in line]
+    suggested = shlex.split(line, comments=True)
+    assert suggested[0] == "lora-exp" and "hydra.sweep.dir=swept" not in suggested
+    plan, _ = place.run(*suggested[1:], "sweep.plan=true")
+    jobs = 40 if preset else 2
+    assert f"{5 * jobs} jobs: {jobs} in the store already" in plan
