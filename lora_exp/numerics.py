@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def request_reproducible_products() -> None:
     """Ask MKL for one code path; call before torch is imported. A request made by the user is left alone."""
-    os.environ.setdefault("MKL_CBWR", f"{_widest_code_path()},STRICT")
+    os.environ.setdefault("MKL_CBWR", f"{widest_code_path()},STRICT")
 
 
 def requested() -> str:
@@ -28,7 +28,7 @@ def requested() -> str:
     return os.environ.get("MKL_CBWR", "")
 
 
-def _widest_code_path() -> str:
+def widest_code_path() -> str:
     """AVX512 where the processor has it, else AVX2."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

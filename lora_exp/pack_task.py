@@ -80,7 +80,7 @@ def _check_same(expected: list[str], found: list[str]) -> None:
                 f"{where} would compute other bits: {name} is {here[:20]}, where it was started {there[:20]}"
             )
     # MKL takes another code path, and says nothing, where the processor lacks the one asked for.
-    if "AVX512" in numerics.requested() and numerics._widest_code_path() != "AVX512":
+    if "AVX512" in numerics.requested() and numerics.widest_code_path() != "AVX512":
         raise SpecError(f"{where} would compute other bits: no AVX-512 there; start with MKL_CBWR=AVX2,STRICT")
 
 

@@ -30,10 +30,10 @@ from scipy.stats import norm
 from lora_exp import load_sweep
 from lora_exp.__main__ import main
 from lora_exp.data import ImageData
-from lora_exp.objectives import values_of
+from lora_exp.objectives import OBJECTIVES, values_of
 from lora_exp.result import read
 from lora_exp.search_space import Choice, Interval, Range, Space, space_of
-from lora_exp.settings import OBJECTIVES, SAMPLERS, SearchSettings
+from lora_exp.settings import SAMPLERS, SearchSettings
 from lora_exp.spec import SpecError
 from lora_exp.study import Study
 from lora_exp.sweep_files import SweepError, read_about
