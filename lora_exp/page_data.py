@@ -18,7 +18,7 @@ from lora_exp.figures import kind_label, kind_of, setting
 from lora_exp.gallery import changes, spread
 from lora_exp.result import ClassErrors
 from lora_exp.sweep import Sweep, digits_of, run_command
-from lora_exp.tables import ALWAYS, differing, heading, runs_table, setting_text
+from lora_exp.tables import ALWAYS, MEASURES, differing, heading, runs_table, setting_text
 from lora_exp.trade_off import representative, sound
 
 FEW_RUNS = 100  # with more, less is shown of each, so that the page stays small and quick
@@ -49,7 +49,7 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
             {
                 "job": job,
                 "what": setting(result),
-                "cells": cells[job],
+                "measured": cells[job][-len(MEASURES) :],
                 "command": run_command(row["overrides"]),
                 "settings": {name: setting_text(row[name]) for name in names},
                 "kind": kinds.index(kind_of(result)),
@@ -67,6 +67,7 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
     return {
         "settings": {name: {"title": heading(name), "values": _values(runs[name], name)} for name in names},
         "kinds": [kind_label(*kind) for kind in kinds],
+        "measures": list(MEASURES),
         "runs": rows,
         "bases": [{**_judged(errors), "counts": errors.counts} for errors in bases.values()],
         "wilson": wilson([errors for r in results.values() for errors in (r.outcome.before, r.outcome.after)]),

@@ -241,7 +241,7 @@ function element(tag, text, properties) {
 function showRun() {
   const run = data.runs.find((one) => one.job === state.job);
   if (!run) return;
-  const cell = (name) => run.cells[run.cells.length - NUMBERS + NUMBER_COLUMNS.indexOf(name)];
+  const cell = (name) => run.measured[data.measures.indexOf(name)];
   byId("one-told").textContent = `Job ${run.job}, ${run.what}: error on the target ${cell("target_error_before")} % → ` +
     `${cell("target_error")} %, on the other digits ${cell("other_error_before")} % → ${cell("other_error")} % ` +
     `(forgetting ${cell("forgetting")} points), ${cell("parameters_adapter")} parameters.`;
@@ -254,9 +254,6 @@ function showRun() {
 
 // ---------------------------------------------------------------- filters, chooser, table
 
-const NUMBER_COLUMNS = ["target_error_before", "target_error", "other_error_before", "other_error", "forgetting",
-  "parameters_adapter", "overhead_percent"];
-const NUMBERS = NUMBER_COLUMNS.length;
 const state = { filters: {}, text: "", job: null, rows: new Map() };
 
 const shownRuns = () => data.runs.filter((run) =>
