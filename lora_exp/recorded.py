@@ -19,7 +19,7 @@ def fetch_run(settings: TrackingSettings, run: str, names: Sequence[str]) -> dic
 
     Raises TrackingError when there is no such store, or no such run in it.
     """
-    settings = existing(settings)
+    settings = existing(settings, f"run {run}")
     with one_line(settings.uri):
         from mlflow import MlflowClient
 
@@ -32,7 +32,7 @@ def fetch_experiment(settings: TrackingSettings, folder: Path) -> list[tuple[Pat
     A folder has `result.json`, or `failure.json` of a run that failed. The order is that in which runs were made.
     Raises TrackingError when there is no such store or experiment, or no run in it.
     """
-    settings = existing(settings)
+    settings = existing(settings, f"experiment {settings.experiment}")
     with one_line(settings.uri):
         from mlflow import MlflowClient
 

@@ -79,8 +79,10 @@ def _connection(settings: TrackingSettings, artifacts: str | None) -> Connection
         return Connection(settings, client, _experiment(client, settings.experiment, artifacts))
 
 
-def existing(settings: TrackingSettings) -> TrackingSettings:
+def existing(settings: TrackingSettings, wanted: str) -> TrackingSettings:
     """The settings with an absolute address, of a store that is there; nothing in it is changed.
+
+    `wanted` says, when there is none, what is therefore not in it.
 
     Raises TrackingError when there is none.
     """
@@ -91,7 +93,7 @@ def existing(settings: TrackingSettings) -> TrackingSettings:
     settings = _absolute(settings)
     path = Path(settings.uri.removeprefix(SQLITE))
     if not path.is_file():
-        raise TrackingError(f"tracking.uri={settings.uri}: there is no such file, so no run is in it")
+        raise TrackingError(f"tracking.uri={settings.uri}: there is no such file, so {wanted} is not in it")
     with one_line(settings.uri):
         _check_database(path)
     return settings
