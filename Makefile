@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINIMUM := .venv-minimum
 AUDIT := .venv-audit
+TESTS := python -m pytest --numprocesses 2 --dist worksteal
+# Threads that wait actively would take the core of the other half of the tests.
+test minimum: export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: sweep test minimum audit setup browser example clean
 
@@ -14,7 +17,7 @@ test: setup browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/$(TESTS)
 
 # The tests with every library at the oldest version that pyproject.toml allows, torch and what tests need besides as
 # they are in .venv.
@@ -25,7 +28,7 @@ minimum: setup browser
 	$(MINIMUM)/bin/python -m pip install --quiet --requirement $(MINIMUM)/pins.txt
 	$(MINIMUM)/bin/python -m pip install --quiet --no-deps --editable .
 	$(BIN)/python -c '$(SITE)' > "$$($(MINIMUM)/bin/python -c '$(SITE)')/others.pth"
-	$(MINIMUM)/bin/python -m pytest --numprocesses 2 -W ignore::DeprecationWarning  # old libraries over newer ones of their own
+	$(MINIMUM)/bin/$(TESTS) -W ignore::DeprecationWarning  # old libraries over newer ones of their own
 
 # Known weaknesses of the installed libraries; needs the network. docs/safety.md says how to read it.
 audit: setup
