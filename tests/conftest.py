@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from lora_exp import data, numerics
 from lora_exp.adapter_plan import adapter_plan
@@ -75,6 +75,7 @@ def browser() -> Iterator[Browser]:
     """A real Chromium without a window, one a worker; `make test` sees to it that there is one."""
     if (chromium := shutil.which("chromium")) is None:
         pytest.fail("there is no chromium on the PATH; make browser installs it")
+    expect.set_options(timeout=30_000)  # milliseconds; other tests want the machine too
     arguments = ["--no-sandbox"] if os.getuid() == 0 else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
