@@ -1,9 +1,10 @@
-"""python benchmarks/executors.py DIR [--repeats 3] [--steps 750] [--executors local,processes,ray]
+"""python benchmarks/executors.py DIR [--repeats 3] [--steps 5000] [--executors local,processes,ray]
 
-How much faster two workers of one thread each are than one, on two cores: 20 jobs on the reference model (rank 1 and 8
-x digits 0 to 9, batch 10), base in the store, whole commands without MLflow. In turn for each executor: one worker, two
-workers, and two workers with one step a job, which is what a command takes besides training. The medians, the ratio of
-whole commands, the ratio without that, and the machine's load before each command, since others slow down both.
+How much faster two workers of one thread each are than one, on two cores: 40 jobs on the reference model (rank 1, 2,
+4, 8 x digits 0 to 9, batch 10; packs of 20 either way), base in the store, whole commands without MLflow. In turn for
+each executor: one worker, two workers, and two workers with one step a job, which is what a command takes besides
+training. The medians, the ratio of whole commands, the ratio without that, and the machine's load before each command,
+since others slow down both.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 
 from lora_exp.provenance import processor
 
-JOBS = ("adapter.rank=1,8", "finetune.digit=range(0,10)", "tracking=off", "store.folder=store")
+JOBS = ("adapter.rank=1,2,4,8", "finetune.digit=range(0,10)", "tracking=off", "store.folder=store")
 
 
 def sweep(folder: Path, executor: str, workers: int, steps: int) -> float:
@@ -43,7 +44,7 @@ def sweep(folder: Path, executor: str, workers: int, steps: int) -> float:
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", type=Path)
 parser.add_argument("--repeats", type=int, default=3)
-parser.add_argument("--steps", type=int, default=750)
+parser.add_argument("--steps", type=int, default=5000)
 parser.add_argument("--executors", default="local,processes,ray")
 given = parser.parse_args()
 given.folder.mkdir(parents=True, exist_ok=True)
