@@ -3,8 +3,8 @@
 How much faster two workers of one thread each are than one, on two cores: 40 jobs on the reference model (rank 1, 2,
 4, 8 x digits 0 to 9, batch 10; packs of 20 either way), base in the store, whole commands without MLflow. In turn for
 each executor: one worker, two workers, and two workers with one step a job, which is what a command takes besides
-training. The medians, the ratio of whole commands, the ratio without that, and the machine's load before each command,
-since others slow down both.
+training (start-up, evaluation, report). The medians, the ratio of whole commands, and the machine's load before each
+command, since others slow down both.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ for executor in given.executors.split(","):
             taken[name].append(sweep(given.folder, executor, workers, steps))
     one, two, besides = (statistics.median(taken[name]) for name in ways)
     print(
-        f"{executor}: one worker {one:.1f} s, two {two:.1f} s, {one / two:.2f} times as fast; besides training "
-        f"{besides:.1f} s, without it {(one - besides) / (two - besides):.2f} times",
+        f"{executor}: one worker {one:.1f} s, two {two:.1f} s, {one / two:.2f} times as fast; "
+        f"besides training {besides:.1f} s",
         flush=True,
     )
