@@ -26,6 +26,7 @@ from lora_exp.spec import SpecError
 
 PROCESSES, RAY = ("executor=processes",), ("executor=ray",)
 SLURM = ("executor=slurm", "executor.cluster=local")
+LONG = pytest.mark.long
 SWEEP = ("-m", *QUICK, "finetune.steps=3000", "adapter.rank=1,2,3,4", "finetune.digit=range(0,4)")
 
 
@@ -78,13 +79,12 @@ def test_a_sweep_on_ray_has_the_bits_of_a_local_one_and_listens_on_this_machine_
     assert place.statuses() == {"FINISHED": 17}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("executor", "fault", "cause"),
     [
         (PROCESSES, "hard exit", "exit code 7"),
-        (RAY, "SIGKILL", "its worker was lost (WorkerCrashedError"),
-        (SLURM, "raise", "RuntimeError: out of luck"),
+        pytest.param(RAY, "SIGKILL", "its worker was lost (WorkerCrashedError", marks=LONG),
+        pytest.param(SLURM, "raise", "RuntimeError: out of luck", marks=LONG),
     ],
     ids=["own", "ray", "slurm"],
 )
@@ -101,8 +101,9 @@ def test_a_job_that_fails_takes_no_other_with_it(
     assert set(place.results_made().values()) == {1}
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("executor", [PROCESSES, RAY, SLURM], ids=["own", "ray", "slurm"])
+@pytest.mark.parametrize(
+    "executor", [PROCESSES, pytest.param(RAY, marks=LONG), pytest.param(SLURM, marks=LONG)], ids=["own", "ray", "slurm"]
+)
 def test_ctrl_c_ends_all_workers_within_five_seconds_and_keeps_what_was_finished(
     place: Place, executor: tuple[str, ...]
 ) -> None:

@@ -255,7 +255,6 @@ def test_a_search_killed_at_several_moments_ends_as_one_that_was_not(place: Plac
     assert read_about(folder)["jobs"][:12] == read_about(whole)["jobs"]
 
 
-@pytest.mark.long
 def test_a_job_that_fails_is_told_as_failed_and_tried_again_when_the_search_goes_on(place: Place) -> None:
     given = ("adapter.rank=choice(1,2)", "search.sampler=grid", "search.batch=2", "tracking=sqlite")
     arguments = [*SEARCH, *TASK, *given, "finetune.learning_rate=1e-4", "hydra.sweep.dir=runs/all/failing"]
