@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -98,6 +99,8 @@ class Place:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=new_session,
+            # Tests that run in the background of a script ignore Ctrl-C, which their children would inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *arguments: str, code: int = 0, **environment: str) -> tuple[str, str]:
