@@ -1,4 +1,4 @@
-"""python benchmarks/executors.py DIR [--repeats 3] [--steps 5000] [--executors local,processes,ray]
+"""python benchmarks/executors.py DIR [--repeats 3] [--steps 3000] [--executors local,processes,ray]
 
 How much faster two workers of one thread each are than one, on two cores: 40 jobs on the reference model (rank 1, 2,
 4, 8 x digits 0 to 9, batch 10; packs of 20 either way), base in the store, whole commands without MLflow. In turn for
@@ -44,7 +44,7 @@ def sweep(folder: Path, executor: str, workers: int, steps: int) -> float:
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", type=Path)
 parser.add_argument("--repeats", type=int, default=3)
-parser.add_argument("--steps", type=int, default=5000)
+parser.add_argument("--steps", type=int, default=3000)
 parser.add_argument("--executors", default="local,processes,ray")
 given = parser.parse_args()
 given.folder.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def test_a_request_of_the_user_is_left_alone() -> None:
         ("flags : fpu avx2 avx512f", "AVX2"),
     ],
 )
-def test_thewidest_code_path_of_the_processor_is_asked_for(
+def test_the_widest_code_path_of_the_processor_is_asked_for(
     flags: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MKL_CBWR", raising=False)

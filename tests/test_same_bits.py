@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU
+from conftest import CPU, need_any_pack
 
-from lora_exp import experiment, numerics
+from lora_exp import experiment
 from lora_exp.architecture import layer_shapes
 from lora_exp.base_model import assemble, initial_weights
 from lora_exp.data import ImageData, Split
@@ -120,8 +120,7 @@ def one_pack(run: Run, jobs: list[RunSpec]) -> Numbers:
 @pytest.fixture(autouse=True)
 def promised_in_any_pack() -> None:
     for model in (MLP, CNN, LINEAR):
-        if numerics.promise([(layer.outputs, layer.inputs) for layer in layer_shapes(model)], CPU) != numerics.ANY_PACK:
-            pytest.skip("the matrix products of this build promise the same bits in the same pack only")
+        need_any_pack(model)
 
 
 @pytest.mark.parametrize(("count", "threads"), [(7, 1), (7, 2), (1, 2), (None, 2)])
