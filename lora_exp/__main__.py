@@ -21,12 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_exp.cli import COMMANDS
 from lora_exp.config import composed, config_folder, one_line, read, refusing, register, without_hydra
+from lora_exp.errors import LoraExpError
 from lora_exp.fields import is_text
 from lora_exp.hydra_rules import check_overrides
 from lora_exp.resume import resume_arguments
-from lora_exp.spec import SpecError
-from lora_exp.store import DISK_FULL, StoreError
-from lora_exp.sweep_files import SweepError
+from lora_exp.store import DISK_FULL
 
 
 def run(config: DictConfig) -> float | None:
@@ -45,24 +44,19 @@ def main() -> None:
     gc.set_threshold(50_000)
     # Whoever ends the process politely gets the same clean end as with Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from lora_exp.job import JobsFailed
-    from lora_exp.run_folder import FolderError
-    from lora_exp.tracking import TrackingError
 
     try:
         code = _do(sys.argv[1:])
         sys.stdout.flush()
         sys.exit(code)
-    except (SpecError, StoreError, TrackingError, FolderError, SweepError) as error:
-        _stop(str(error), 2)
+    except LoraExpError as error:
+        _stop(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         _stop(one_line(error), 2)
     except BrokenPipeError:
         _stop("nobody reads the output any more; what was finished is kept", 1)
     except OSError as error:
         _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1 if error.errno in DISK_FULL else 2)
-    except JobsFailed as error:
-        _stop(str(error), 1)
     except KeyboardInterrupt:
         _stop("interrupted; what was finished is kept; the same command goes on from there", 130)
     finally:
@@ -73,15 +67,15 @@ def _do(arguments: list[str]) -> int:
     """What was asked for; its exit code."""
     for argument in arguments:
         if argument and not is_text(argument):
-            raise SpecError(f"{argument!a}: holds a control character, or is not Unicode")
+            raise LoraExpError(f"{argument!a}: holds a control character, or is not Unicode")
     if arguments[:1] == ["resume"]:
         return _do(resume_arguments(arguments[1:]))
     try:
         here = str(Path.cwd())
     except FileNotFoundError as error:
-        raise SpecError("the working folder is gone") from error
+        raise LoraExpError("the working folder is gone") from error
     if not is_text(here):
-        raise SpecError(f"the working folder {here!a}: its name is no text in this locale, such as LC_ALL=C.UTF-8")
+        raise LoraExpError(f"the working folder {here!a}: its name is no text in this locale, such as LC_ALL=C.UTF-8")
     if arguments[:1] and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:])
     # Hydra's own parser, which reads sys.argv, knows no flags of ours.
@@ -111,7 +105,7 @@ def _do(arguments: list[str]) -> int:
 def _given() -> argparse.Namespace:
     """The command line as Hydra reads it.
 
-    Raises SpecError for what it can't read, and for configs from elsewhere: they can run code.
+    Raises LoraExpError for what it can't read, and for configs from elsewhere: they can run code.
     """
     parser = get_args_parser()
     parser.exit_on_error = parser.allow_abbrev = False
@@ -119,16 +113,16 @@ def _given() -> argparse.Namespace:
     with refusing():
         unknown = parser.parse_known_args(namespace=given)[1]
     if unknown:
-        raise SpecError(
+        raise LoraExpError(
             f"{unknown[0]}: no such option, or an override apart from the others; --help shows what there is"
         )
     for name in ("config_dir", "config_name", "config_path", "experimental_rerun"):
         if getattr(given, name) is not None:
-            raise SpecError(f"--{name.replace('_', '-')}: can't be chosen; configs are those in {config_folder()}")
+            raise LoraExpError(f"--{name.replace('_', '-')}: can't be chosen; configs are those in {config_folder()}")
     if sum(map(bool, (given.run, given.multirun, given.cfg, given.info, given.shell_completion))) > 1:
-        raise SpecError("only one of --run, --multirun, --cfg, --info and --shell-completion can be chosen")
+        raise LoraExpError("only one of --run, --multirun, --cfg, --info and --shell-completion can be chosen")
     if given.resolve and not (given.cfg or given.help):
-        raise SpecError("--resolve: goes with --cfg or --help")
+        raise LoraExpError("--resolve: goes with --cfg or --help")
     return given
 
 

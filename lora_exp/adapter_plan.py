@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_exp.architecture import LayerShape
+from lora_exp.errors import LoraExpError
 from lora_exp.methods import METHODS
 from lora_exp.numerics import RANK_MULTIPLE
-from lora_exp.spec import AdapterSpec, SpecError
+from lora_exp.spec import AdapterSpec
 from lora_exp.updates import UPDATES
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class AdapterPlan:
 def adapter_plan(spec: AdapterSpec, layers: Sequence[LayerShape], seed: int) -> AdapterPlan:
     """Apply the patterns of `spec` to the layers of a model.
 
-    A rank above the smaller side of a layer's weight is allowed, with a warning. Raises SpecError when a pattern
+    A rank above the smaller side of a layer's weight is allowed, with a warning. Raises LoraExpError when a pattern
     matches no layer.
     """
     names = [layer.name for layer in layers]
@@ -83,7 +84,7 @@ def adapter_plan(spec: AdapterSpec, layers: Sequence[LayerShape], seed: int) -> 
     ):
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
-                raise SpecError(f"adapter.{key}={pattern}: matches no layer; there are {', '.join(names)}")
+                raise LoraExpError(f"adapter.{key}={pattern}: matches no layer; there are {', '.join(names)}")
     method = METHODS[spec.method]
     return AdapterPlan(
         tuple(_layer_plan(spec, layer, layer is layers[-1]) for layer in layers),

@@ -38,7 +38,7 @@ class JobConfigs:
     def own(self, overrides: Sequence[str]) -> DictConfig:
         """The application's own part of a job's config, in about 2 ms.
 
-        Raises SpecError, of one line, for overrides that make no config.
+        Raises LoraExpError, of one line, for overrides that make no config.
         """
         with refusing():
             values, config = self._split(overrides, own=True)

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.composition import JobConfigs
 from lora_exp.config import read
-from lora_exp.job import JobsFailed, check, open_delivery, open_laboratory
-from lora_exp.spec import RunSpec, SpecError
+from lora_exp.errors import JobsFailed, LoraExpError
+from lora_exp.job import check, open_delivery, open_laboratory
+from lora_exp.spec import RunSpec
 from lora_exp.store_keeping import kept_within
 from lora_exp.sweep_files import SWEEP, begin_sweep, check_report_place, end_sweep, read_about
 
@@ -29,19 +30,19 @@ def checked(
 ) -> tuple[list[RunSpec], Settings]:
     """Compose and check every job; their specs, and the settings of the first, which are those of the sweep.
 
-    Raises SpecError (with the job's number where they are `numbered`), StoreError or TrackingError, of one line.
+    Raises LoraExpError, of one line, with the job's number where they are `numbered`.
     """
     configs = JobConfigs(context.config_loader, config)
     found: list[tuple[RunSpec, Settings]] = []
     for number, overrides in enumerate(jobs):
         try:
             found.append(read(configs.own(overrides)))
-        except SpecError as error:
-            raise SpecError(
+        except LoraExpError as error:
+            raise LoraExpError(
                 f"{error} (job {number} of the sweep)" if numbered and len(jobs) > 1 else str(error)
             ) from error
     if not found:
-        raise SpecError("the sweep has no jobs: a swept key has no values")
+        raise LoraExpError("the sweep has no jobs: a swept key has no values")
     specs = [spec for spec, _ in found]
     check(specs, found[0][1])
     return specs, found[0][1]
@@ -59,7 +60,7 @@ def conducted(
 
     `jobs` are those known when it begins; a search, of which `search` tells how it searches, finds its jobs as it
     goes. A sweep that is interrupted gets no report, so that it ends at once, but the command that goes on with it.
-    Raises SweepError when the folder holds another sweep, or the report has no place.
+    Raises LoraExpError when the folder holds another sweep, or the report has no place.
     """
     folder = Path(str(config.hydra.sweep.dir))
     name = "-".join(folder.parts[-2:]) if len(folder.parts) > 1 else folder.name  # its date and time, say

@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from lora_exp.errors import LoraExpError
 from lora_exp.settings import SETTINGS, DataFolder, Settings, settings_from
-from lora_exp.spec import PARTS, RunSpec, SpecError, spec_from
+from lora_exp.spec import PARTS, RunSpec, spec_from
 
 
 def config_folder() -> Path:
@@ -61,18 +62,18 @@ def schema() -> type[Any]:
 def read(config: DictConfig) -> tuple[RunSpec, Settings]:
     """The spec and the settings of a composed config.
 
-    Raises SpecError with one line that names key, value and what is allowed.
+    Raises LoraExpError with one line that names key, value and what is allowed.
     """
     values = _plain(config)
     for unknown in sorted(set(values) - set(_groups())):
-        raise SpecError(_no_such_group(unknown))
+        raise LoraExpError(_no_such_group(unknown))
     return spec_from(values), settings_from(values)
 
 
 def composed(overrides: Sequence[str], multirun: bool = False) -> DictConfig:
     """The whole config of a run with these overrides, or of a sweep, whose jobs' overrides are left out of it.
 
-    Raises SpecError, of one line, for overrides that make no config, and for what `hydra_rules` refuses.
+    Raises LoraExpError, of one line, for overrides that make no config, and for what `hydra_rules` refuses.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -105,13 +106,13 @@ def _reference(*choices: str) -> DictConfig:
 
 @contextlib.contextmanager
 def refusing(*passing: type[Exception]) -> Iterator[None]:
-    """A block where whatever is raised, but `passing`, is bad input, and becomes a SpecError of one line."""
+    """A block where whatever is raised, but `passing`, is bad input, and becomes a LoraExpError of one line."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, (SpecError, *passing)):
+        if isinstance(error, (LoraExpError, *passing)):
             raise
-        raise SpecError(one_line(error)) from error
+        raise LoraExpError(one_line(error)) from error
 
 
 def compose_settings(overrides: Sequence[str]) -> Settings:
@@ -122,13 +123,13 @@ def compose_settings(overrides: Sequence[str]) -> Settings:
 def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
     """The config of a run with these overrides, as plain values by group and key.
 
-    Raises SpecError, of one line, for overrides that make no config.
+    Raises LoraExpError, of one line, for overrides that make no config.
     """
     return _plain(without_hydra(composed(overrides)))
 
 
 def saved_values(config: str) -> dict[str, Any]:
-    """The same of a saved config (YAML), as it was when it was saved. Raises SpecError when it is none."""
+    """The same of a saved config (YAML), as it was when it was saved. Raises LoraExpError when it is none."""
     return _plain(_loaded(config))
 
 
@@ -152,16 +153,16 @@ def compose_import(overrides: Sequence[str]) -> tuple[RunSpec, Settings, Path, s
 def saved_settings(config: str, overrides: Sequence[str]) -> Settings:
     """The settings in the saved config (YAML) of a run, with overrides of them: `store.folder=elsewhere`.
 
-    Raises SpecError with one line that names key, value and what is allowed.
+    Raises LoraExpError with one line that names key, value and what is allowed.
     """
     for override in overrides:
         group, _, name = override.partition("=")[0].partition(".")
         if "=" not in override or not name or (group not in SETTINGS and (group, name) != ("data", "root")):
-            raise SpecError(f"{override}: must be GROUP.KEY=VALUE of {', '.join(SETTINGS)}, or data.root=FOLDER")
+            raise LoraExpError(f"{override}: must be GROUP.KEY=VALUE of {', '.join(SETTINGS)}, or data.root=FOLDER")
     try:
         changes = OmegaConf.from_dotlist(list(overrides))
     except (OmegaConfBaseException, YAMLError) as error:
-        raise SpecError(f"{' '.join(overrides)}: can't be read ({' '.join(str(error).split())})") from error
+        raise LoraExpError(f"{' '.join(overrides)}: can't be read ({' '.join(str(error).split())})") from error
     return settings_from(_plain(without_hydra(DictConfig(OmegaConf.merge(_loaded(config), changes)))))
 
 
@@ -208,9 +209,9 @@ def _loaded(text: str) -> DictConfig:
     try:
         config = OmegaConf.create(text)
     except (OmegaConfBaseException, YAMLError) as error:
-        raise SpecError(f"is not a saved config ({' '.join(str(error).split())})") from error
+        raise LoraExpError(f"is not a saved config ({' '.join(str(error).split())})") from error
     if not isinstance(config, DictConfig):
-        raise SpecError("is not a saved config")
+        raise LoraExpError("is not a saved config")
     return config
 
 

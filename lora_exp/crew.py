@@ -63,7 +63,7 @@ class Crew(Protocol):
         """Bytes that each pack may hold; None where they share what this machine has."""
 
     def check(self) -> None:
-        """Raise SpecError, of one line, when there is nothing to train with; called before anything is computed."""
+        """Raise LoraExpError, of one line, when there is nothing to train with; called before anything is computed."""
 
     def start(self, task: PackTask) -> int:
         """Have a pack trained; the number that its answer will bear."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
+from lora_exp.errors import LoraExpError
 from lora_exp.fields import CLASSES
-from lora_exp.spec import DataSpec, SpecError
+from lora_exp.spec import DataSpec
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ def load(spec: DataSpec, root: Path, device: torch.device) -> ImageData:
     """Read data set `spec.name` from `root`, preparing it on first use.
 
     The last `spec.validation` training images are held out; of the rest, the first `spec.limit` are kept.
-    Raises SpecError when the files are absent and can't be had, or are not what they should be.
+    Raises LoraExpError when the files are absent and can't be had, or are not what they should be.
     """
     import torch
 
@@ -115,7 +116,7 @@ def _prepared(name: str, root: Path) -> dict[str, torch.Tensor]:
             temporary.replace(target)
             return tensors
     except OSError as error:
-        raise SpecError(f"data.root={root}: must be a folder that can be written to ({error.strerror})") from error
+        raise LoraExpError(f"data.root={root}: must be a folder that can be written to ({error.strerror})") from error
 
 
 def _sha256_of(tensors: dict[str, torch.Tensor]) -> str:
@@ -148,16 +149,16 @@ def _read_idx(name: str, root: Path) -> dict[str, torch.Tensor]:
         except (RuntimeError, URLError, ValueError, AssertionError, EOFError) as error:
             files = _file_names(cls, part)
             if all((folder / file.removesuffix(".gz")).exists() for file in files):
-                raise SpecError(
+                raise LoraExpError(
                     f"data={name}: a file in {folder} is damaged; delete the folder and try again"
                 ) from error
-            raise SpecError(
+            raise LoraExpError(
                 f"data={name}: not in {folder} and no download possible; put these files there: {', '.join(files)}"
             ) from error
         images, labels = loaded.data, loaded.targets
         labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST carries writer columns
         if images.shape != (expected, SIDE, SIDE) or labels.shape != (expected,) or int(labels.max()) >= CLASSES:
-            raise SpecError(f"data={name}: {folder} does not hold {expected} labelled {part} images of 28 x 28")
+            raise LoraExpError(f"data={name}: {folder} does not hold {expected} labelled {part} images of 28 x 28")
         tensors[f"{part}_images"] = images.contiguous()
         tensors[f"{part}_labels"] = labels.to(images.dtype).contiguous()
     return tensors
@@ -181,7 +182,7 @@ def _unpack_embedded(folder: Path) -> None:
             temporary.replace(target)
         found = hashlib.sha256(target.read_bytes()).hexdigest()
         if found != expected:
-            raise SpecError(
+            raise LoraExpError(
                 f"data.root={folder.parents[1]}: file {target} has SHA-256 {found[:12]}..., must be "
                 f"{expected[:12]}...; delete it and it is unpacked anew"
             )

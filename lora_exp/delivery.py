@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_exp.errors import LoraExpError
 from lora_exp.records import Recorder, Ticket
 from lora_exp.result import RESULT, read
 from lora_exp.sweep_files import FAILURE, note, read_about, write_json
-from lora_exp.tracking import TrackingError
 
 if TYPE_CHECKING:
     from lora_exp.sweep import Sweep
@@ -45,7 +45,7 @@ class Delivery:
             return False
         try:
             _deliver(self.recorder, folder, parent)
-        except TrackingError as error:
+        except LoraExpError as error:
             self._left_alone(error)
             return False
         return True
@@ -61,7 +61,7 @@ class Delivery:
         try:
             jobs = {"jobs": str(about.get("search", {}).get("trials") or len(about["jobs"]))}  # a search has none yet
             parent = self.recorder.start_sweep(about["name"], about["command"], jobs, ticket)
-        except TrackingError as error:
+        except LoraExpError as error:
             self._left_alone(error)
             return None
         note(folder, parent_run=parent)
@@ -73,7 +73,7 @@ class Delivery:
         if self.recorder is not None and about.get("parent_run"):
             try:
                 self.recorder.reopen(about["parent_run"])
-            except TrackingError as error:
+            except LoraExpError as error:
                 self._left_alone(error)
 
     def close_parent(self, folder: Path) -> bool:
@@ -94,13 +94,13 @@ class Delivery:
             sweep = None if report is None else read_sweep(folder)
             runs = {} if sweep is None else _runs_of(sweep)
             self.recorder.finish_sweep(parent, ended["status"], ended.get("time") or _now(), sweep, runs, report)
-        except TrackingError as error:
+        except LoraExpError as error:
             self._left_alone(error)
             return False
         note(folder, ended=ended | {"recorded": True})
         return True
 
-    def _left_alone(self, error: TrackingError) -> None:
+    def _left_alone(self, error: LoraExpError) -> None:
         self._away_until = time.monotonic() + PAUSE
         log.warning("%s; results are kept, and are recorded when it is back", error)
 
@@ -129,7 +129,7 @@ def is_delivered(folder: Path) -> bool:
 
 
 def _deliver(recorder: Recorder, folder: Path, parent: str | None) -> None:
-    """Raises TrackingError."""
+    """Raises LoraExpError."""
     if is_delivered(folder):
         return
     kind, known = _kind(folder), _ticket(folder)

@@ -45,7 +45,7 @@ Check = Callable[[], Iterator[Finding]]
 def examine(overrides: Sequence[str], full: bool) -> int:
     """Print what is found, for runs with these overrides; 0 when all is well, else 1.
 
-    `full` tries every checksum of the store. Raises SpecError for overrides that are not allowed.
+    `full` tries every checksum of the store. Raises LoraExpError for overrides that are not allowed.
     """
     config = composed(overrides)
     settings = read(without_hydra(config))[1]

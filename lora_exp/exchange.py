@@ -13,10 +13,11 @@ from safetensors.torch import save
 from lora_exp.adapted import AdaptedClassifier
 from lora_exp.adapter_file import METADATA
 from lora_exp.base_model import BaseModel
+from lora_exp.errors import LoraExpError
 from lora_exp.methods import METHODS
 from lora_exp.peft_format import ADAPTER_CONFIG, peft_files
 from lora_exp.result import ADAPTER, RunResult
-from lora_exp.run_folder import FolderError, load_base, read_run
+from lora_exp.run_folder import load_base, read_run
 from lora_exp.torch_module import plain_module
 
 BASE, README = "base.safetensors", "README.md"
@@ -25,14 +26,14 @@ BASE, README = "base.safetensors", "README.md"
 def export_peft(folder: Path, out: Path | None, overrides: Sequence[str]) -> Path:
     """Write the adapter of the run in `folder`, and its base, for PEFT: into `out`, or `folder/peft`; return that.
 
-    Raises FolderError when the run or its base can't be read, when its method has no form in PEFT, or when somebody
-    else's adapter is in that place; SpecError for overrides (of the run's settings) that are not allowed.
+    Raises LoraExpError when the run or its base can't be read, when its method has no form in PEFT, or when somebody
+    else's adapter is in that place; LoraExpError for overrides (of the run's settings) that are not allowed.
     """
     result = read_run(folder)
     adapter = result.spec.adapter
     if METHODS[adapter.method].update not in ("low_rank", "dora"):
         instead = "nothing was trained" if adapter.method == "none" else f"use lora-exp merge {folder}"
-        raise FolderError(f"{folder}: {adapter.method} has no form among PEFT's LoRA adapters; {instead}")
+        raise LoraExpError(f"{folder}: {adapter.method} has no form among PEFT's LoRA adapters; {instead}")
     base = load_base(folder, overrides)
     adapted = _adapted(base, folder)
     layers = [layer.shape for layer in base.layers]
@@ -40,7 +41,7 @@ def export_peft(folder: Path, out: Path | None, overrides: Sequence[str]) -> Pat
     files |= {BASE: save(_state_dict(base)), README: _readme(folder, result, base).encode()}
     out = folder / "peft" if out is None else out
     if (out / ADAPTER_CONFIG).exists() and not (out / BASE).exists():
-        raise FolderError(f"{out}: holds another adapter already; name another folder with --out, or remove it")
+        raise LoraExpError(f"{out}: holds another adapter already; name another folder with --out, or remove it")
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (out / name).write_bytes(content)
@@ -50,8 +51,8 @@ def export_peft(folder: Path, out: Path | None, overrides: Sequence[str]) -> Pat
 def merge(folder: Path, out: Path | None, overrides: Sequence[str]) -> Path:
     """Write the classifier of the run in `folder` with its adapter part of the weights; return the file's path.
 
-    It is `out`, or `folder/merged.safetensors`: a state dict for `plain_module`. Raises FolderError when the run or
-    its base can't be read; SpecError for overrides (of the run's settings) that are not allowed.
+    It is `out`, or `folder/merged.safetensors`: a state dict for `plain_module`. Raises LoraExpError when the run or
+    its base can't be read; LoraExpError for overrides (of the run's settings) that are not allowed.
     """
     result = read_run(folder)
     base = load_base(folder, overrides)
@@ -70,7 +71,7 @@ def merge(folder: Path, out: Path | None, overrides: Sequence[str]) -> Path:
 
 
 def adapted_run(folder: Path, overrides: Sequence[str]) -> AdaptedClassifier:
-    """The classifier of the run in `folder`. Raises FolderError when it, or its base, can't be read."""
+    """The classifier of the run in `folder`. Raises LoraExpError when it, or its base, can't be read."""
     return _adapted(load_base(folder, overrides), folder)
 
 
@@ -78,7 +79,7 @@ def _adapted(base: BaseModel, folder: Path) -> AdaptedClassifier:
     try:
         return AdaptedClassifier.load(base, folder / ADAPTER)
     except ValueError as error:
-        raise FolderError(str(error)) from error
+        raise LoraExpError(str(error)) from error
 
 
 def _state_dict(model: BaseModel) -> dict[str, torch.Tensor]:

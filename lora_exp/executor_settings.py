@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_exp.errors import LoraExpError
 from lora_exp.fields import allow, integer, is_int, is_name, is_number, is_text, positive
-from lora_exp.spec import SpecError
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +51,10 @@ class ExecutorSettings:
     minutes: int = integer(1, default=60)
 
     def check(self) -> None:
-        """Raises SpecError for a value of a key that this kind has no use for."""
+        """Raises LoraExpError for a value of a key that this kind has no use for."""
         for known in dataclasses.fields(self):
             if known.name not in ("kind", *EXECUTORS[self.kind]) and getattr(self, known.name) != known.default:
-                raise SpecError(
+                raise LoraExpError(
                     f"executor.{known.name}={getattr(self, known.name)}: must be left out with executor={self.kind}"
                 )
 

@@ -23,6 +23,8 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from lora_exp.errors import reason
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
@@ -77,11 +79,6 @@ def in_parts(
                 log.warning("a pack of %d jobs failed (%s); it is tried again in parts", len(pack), why)
                 half = -(-len(left) // 2)
                 packs.extendleft(part for part in (left[half:], left[:half]) if part)
-
-
-def reason(error: BaseException) -> str:
-    """An exception in one line."""
-    return (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
 
 
 def _in_processes(packs: deque[Pack], run: Run[Pack], workers: int, progress: Progress) -> Iterator[Ended[Pack]]:

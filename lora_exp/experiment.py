@@ -21,7 +21,8 @@ from lora_exp.bench import Bench
 from lora_exp.checkpoint import Checkpoint
 from lora_exp.crew import Crew, PackTask, dispatched
 from lora_exp.data import ImageData, load, pictures
-from lora_exp.executors import Ended, Progress, Run, Trainer, completed, in_parts, reason
+from lora_exp.errors import reason
+from lora_exp.executors import Ended, Progress, Run, Trainer, completed, in_parts
 from lora_exp.halving import Halving, Stopped
 from lora_exp.initialisation import Factors
 from lora_exp.packing import plan_packs
@@ -119,7 +120,7 @@ class Laboratory:
         return self.threads if self.crew is None else self.crew.workers
 
     def check(self, spec: RunSpec) -> None:
-        """Raise SpecError when the data of a spec can't be had, or its adapter fits no layer of its model."""
+        """Raise LoraExpError when the data of a spec can't be had, or its adapter fits no layer of its model."""
         self.data(spec.data)
         adapter_plan(spec.adapter, layer_shapes(spec.model), spec.finetune.seed)
 

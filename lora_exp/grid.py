@@ -20,7 +20,7 @@ from lora_exp.job import open_laboratory
 def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: list[str]) -> Sequence[JobReturn]:
     """Launch every combination of the values in `given`, and report whatever came of it.
 
-    Raises SpecError, before anything is computed, when one of the jobs is not valid, and JobsFailed at the end
+    Raises LoraExpError, before anything is computed, when one of the jobs is not valid, and JobsFailed at the end
     when jobs failed.
     """
     with refusing(HydraException):

@@ -14,8 +14,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from lora_exp.errors import LoraExpError
 from lora_exp.fields import is_text
-from lora_exp.spec import SpecError
 
 OPEN = ("hydra.mode", "hydra.verbose", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.params")
 OPTIONS = {
@@ -34,14 +34,14 @@ OF_THE_MOMENT = re.compile(r"\$\{(now:[^{}]*|unique:)\}")
 def check_overrides(overrides: Sequence[str]) -> None:
     """Refuse overrides of what is closed before anything is composed: a search path alone imports packages.
 
-    Raises SpecError, or what Hydra's parser raises for an override that is not legal.
+    Raises LoraExpError, or what Hydra's parser raises for an override that is not legal.
     """
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         if key.partition("/")[0].partition(".")[0] != "hydra" or _is_under(key, OPEN):
             continue
         if key not in OPTIONS or override.package is not None or override.value() not in OPTIONS[key]:
-            raise SpecError(_closed(override.input_line or key))
+            raise LoraExpError(_closed(override.input_line or key))
 
 
 def own_choices(config: DictConfig) -> list[str]:
@@ -53,23 +53,23 @@ def own_choices(config: DictConfig) -> list[str]:
 def check_hydra(config: DictConfig, reference: DictConfig) -> None:
     """Refuse a composed config whose hydra node differs from that of `reference` where it may not.
 
-    Raises SpecError, or what OmegaConf raises for an interpolation that can't be resolved.
+    Raises LoraExpError, or what OmegaConf raises for an interpolation that can't be resolved.
     """
     found, own = (dict(_leaves("hydra", OmegaConf.to_container(each.hydra))) for each in (config, reference))
     for key in sorted(found.keys() | own.keys()):
         if found.get(key) != own.get(key) and not _is_under(key, (*OPEN, *NOTED)):
-            raise SpecError(_closed(f"{key}={found.get(key)}"))
+            raise LoraExpError(_closed(f"{key}={found.get(key)}"))
     hydra = OmegaConf.to_container(config.hydra)
     assert isinstance(hydra, dict)
     for key, values in hydra["sweeper"]["params"].items():
         parts = values if isinstance(values, list) else [values]
         if "${" in str(values) or any(isinstance(part, dict | list) for part in parts):
-            raise SpecError(
+            raise LoraExpError(
                 f"hydra.sweeper.params.{key}={values}: must be values as on the command line, such as 1,2,4"
             )
     verbose = hydra["verbose"]
     if not isinstance(verbose, bool | str) and not (isinstance(verbose, list) and all(map(is_text, verbose))):
-        raise SpecError(f"hydra.verbose={verbose}: must be true, false, or a list of the names of loggers")
+        raise LoraExpError(f"hydra.verbose={verbose}: must be true, false, or a list of the names of loggers")
     for key, free in (("hydra.run.dir", True), ("hydra.sweep.dir", False)):
         _check_folder(key, str(found.get(key)), OmegaConf.select(config, key), free)
 
@@ -77,13 +77,13 @@ def check_hydra(config: DictConfig, reference: DictConfig) -> None:
 def _check_folder(key: str, written: str, folder: Any, free: bool) -> None:
     """A folder is for the user to choose, but what is interpolated into it must not lead out of it."""
     if not is_text(folder):
-        raise SpecError(f"{key}={folder!r}: must be a folder")
+        raise LoraExpError(f"{key}={folder!r}: must be a folder")
     if not free and "${" in OF_THE_MOMENT.sub("", written):
-        raise SpecError(
+        raise LoraExpError(
             f"{key}={written}: must be the same for all jobs; of interpolations, ${{now:...}} and ${{unique:}}"
         )
     if "${" in written and ".." in Path(folder).parts:
-        raise SpecError(f"{key}={written}: is {folder}, where an interpolation leads out of the folder")
+        raise LoraExpError(f"{key}={written}: is {folder}, where an interpolation leads out of the folder")
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from lora_exp.architecture import layer_shapes
 from lora_exp.config import compose_import
-from lora_exp.job import JobsFailed, check, keep, open_laboratory, summary_line, with_facts
+from lora_exp.errors import JobsFailed, LoraExpError
+from lora_exp.job import check, keep, open_laboratory, summary_line, with_facts
 from lora_exp.joined_report import sweep_settings, write_again
 from lora_exp.peft_format import read_folder
 from lora_exp.result import IMPORTED_FROM
-from lora_exp.run_folder import FolderError
-from lora_exp.spec import RunSpec, SpecError
+from lora_exp.spec import RunSpec
 from lora_exp.sweep import Sweep, read_sweep
 from lora_exp.sweep_files import SWEEP, add_job, parent_run
 
@@ -22,19 +22,19 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
     """Judge the PEFT adapter in `source` on the base that `overrides` name; lines that tell what came of it.
 
     Its files go into a run's folder or, as one more job, into the sweep `into`, whose report is written again; it
-    never enters the store of results. Raises FolderError for a folder that can't be used and SpecError for overrides
-    that can't, before anything is written; JobsFailed when the base diverges.
+    never enters the store of results. Raises LoraExpError for a folder or overrides
+    that can't be used, before anything is written; JobsFailed when the base diverges.
     """
     for override in overrides:
         if override.startswith(("adapter", "finetune")) and not override.startswith("finetune.digit="):
-            raise SpecError(
+            raise LoraExpError(
                 f"{override}: the adapter is trained already; of finetune only finetune.digit has a meaning"
             )
     spec, settings, folder, config = compose_import(overrides)
     try:
         adapter = read_folder(source, layer_shapes(spec.model))
     except ValueError as error:
-        raise FolderError(str(error)) from error
+        raise LoraExpError(str(error)) from error
     spec = dataclasses.replace(spec, adapter=adapter.spec)
     check([spec], settings)
     parent = None
@@ -60,12 +60,12 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
 def _sweep(folder: Path, spec: RunSpec) -> Sweep:
     """The sweep in `folder`, whose runs must be on the data set of `spec`."""
     if not (folder / SWEEP).is_file():
-        raise FolderError(f"{folder}: holds no {SWEEP}, so it is not the folder of a sweep")
+        raise LoraExpError(f"{folder}: holds no {SWEEP}, so it is not the folder of a sweep")
     try:
         sweep = read_sweep(folder)
     except ValueError as error:
-        raise FolderError(str(error)) from error
+        raise LoraExpError(str(error)) from error
     data = {result.spec.data.name for result in sweep.results.values()} - {spec.data.name}
     if data:
-        raise FolderError(f"{folder}: its runs are on {', '.join(sorted(data))}, this one is on {spec.data.name}")
+        raise LoraExpError(f"{folder}: its runs are on {', '.join(sorted(data))}, this one is on {spec.data.name}")
     return sweep

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config import read
+from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.halving import Stopped, to_dict
 from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
 from lora_exp.result import read as read_result
-from lora_exp.spec import SpecError
 from lora_exp.sweep_files import FAILURE, failure_of, parent_run, write_whole
 
 if TYPE_CHECKING:
@@ -29,14 +29,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class JobsFailed(Exception):
-    """Jobs ended without a sound result; the message is one line, and the exit code is 1."""
-
-
 def run_job(config: DictConfig) -> float:
     """Run one config and return its target error; of a job that halving stopped, what it was judged by.
 
-    Raises SpecError for bad input, and JobsFailed when the run failed or diverged; either way what there is
+    Raises LoraExpError for bad input, and JobsFailed when the run failed or diverged; either way what there is
     to keep is in the job's folder and in MLflow.
     """
     from hydra.core.hydra_config import HydraConfig
@@ -117,18 +113,18 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
     """Find out before anything is written whether these runs can be made here: device, folders, executor, data,
     tracking.
 
-    Raises SpecError, StoreError or TrackingError, of one line.
+    Raises LoraExpError, of one line.
     """
     open_delivery(settings)
     laboratory = open_laboratory(settings)
     if settings.halving.eta is not None and any(spec.data.validation == 0 for spec in specs):
-        raise SpecError(
+        raise LoraExpError(
             f"halving.eta={settings.halving.eta:g}: jobs are judged on validation images, so it needs data.validation "
             "above 0, such as data.validation=5000"
         )
     if laboratory.crew is not None:
         if settings.halving.eta is not None:
-            raise SpecError(f"executor.kind={settings.executor.kind}: halving goes with executor=local so far")
+            raise LoraExpError(f"executor.kind={settings.executor.kind}: halving goes with executor=local so far")
         laboratory.crew.check()
     for spec in {(spec.data, spec.model, spec.adapter): spec for spec in specs}.values():
         laboratory.check(spec)
@@ -144,7 +140,7 @@ def open_laboratory(settings: Settings) -> Laboratory:
 def open_delivery(settings: Settings) -> Delivery:
     """What brings runs to MLflow under these settings, made once a process.
 
-    Raises TrackingError when the store or server can't be reached.
+    Raises LoraExpError when the store or server can't be reached.
     """
     from lora_exp.delivery import Delivery
 

@@ -25,8 +25,8 @@ NAME_BYTES = 120  # of a report's folder, which joins the names of its sweeps
 def report(folders: Sequence[Path], out: Path | None, overrides: Sequence[str]) -> Path:
     """Write one report of the sweeps (or single runs) in `folders`, and return its folder.
 
-    Without `out` it goes where the report of such a sweep goes. Raises SweepError for a folder that holds no run, and
-    SpecError for an override that is not allowed.
+    Without `out` it goes where the report of such a sweep goes. Raises LoraExpError for a folder that holds no run, and
+    LoraExpError for an override that is not allowed.
     """
     sweeps = [read_sweep(folder) for folder in dict.fromkeys(folder.absolute() for folder in folders)]
     sweep = sweeps[0] if len(sweeps) == 1 else join(sweeps)
@@ -37,7 +37,7 @@ def experiment_report(name: str, out: Path | None, overrides: Sequence[str]) -> 
     """Write one report of all runs that the MLflow experiment `name` holds, and return its folder.
 
     What MLflow keeps of them is copied into `runs/mlflow/NAME`; predictions are not there, so no images are shown.
-    Raises TrackingError when there is no such experiment.
+    Raises LoraExpError when there is no such experiment.
     """
     settings = compose_settings(overrides)
     tracking = dataclasses.replace(settings.tracking, experiment=name)
@@ -61,7 +61,7 @@ def sweep_settings(sweep: Sweep, overrides: Sequence[str] = ()) -> Settings:
 def write_again(sweep: Sweep, settings: Settings, out: Path | None = None) -> Path:
     """Write the report of a sweep that was run before; `out` is where, if not where a sweep's report goes.
 
-    Raises SweepError when there is something else.
+    Raises LoraExpError when there is something else.
     """
     import numpy as np
 

@@ -12,9 +12,9 @@ import torch
 from lora_exp import numerics
 from lora_exp.bench import Bench
 from lora_exp.crew import Files, PackTask, Progress
-from lora_exp.executors import reason
+from lora_exp.errors import LoraExpError, reason
 from lora_exp.experiment import Laboratory
-from lora_exp.spec import SpecError, from_dict
+from lora_exp.spec import from_dict
 from lora_exp.store import Store
 from lora_exp.trained_base import read_base
 from lora_exp.workload import Workload
@@ -30,7 +30,9 @@ def trained_into_store(task: PackTask, progress: Progress | None) -> str | None:
     def train() -> None:
         base = store.get("bases", task.base_key) if store.root.is_dir() else None
         if base is None:
-            raise SpecError(f"store.folder={task.store}: {platform.node()} finds no base there, and must see the same")
+            raise LoraExpError(
+                f"store.folder={task.store}: {platform.node()} finds no base there, and must see the same"
+            )
         for key, files in results(task, base, progress):
             store.put("results", key, files)
 
@@ -59,7 +61,7 @@ def trained_apart(task: Mapping[str, Any], base: Files, prepared: list[Any]) -> 
 def results(task: PackTask, base: Files, progress: Progress | None) -> Iterator[tuple[str, Files]]:
     """Train the pack on one thread; each result's key and files.
 
-    Raises SpecError where this machine would compute other bits than the launching process expects.
+    Raises LoraExpError where this machine would compute other bits than the launching process expects.
     """
     specs, device = [from_dict(values) for values in task.specs], torch.device(task.device)
     laboratory = Laboratory(Store(Path(task.store)), Path(task.data_root), device, threads=1, memory=0)
@@ -76,12 +78,12 @@ def _check_same(expected: list[str], found: list[str]) -> None:
     where = platform.node()
     for name, there, here in zip(CIRCUMSTANCES, expected, found, strict=True):
         if there != here:
-            raise SpecError(
+            raise LoraExpError(
                 f"{where} would compute other bits: {name} is {here[:20]}, where it was started {there[:20]}"
             )
     # MKL takes another code path, and says nothing, where the processor lacks the one asked for.
     if "AVX512" in numerics.requested() and numerics.widest_code_path() != "AVX512":
-        raise SpecError(f"{where} would compute other bits: no AVX-512 there; start with MKL_CBWR=AVX2,STRICT")
+        raise LoraExpError(f"{where} would compute other bits: no AVX-512 there; start with MKL_CBWR=AVX2,STRICT")
 
 
 def _write(root: Path, files: Mapping[str, bytes]) -> None:

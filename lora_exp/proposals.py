@@ -13,24 +13,25 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lora_exp.errors import LoraExpError
 from lora_exp.search_space import Space
 from lora_exp.settings import SearchSettings
-from lora_exp.spec import SpecError, digest
+from lora_exp.spec import digest
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 
 def check_sampler(settings: SearchSettings, space: Space) -> None:
-    """Raise SpecError, of one line, when the sampler can't search this space or for these objectives."""
+    """Raise LoraExpError, of one line, when the sampler can't search this space or for these objectives."""
     name = f"search.sampler={settings.sampler}"
     if settings.sampler == "grid" and space.size is None:
-        raise SpecError(f"{name}: needs a choice or a range for each key, since an interval can't be listed")
+        raise LoraExpError(f"{name}: needs a choice or a range for each key, since an interval can't be listed")
     if settings.sampler == "cmaes":
         if len(settings.objectives) > 1:
-            raise SpecError(f"{name}: takes one of search.objectives; several go with tpe, nsga2, random, grid, qmc")
+            raise LoraExpError(f"{name}: takes one of search.objectives; several go with tpe, nsga2, random, grid, qmc")
         if not any(dimension.is_ordered for dimension in space.dimensions):
-            raise SpecError(f"{name}: needs an interval or a range, since choices have no order")
+            raise LoraExpError(f"{name}: needs an interval or a range, since choices have no order")
 
 
 def optuna_sampler(settings: SearchSettings, job: int) -> BaseSampler:

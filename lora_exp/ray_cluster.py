@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.crew import PACK_MEMORY, Answer, Files, PackTask, Progress
+from lora_exp.errors import LoraExpError
 from lora_exp.numerics import requested
-from lora_exp.spec import SpecError
 from lora_exp.store import Store
 
 log = logging.getLogger(__name__)
@@ -53,27 +53,27 @@ class RayCrew:
         self._objects: dict[str, tuple[str, Any]] = {}
 
     def check(self) -> None:
-        """Raises SpecError when Ray is not installed, or no cluster at the address has room for a pack."""
+        """Raises LoraExpError when Ray is not installed, or no cluster at the address has room for a pack."""
         if importlib.util.find_spec("ray") is None:
-            raise SpecError("executor=ray: ray is not installed; pip install 'lora-exp[ray]'")
+            raise LoraExpError("executor=ray: ray is not installed; pip install 'lora-exp[ray]'")
         try:
             self._loaded()
         except ImportError as error:
-            raise SpecError(f"executor=ray: ray can't be loaded ({error}); pip install 'lora-exp[ray]'") from error
+            raise LoraExpError(f"executor=ray: ray can't be loaded ({error}); pip install 'lora-exp[ray]'") from error
         if self._address is None:
             return
         host, _, port = self._address.removeprefix("ray://").rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise SpecError(f"executor.address={self._address}: must be HOST:PORT of a Ray cluster, or null")
+            raise LoraExpError(f"executor.address={self._address}: must be HOST:PORT of a Ray cluster, or null")
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
         except OSError as error:
-            raise SpecError(f"executor.address={self._address}: no Ray cluster answers there ({error})") from error
+            raise LoraExpError(f"executor.address={self._address}: no Ray cluster answers there ({error})") from error
         log.info("executor.address=%s: room for %d packs at a time", self._address, self.workers)
 
     @functools.cached_property
     def workers(self) -> int:
-        """As many packs as fit on the nodes at once. Raises SpecError when not even one does."""
+        """As many packs as fit on the nodes at once. Raises LoraExpError when not even one does."""
         fit = sum(self._fitting(node) for node in self._nodes())
         if fit == 0:
             raise self._too_large()
@@ -91,7 +91,7 @@ class RayCrew:
         return number
 
     def wait(self, progress: Progress) -> Answer:
-        """The next pack that ends. Raises SpecError when no node has had room for any for a minute."""
+        """The next pack that ends. Raises LoraExpError when no node has had room for any for a minute."""
         ray, since = self._ray, time.monotonic()
         while True:
             ready, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0)
@@ -132,7 +132,7 @@ class RayCrew:
             ray.init(**where, logging_level="error", log_to_driver=False, runtime_env=environment)
         except (ConnectionError, RuntimeError, ValueError) as error:
             line = " ".join(str(error).split())
-            raise SpecError(f"executor.address={self._address or 'null'}: can't join that Ray ({line})") from error
+            raise LoraExpError(f"executor.address={self._address or 'null'}: can't join that Ray ({line})") from error
         atexit.register(self.end)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray would exit without a word
@@ -173,16 +173,16 @@ class RayCrew:
         """Bytes of memory of the largest node that a pack fits on."""
         return max((int(node.get("memory", 0)) for node in self._nodes() if self._fitting(node)), default=0)
 
-    def _too_large(self) -> SpecError:
+    def _too_large(self) -> LoraExpError:
         wanted = f"executor.cpus={self._cpus:g}, executor.gpus={self._gpus:g}, executor.memory={self._memory or 'null'}"
-        return SpecError(f"{wanted}: no node of the Ray cluster has room for a pack")
+        return LoraExpError(f"{wanted}: no node of the Ray cluster has room for a pack")
 
 
 def _base(task: PackTask) -> Files:
-    """Raises SpecError when somebody has just removed it."""
+    """Raises LoraExpError when somebody has just removed it."""
     files = Store(Path(task.store)).get("bases", task.base_key)
     if files is None:
-        raise SpecError(f"store.folder={task.store}: the base is gone from it")
+        raise LoraExpError(f"store.folder={task.store}: the base is gone from it")
     return files
 
 

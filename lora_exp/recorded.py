@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_exp.errors import LoraExpError
 from lora_exp.result import RESULT
 from lora_exp.settings import TrackingSettings
 from lora_exp.sweep_files import failure_of, write_whole
-from lora_exp.tracking import TrackingError, existing, one_line
+from lora_exp.tracking import existing, one_line
 
 
 def fetch_run(settings: TrackingSettings, run: str, names: Sequence[str]) -> dict[str, bytes]:
     """Those of the artifacts `names` that a recorded run has, by name.
 
-    Raises TrackingError when there is no such store, or no such run in it.
+    Raises LoraExpError when there is no such store, or no such run in it.
     """
     settings = existing(settings, f"run {run}")
     with one_line(settings.uri):
@@ -30,7 +31,7 @@ def fetch_experiment(settings: TrackingSettings, folder: Path) -> list[tuple[Pat
     """Write what `settings.experiment` holds of each run into `folder`/RUN; the folders and names of their sweeps.
 
     A folder has `result.json`, or `failure.json` of a run that failed. The order is that in which runs were made.
-    Raises TrackingError when there is no such store or experiment, or no run in it.
+    Raises LoraExpError when there is no such store or experiment, or no run in it.
     """
     settings = existing(settings, f"experiment {settings.experiment}")
     with one_line(settings.uri):
@@ -40,7 +41,7 @@ def fetch_experiment(settings: TrackingSettings, folder: Path) -> list[tuple[Pat
         experiment = client.get_experiment_by_name(settings.experiment)
         if experiment is None:
             there = ", ".join(one.name for one in client.search_experiments())
-            raise TrackingError(f"tracking.experiment={settings.experiment}: is not in {settings.uri}; there: {there}")
+            raise LoraExpError(f"tracking.experiment={settings.experiment}: is not in {settings.uri}; there: {there}")
         runs = _all_runs(client, experiment.experiment_id)
         sweeps = {run.info.run_id: run.info.run_name for run in runs if run.data.tags.get("kind") == "sweep"}
         found = []
@@ -49,7 +50,7 @@ def fetch_experiment(settings: TrackingSettings, folder: Path) -> list[tuple[Pat
             if run.data.tags.get("kind") == "run" and _write(settings, run, place):
                 found.append((place, sweeps.get(run.data.tags.get("mlflow.parentRunId"), settings.experiment)))
     if not found:
-        raise TrackingError(f"tracking.experiment={settings.experiment}: has no run of lora-exp")
+        raise LoraExpError(f"tracking.experiment={settings.experiment}: has no run of lora-exp")
     return found
 
 

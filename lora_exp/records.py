@@ -55,13 +55,13 @@ class Recorder:
     def open(cls, settings: TrackingSettings) -> Recorder:
         """Connect to the store, making it and the experiment where there is none yet.
 
-        Raises TrackingError when that is not possible, for a silent server after about 3 s.
+        Raises LoraExpError when that is not possible, for a silent server after about 3 s.
         """
         place = connected(settings)
         return cls(place.settings, place.client, place.experiment_id)
 
     def start_sweep(self, name: str, command: str, parameters: Mapping[str, str], ticket: Ticket | None = None) -> str:
-        """Open the parent run of a sweep and return its id. Raises TrackingError, as all methods do."""
+        """Open the parent run of a sweep and return its id. Raises LoraExpError, as all methods do."""
         from mlflow.entities import Param
 
         tags = {"kind": "sweep", "command": command, NOTE: f"```\n{command}\n```"}

@@ -18,14 +18,14 @@ from safetensors.torch import save_file
 
 from lora_exp.data import MEAN, SIDE, STD
 from lora_exp.delivery import recorded_run
+from lora_exp.errors import LoraExpError
 from lora_exp.exchange import adapted_run
 from lora_exp.fields import is_name
 from lora_exp.provenance import versions
 from lora_exp.records import Recorder
 from lora_exp.result import PREDICTIONS, RunResult
 from lora_exp.run_facts import parameters_of
-from lora_exp.run_folder import FolderError, read_run, run_settings
-from lora_exp.spec import SpecError
+from lora_exp.run_folder import read_run, run_settings
 from lora_exp.torch_module import plain_module
 from lora_exp.tracking import one_line
 
@@ -41,16 +41,16 @@ EXAMPLES = 2  # images in the model's input example
 def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[str]:
     """Register the classifier of the run in `folder` as the next version of model `name`; what to tell the user.
 
-    The name is `<data set>-classifier` where none is given. `overrides` are of the run's settings. Raises FolderError
-    when the run or its base can't be read, or when it diverged; SpecError for a name or an override that is not
-    allowed; TrackingError when the store can't be written to.
+    The name is `<data set>-classifier` where none is given. `overrides` are of the run's settings. Raises LoraExpError
+    when the run or its base can't be read, or when it diverged; LoraExpError for a name or an override that is not
+    allowed; LoraExpError when the store can't be written to.
     """
     result = read_run(folder)
     name = f"{result.spec.data.name}-classifier" if name is None else name
     if not is_name(name) or ":" in name:
-        raise SpecError(f"--name {name}: must be a name without slashes and colons, of at most 200 bytes")
+        raise LoraExpError(f"--name {name}: must be a name without slashes and colons, of at most 200 bytes")
     if result.diverged:
-        raise FolderError(f"{folder}: the run diverged at step {result.outcome.diverged_at}: it classifies nothing")
+        raise LoraExpError(f"{folder}: the run diverged at step {result.outcome.diverged_at}: it classifies nothing")
     settings = run_settings(result, overrides)
     recorder = Recorder.open(settings.tracking)
     module = plain_module(adapted_run(folder, overrides).merge())

@@ -41,7 +41,7 @@ def write_report(
 
     `pictures` (uint8 [N, 28, 28]) and `labels` [N] are the test images that were judged; `claim` is as of
     `judged_claim`. In the two summaries `folder` is relative to the sweep's folder. The report appears at once or
-    not at all, and takes the place of an older one. Raises SweepError when `out` holds something that is not a report.
+    not at all, and takes the place of an older one. Raises LoraExpError when `out` holds something else.
     """
     check_report_place(out)
     fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{which}") for which in ("new", "old"))

@@ -12,13 +12,13 @@ from typing import Any
 
 from lora_exp.config import compose_values
 from lora_exp.differences import Difference, differing_bits, differing_texts, flat, table
+from lora_exp.errors import LoraExpError
 from lora_exp.executor_settings import ExecutorSettings
 from lora_exp.experiment import Failure, Files
 from lora_exp.halving import Stopped
 from lora_exp.result import RESULT, RunResult, from_json
-from lora_exp.run_folder import FolderError
 from lora_exp.settings import SETTINGS, DataFolder, Settings, StoreSettings, settings_from
-from lora_exp.spec import RunSpec, SpecError, spec_from
+from lora_exp.spec import RunSpec, spec_from
 from lora_exp.stored_run import StoredRun, find
 from lora_exp.sweep import run_command
 
@@ -66,7 +66,7 @@ class Reproduction:
 def reproduce(runs: Sequence[str], tracking: Sequence[str]) -> int:
     """Make each run again, alone and one after another, and print what came of it; the exit code.
 
-    `tracking` are overrides that say in which store MLflow runs are. Raises FolderError, TrackingError or SpecError,
+    `tracking` are overrides that say in which store MLflow runs are. Raises LoraExpError,
     before anything runs, when there is no such run or when its config can't be composed any more.
     """
     plans = []
@@ -74,8 +74,8 @@ def reproduce(runs: Sequence[str], tracking: Sequence[str]) -> int:
         try:
             values = compose_values(kept.overrides)
             plans.append((kept, values, spec_from(values), settings_from(values)))
-        except SpecError as error:
-            raise FolderError(f"{kept.name}: its config can't be made any more: {error}") from error
+        except LoraExpError as error:
+            raise LoraExpError(f"{kept.name}: its config can't be made any more: {error}") from error
     identical = 0
     for kept, values, spec, settings in plans:
         print(f"{kept.name}\n{run_command(shlex.join(kept.overrides))}", flush=True)

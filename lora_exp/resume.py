@@ -8,7 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_exp.sweep_files import SWEEP, SweepError, read_about
+from lora_exp.errors import LoraExpError
+from lora_exp.sweep_files import SWEEP, read_about
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 def resume_arguments(arguments: Sequence[str]) -> list[str]:
     """The command line that goes on with a sweep: its own, in its folder; the working folder is changed to its.
 
-    Jobs that are finished are not computed again, jobs that failed are tried again. Raises SweepError when that is
+    Jobs that are finished are not computed again, jobs that failed are tried again. Raises LoraExpError when that is
     not a sweep's folder.
     """
     parser = argparse.ArgumentParser(prog="lora-exp resume", description="Go on with a sweep that was interrupted.")
@@ -26,7 +27,7 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
     command, place = about.get("arguments"), about.get("directory")
     # Overrides and flags are no identifiers; sub-commands are.
     if not isinstance(command, list) or not isinstance(place, str) or (command and str(command[0]).isidentifier()):
-        raise SweepError(f"{folder / SWEEP}: keeps no command of a sweep to go on with")
+        raise LoraExpError(f"{folder / SWEEP}: keeps no command of a sweep to go on with")
     _enter(Path(place))
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [*map(str, command), f"hydra.sweep.dir='{quoted}'"]
@@ -45,7 +46,7 @@ def sync(arguments: Sequence[str]) -> int:
     try:
         sweep = read_sweep(folder)
     except ValueError as error:
-        raise SweepError(str(error)) from error
+        raise LoraExpError(str(error)) from error
     is_sweep = (folder / SWEEP).is_file()
     if is_sweep:
         _enter(Path(read_about(folder)["directory"]))
@@ -53,9 +54,9 @@ def sync(arguments: Sequence[str]) -> int:
     try:
         tracking = saved_settings(saved.read_text(encoding="utf-8"), []).tracking
     except OSError as error:
-        raise SweepError(f"{saved}: can't be read ({error.strerror}), so where runs go is not known") from error
+        raise LoraExpError(f"{saved}: can't be read ({error.strerror}), so where runs go is not known") from error
     if tracking.kind == "off":
-        raise SweepError(f"{folder}: was run with tracking=off, so there is nowhere to bring it")
+        raise LoraExpError(f"{folder}: was run with tracking=off, so there is nowhere to bring it")
     delivery = Delivery(Recorder.open(tracking))
     parent = delivery.open_parent(folder) if is_sweep else None
     missing = delivery.deliver_all([Path(place) for place in sweep.frame["folder"]], parent)
@@ -70,6 +71,6 @@ def _enter(folder: Path) -> None:
     try:
         os.chdir(folder)
     except OSError as error:
-        raise SweepError(
+        raise LoraExpError(
             f"{folder}: the sweep was started there, and it can't be entered ({error.strerror})"
         ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_exp.config import saved_settings
+from lora_exp.errors import LoraExpError
 from lora_exp.result import RESULT, RunResult, read
 
 if TYPE_CHECKING:
@@ -15,33 +16,29 @@ if TYPE_CHECKING:
     from lora_exp.settings import Settings
 
 
-class FolderError(ValueError):
-    """A folder that was given can't be used; the message is one line: which, why, and what to do."""
-
-
 def read_run(folder: Path) -> RunResult:
     """The result of the run (or the job of a sweep) in `folder`.
 
-    Raises FolderError when it holds none.
+    Raises LoraExpError when it holds none.
     """
     try:
         return read(folder)
     except FileNotFoundError as error:
-        raise FolderError(f"{folder}: holds no {RESULT}, so it is not the folder of a finished run") from error
+        raise LoraExpError(f"{folder}: holds no {RESULT}, so it is not the folder of a finished run") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FolderError(f"{folder / RESULT}: can't be read ({' '.join(repr(error).split())})") from error
+        raise LoraExpError(f"{folder / RESULT}: can't be read ({' '.join(repr(error).split())})") from error
 
 
 def run_settings(result: RunResult, overrides: Sequence[str] = ()) -> Settings:
-    """The settings that a run had, with overrides of them. Raises SpecError for one that is not allowed."""
+    """The settings that a run had, with overrides of them. Raises LoraExpError for one that is not allowed."""
     return saved_settings(result.provenance["config"], overrides)
 
 
 def load_base(folder: str | Path, overrides: Sequence[str] = ()) -> BaseModel:
     """The base of the run in `folder`, on the CPU, from the store that the run used.
 
-    `overrides` are of the run's settings, such as `store.folder=elsewhere` where that has moved. Raises FolderError
-    when the store has no such base, SpecError for an override that is not allowed.
+    `overrides` are of the run's settings, such as `store.folder=elsewhere` where that has moved. Raises LoraExpError
+    when the store has no such base, LoraExpError for an override that is not allowed.
     """
     import torch
 
@@ -57,7 +54,7 @@ def load_base(folder: str | Path, overrides: Sequence[str] = ()) -> BaseModel:
         base = None
     if base is None or base.sha256() != result.outcome.base_sha256_before:
         command = run_command(shlex.join(result.provenance["overrides"]))
-        raise FolderError(
+        raise LoraExpError(
             f"{folder}: its base is not in {laboratory.store.root} as this code, torch and processor make it; "
             f"to make run and base again: {command}"
         )

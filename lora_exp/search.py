@@ -21,15 +21,16 @@ from omegaconf import DictConfig
 from lora_exp.composition import JobConfigs
 from lora_exp.conducting import checked, conducted, raise_failed
 from lora_exp.config import read, refusing
+from lora_exp.errors import LoraExpError
 from lora_exp.fields import CLASSES
 from lora_exp.job import finished_run, open_laboratory
 from lora_exp.objectives import values_of
 from lora_exp.packing import FULL_PACK
 from lora_exp.proposals import check_sampler
 from lora_exp.search_space import space_of
-from lora_exp.spec import DataSpec, SpecError
+from lora_exp.spec import DataSpec
 from lora_exp.study import STUDY, Study, alone
-from lora_exp.sweep_files import SWEEP, SweepError, note, read_about
+from lora_exp.sweep_files import SWEEP, note, read_about
 
 if TYPE_CHECKING:
     from lora_exp.experiment import Laboratory
@@ -42,11 +43,11 @@ SHARE = 5  # batches at least, unless `search.batch` says otherwise: nothing is 
 def search(context: HydraContext, config: DictConfig, launcher: Launcher, given: list[str]) -> Sequence[JobReturn]:
     """Search the space in `given` as the config's `search` says, and report whatever came of it.
 
-    Raises SpecError, before anything is computed, for what can't be searched or not so, and JobsFailed at the end
+    Raises LoraExpError, before anything is computed, for what can't be searched or not so, and JobsFailed at the end
     when jobs failed.
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise SpecError(f"hydra/sweeper=optuna: needs {' and '.join(missing)}; pip install 'lora-exp[search]'")
+        raise LoraExpError(f"hydra/sweeper=optuna: needs {' and '.join(missing)}; pip install 'lora-exp[search]'")
     with refusing():
         overrides = OverridesParser.create(config_loader=context.config_loader).parse_overrides(given)
     # How to search is no part of a job, and a search may go on with more trials.
@@ -82,13 +83,13 @@ def _run(
 ) -> list[JobReturn]:
     """Ask, launch and tell until all trials have been; what each job returned.
 
-    Raises SweepError when the study is not of the jobs in the folder.
+    Raises LoraExpError when the study is not of the jobs in the folder.
     """
     jobs, recorded = study.jobs(), read_about(folder)["jobs"]
     if any(one != other for one, other in zip(jobs, recorded, strict=False)) or len(jobs) < min(
         len(recorded), chosen.trials
     ):
-        raise SweepError(f"{folder}: holds jobs that its search has not asked for; choose another folder")
+        raise LoraExpError(f"{folder}: holds jobs that its search has not asked for; choose another folder")
     # Of an earlier process: what is finished is not computed again, what failed is tried again.
     done = study.told()
     returns = list(launcher.launch(jobs[:done], initial_job_idx=0)) if done else []
@@ -134,10 +135,10 @@ def _counted(chosen: SearchSettings, size: int | None, threads: int, folder: Pat
 
 
 def _check_validation(laboratory: Laboratory, data: DataSpec) -> None:
-    """Raise SpecError when there are no validation images of some class to compare errors on."""
+    """Raise LoraExpError when there are no validation images of some class to compare errors on."""
     held = laboratory.data(data).validation
     if held is None or len(set(held.labels.tolist())) < CLASSES:
-        raise SpecError(
+        raise LoraExpError(
             f"data.validation={data.validation}: must be enough for images of all classes, such as 5000, since a "
             "search compares errors on validation images, never on the test set"
         )

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_exp.spec import PARTS, SpecError
+from lora_exp.errors import LoraExpError
+from lora_exp.spec import PARTS
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -185,13 +186,15 @@ class Space:
 def space_of(overrides: Sequence[Override]) -> Space:
     """The space of a command's overrides; of several of one key the last counts.
 
-    Raises SpecError where there is nothing to search, or for what can't be searched.
+    Raises LoraExpError where there is nothing to search, or for what can't be searched.
     """
     last = {override.get_key_element(): override for override in overrides}
     fixed = [f"{key}={one.get_value_element_as_str()}" for key, one in last.items() if not one.is_sweep_override()]
     dimensions = [_dimension(key, one) for key, one in last.items() if one.is_sweep_override()]
     if not dimensions:
-        raise SpecError(f"hydra/sweeper=optuna: needs a space to search, such as adapter.rank={SYNTAX.split(', ')[0]}")
+        raise LoraExpError(
+            f"hydra/sweeper=optuna: needs a space to search, such as adapter.rank={SYNTAX.split(', ')[0]}"
+        )
     return Space(tuple(fixed), tuple(dimensions))
 
 
@@ -199,29 +202,29 @@ def _dimension(key: str, override: Override) -> Dimension:
     given = override.input_line or key
     group = override.key_or_group.partition("/")[0].partition(".")[0]
     if group not in SEARCHED or override.is_delete():
-        raise SpecError(f"{given}: can't be searched; only keys of {', '.join(SEARCHED)} can")
+        raise LoraExpError(f"{given}: can't be searched; only keys of {', '.join(SEARCHED)} can")
     sweep: Any = override.value()
     tags = set(getattr(sweep, "tags", ()))
     if tags - {"log"} or (tags and not override.is_interval_sweep()):
-        raise SpecError(f"{given}: must be like {SYNTAX}")
+        raise LoraExpError(f"{given}: must be like {SYNTAX}")
     if override.is_interval_sweep():
         low, high = sweep.start, sweep.end
         # int(interval(...)) may leave one end as it was written.
         if isinstance(low, int) != isinstance(high, int):
             low, high = float(low), float(high)
         if not (math.isfinite(low) and math.isfinite(high) and low < high and (low > 0 or not tags)):
-            raise SpecError(
+            raise LoraExpError(
                 f"{given}: must go from a number to a larger one{', above 0 with tag(log,...)' * bool(tags)}"
             )
         return Interval(key, low, high, log=bool(tags))
     if override.is_range_sweep():
         numbers = tuple(sorted(float(n) if isinstance(n, float) else int(n) for n in sweep.range()))
         if not numbers:
-            raise SpecError(f"{given}: has no values")
+            raise LoraExpError(f"{given}: has no values")
         return Range(key, numbers)
     values = tuple(dict.fromkeys(override.sweep_string_iterator()))
     if not values:
-        raise SpecError(f"{given}: has no values")
+        raise LoraExpError(f"{given}: has no values")
     return Choice(key, values)
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.claims import CLAIMS
+from lora_exp.errors import LoraExpError
 from lora_exp.executor_settings import ExecutorSettings
 from lora_exp.fields import allow, integer, is_int, is_name, is_number, is_text
 from lora_exp.halving import Halving
 from lora_exp.objectives import ERRORS, OBJECTIVES
-from lora_exp.spec import SpecError, checked
+from lora_exp.spec import checked
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +156,7 @@ class Settings:
     def laboratory(self) -> Laboratory:
         """The place where runs are made.
 
-        Raises SpecError for an absent device and StoreError for a folder that can't be written to.
+        Raises LoraExpError for an absent device and LoraExpError for a folder that can't be written to.
         """
         from lora_exp.experiment import Laboratory
         from lora_exp.store import Store
@@ -191,13 +192,13 @@ class Settings:
 def settings_from(config: Mapping[str, Any]) -> Settings:
     """The settings of a resolved config.
 
-    Raises SpecError with one line that names key, value and what is allowed.
+    Raises LoraExpError with one line that names key, value and what is allowed.
     """
     # A config that was saved before a group was thought of has its defaults.
     given = {group: config.get(group, {}) for group in SETTINGS}
     for group, values in given.items():
         if not isinstance(values, Mapping):
-            raise SpecError(f"{group}: must be a config group")
+            raise LoraExpError(f"{group}: must be a config group")
     parts = {group: checked(cls, group, given[group]) for group, cls in SETTINGS.items()}
     parts["executor"].check()
     folder = {key: value for key, value in config["data"].items() if key == "root"}
@@ -207,7 +208,7 @@ def settings_from(config: Mapping[str, Any]) -> Settings:
 def torch_device(name: str) -> torch.device:
     """The device of that name; `auto` takes CUDA, then MPS, then the CPU.
 
-    Raises SpecError when the machine has no such device.
+    Raises LoraExpError when the machine has no such device.
     """
     import torch
 
@@ -219,5 +220,5 @@ def torch_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(present[0])
     if name not in present:
-        raise SpecError(f"device={name}: this machine has none; allowed here: auto, {', '.join(present)}")
+        raise LoraExpError(f"device={name}: this machine has none; allowed here: auto, {', '.join(present)}")
     return torch.device(name)

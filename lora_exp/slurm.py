@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.crew import PACK_MEMORY, Answer, PackTask, Progress
-from lora_exp.spec import SpecError
+from lora_exp.errors import LoraExpError
 from lora_exp.store import Store
 
 # Seconds between looks at what became of jobs, and for a network file system to show what another node wrote.
@@ -63,24 +63,24 @@ class SlurmCrew:
         self._running: dict[int, tuple[Any, PackTask]] = {}
 
     def check(self) -> None:
-        """Raises SpecError when submitit or Slurm is not installed."""
+        """Raises LoraExpError when submitit or Slurm is not installed."""
         if importlib.util.find_spec("submitit") is None:
-            raise SpecError("executor=slurm: submitit is not installed; pip install 'lora-exp[slurm]'")
+            raise LoraExpError("executor=slurm: submitit is not installed; pip install 'lora-exp[slurm]'")
         try:
             import submitit  # noqa: F401
         except ImportError as error:
-            raise SpecError(
+            raise LoraExpError(
                 f"executor=slurm: submitit can't be loaded ({error}); pip install 'lora-exp[slurm]'"
             ) from error
         missing = [name for name in ("sbatch", "srun", "sacct") if shutil.which(name) is None]
         if self._cluster == "slurm" and missing:
-            raise SpecError(
+            raise LoraExpError(
                 f"executor=slurm: this machine has no {missing[0]}; start it on a login node of the cluster, "
                 "or choose executor.cluster=local"
             )
 
     def start(self, task: PackTask) -> int:
-        """Submit a pack. Raises SpecError when Slurm refuses it."""
+        """Submit a pack. Raises LoraExpError when Slurm refuses it."""
         from submitit.core.utils import FailedJobError
 
         from lora_exp.pack_task import trained_into_store
@@ -90,7 +90,7 @@ class SlurmCrew:
         try:
             self._running[number] = (self._executor.submit(trained_into_store, task, None), task)
         except FailedJobError as error:
-            raise SpecError(f"executor=slurm: Slurm refuses the job ({' '.join(str(error).split())})") from error
+            raise LoraExpError(f"executor=slurm: Slurm refuses the job ({' '.join(str(error).split())})") from error
         return number
 
     def wait(self, progress: Progress) -> Answer:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from lora_exp.errors import LoraExpError
 from lora_exp.fields import allow, flag, integer, is_alpha, is_digits, is_int, is_number, is_pattern, positive
 from lora_exp.methods import METHODS
 
@@ -20,10 +21,6 @@ T = TypeVar("T")
 
 DATA_SETS = ("mnist", "fashion_mnist", "kmnist", "qmnist")
 INITIALISATIONS = ("gaussian", "kaiming", "orthogonal")
-
-
-class SpecError(ValueError):
-    """A config value that is not allowed; the message is one line: key, value, what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -189,20 +186,20 @@ def digest(value: Any) -> str:
 def checked(cls: type[T], group: str, values: Mapping[str, Any]) -> T:
     """Build dataclass `cls` from config values; each must pass the check of its field.
 
-    Raises SpecError for the first value that does not, and for unknown or missing keys.
+    Raises LoraExpError for the first value that does not, and for unknown or missing keys.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for unknown in sorted(set(values) - set(fields)):
-        raise SpecError(f"{group}.{unknown}: no such key; allowed: {', '.join(sorted(fields))}")
+        raise LoraExpError(f"{group}.{unknown}: no such key; allowed: {', '.join(sorted(fields))}")
     clean: dict[str, Any] = {}
     for name, spec_field in fields.items():
         if name not in values:
             if spec_field.default is dataclasses.MISSING:
-                raise SpecError(f"{group}.{name}: missing; needs {spec_field.metadata['allowed']}")
+                raise LoraExpError(f"{group}.{name}: missing; needs {spec_field.metadata['allowed']}")
             continue
         value = values[name]
         if not spec_field.metadata["check"](value):
-            raise SpecError(f"{group}.{name}={_shown(value)}: must be {spec_field.metadata['allowed']}")
+            raise LoraExpError(f"{group}.{name}={_shown(value)}: must be {spec_field.metadata['allowed']}")
         clean[name] = _normal(name, spec_field.type, value)
     return cls(**clean)
 
@@ -219,13 +216,13 @@ def allowed(key: str) -> str | None:
 def spec_from(config: Mapping[str, Any]) -> RunSpec:
     """The spec of a resolved config (plain dicts, lists and scalars).
 
-    Raises SpecError with one line that names key, value and what is allowed.
+    Raises LoraExpError with one line that names key, value and what is allowed.
     """
     parts = {}
     for group, cls in PARTS.items():
         values = config.get(group)
         if not isinstance(values, Mapping):
-            raise SpecError(f"{group}={_shown(values)}: must be a config group")
+            raise LoraExpError(f"{group}={_shown(values)}: must be a config group")
         own = {k: v for k, v in values.items() if (group, k) not in NOT_SPEC}
         parts[group] = checked(cls, group, own)
     return _run_spec(parts)

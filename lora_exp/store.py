@@ -22,6 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from lora_exp.errors import LoraExpError
 from lora_exp.living import living_folder, remove_abandoned
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,6 @@ KINDS = ("bases", "results", "rungs", "checkpoints")
 PARTIAL, DAMAGED, LOCKS = "partial", "damaged", "locks"
 # The disk, the quota, or the greatest size of a file that this process may write.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class StoreError(OSError):
-    """The store's folder can't be written to; the message is one line."""
 
 
 class DamagedError(ValueError):
@@ -50,7 +47,7 @@ class Store:
     def prepare(self) -> None:
         """Make the folders of the store, and remove what killed processes left half written.
 
-        Raises StoreError when that is not possible.
+        Raises LoraExpError when that is not possible.
         """
         try:
             for name in (*KINDS, PARTIAL, LOCKS):
@@ -59,7 +56,7 @@ class Store:
             with tempfile.TemporaryFile(dir=self.root / PARTIAL):
                 pass
         except OSError as error:
-            raise StoreError(
+            raise LoraExpError(
                 f"store.folder={self.root}: must be a folder that can be written to ({error.strerror})"
             ) from error
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from lora_exp.errors import LoraExpError
 from lora_exp.living import alive_and_abandoned, living_folder, remove_abandoned
 from lora_exp.result import RESULT
-from lora_exp.store import DAMAGED, ENTRY, KINDS, PARTIAL, DamagedError, Store, StoreError
+from lora_exp.store import DAMAGED, ENTRY, KINDS, PARTIAL, DamagedError, Store
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,10 @@ class Entry:
 def entries(store: Store) -> list[Entry]:
     """All entries, damaged ones too, those used longest ago first; none where there is no store yet.
 
-    Raises StoreError when something else is in its place.
+    Raises LoraExpError when something else is in its place.
     """
     if store.root.exists() and not store.root.is_dir():
-        raise StoreError(f"store.folder={store.root}: is not a folder")
+        raise LoraExpError(f"store.folder={store.root}: is not a folder")
     found = []
     for kind in (*KINDS, DAMAGED):
         for folder in (store.root / kind).glob("*" if kind == DAMAGED else "*/*"):

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 
 from lora_exp.config import compose_settings, saved_values, start_folder
 from lora_exp.differences import measures
+from lora_exp.errors import LoraExpError
 from lora_exp.recorded import fetch_run
 from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
-from lora_exp.run_folder import FolderError
 from lora_exp.spec import RunSpec, spec_from
 from lora_exp.sweep_files import FAILURE, SWEEP
 
@@ -54,7 +54,7 @@ class StoredRun:
 def find(run: str, tracking: Sequence[str]) -> StoredRun:
     """The run of that name: its folder, an MLflow run id, `SWEEP:JOB` or `SUMMARY:JOB`.
 
-    `tracking` are overrides that say in which store MLflow runs are. Raises FolderError, or TrackingError, when there
+    `tracking` are overrides that say in which store MLflow runs are. Raises LoraExpError, or LoraExpError, when there
     is no such run or nothing that could be compared.
     """
     folder, (place, _, job) = Path(run), run.rpartition(":")
@@ -67,11 +67,11 @@ def find(run: str, tracking: Sequence[str]) -> StoredRun:
             return _row(run, summary, job)
         folder = Path(place) / job
     if not folder.is_dir():
-        raise FolderError(f"{run}: must be the folder of a run, an MLflow run id, SWEEP:JOB or {SUMMARY}:JOB")
+        raise LoraExpError(f"{run}: must be the folder of a run, an MLflow run id, SWEEP:JOB or {SUMMARY}:JOB")
     if (folder / SWEEP).is_file():
-        raise FolderError(f"{run}: is a sweep; name one of its runs, such as {folder / '0'}")
+        raise LoraExpError(f"{run}: is a sweep; name one of its runs, such as {folder / '0'}")
     if (folder / FAILURE).is_file() and not (folder / RESULT).is_file():
-        raise FolderError(f"{run}: failed, so there are no numbers to reproduce; {FAILURE} says why")
+        raise LoraExpError(f"{run}: failed, so there are no numbers to reproduce; {FAILURE} says why")
     needed = [RESULT, ADAPTER, PREDICTIONS]
     content = {name: folder / name for name in [*needed, SAVED_CONFIG, SAVED_HYDRA]}
     return _read(run, {name: path.read_bytes() for name, path in content.items() if path.is_file()}, needed)
@@ -80,7 +80,7 @@ def find(run: str, tracking: Sequence[str]) -> StoredRun:
 def _read(run: str, content: Mapping[str, bytes], needed: Sequence[str]) -> StoredRun:
     """What the files of a run tell."""
     if absent := [name for name in needed if name not in content]:
-        raise FolderError(f"{run}: has no {absent[0]}, so it is not a finished run")
+        raise LoraExpError(f"{run}: has no {absent[0]}, so it is not a finished run")
     with _reading(run, RESULT):
         result = from_json(content[RESULT].decode())
         overrides = [str(override) for override in result.provenance["overrides"]]
@@ -116,10 +116,10 @@ def _row(run: str, summary: Path, job: str) -> StoredRun:
     with _reading(run, summary.name):
         rows = {row["job"]: row for row in csv.DictReader(io.StringIO(summary.read_text(encoding="utf-8")))}
         if job not in rows:
-            raise FolderError(f"{run}: the summary has no job {job}")
+            raise LoraExpError(f"{run}: the summary has no job {job}")
         row = rows[job]
         if row["status"] not in ("finished", "diverged"):
-            raise FolderError(f"{run}: is {row['status']}, so there are no numbers to reproduce")
+            raise LoraExpError(f"{run}: is {row['status']}, so there are no numbers to reproduce")
         _refuse_imported(run, row.get("origin") == "imported")
         overrides, measured = shlex.split(row["overrides"]), _cells(row)
 
@@ -154,15 +154,15 @@ def _summary_row(result: RunResult) -> dict[str, str]:
 
 def _refuse_imported(run: str, imported: bool) -> None:
     if imported:
-        raise FolderError(f"{run}: its adapter was imported, so no command of lora-exp makes it")
+        raise LoraExpError(f"{run}: its adapter was imported, so no command of lora-exp makes it")
 
 
 @contextlib.contextmanager
 def _reading(run: str, what: str) -> Iterator[None]:
-    """A block in which damaged content becomes a FolderError."""
+    """A block in which damaged content becomes a LoraExpError."""
     try:
         yield
-    except FolderError:
+    except LoraExpError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise FolderError(f"{run}: {what} can't be read ({' '.join(repr(error).split())})") from error
+        raise LoraExpError(f"{run}: {what} can't be read ({' '.join(repr(error).split())})") from error

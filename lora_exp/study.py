@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_exp.errors import LoraExpError
 from lora_exp.proposals import optuna_sampler, proposal
 from lora_exp.search_space import Space
 from lora_exp.settings import SearchSettings
-from lora_exp.sweep_files import SweepError
 
 if TYPE_CHECKING:
     import optuna
@@ -32,7 +32,7 @@ class Study:
     def __init__(self, file: Path | None, space: Space, settings: SearchSettings) -> None:
         """Open the study in `file`, or make it; without a file it is kept in memory only.
 
-        Raises SweepError when the file can't be read or holds trials of something else.
+        Raises LoraExpError when the file can't be read or holds trials of something else.
         """
         import optuna
 
@@ -120,7 +120,7 @@ class Study:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """A block in which no other process searches in `folder`. Raises SweepError when one does.
+    """A block in which no other process searches in `folder`. Raises LoraExpError when one does.
 
     By a record lock, which the processes of packs don't inherit: they may outlive a search that is killed.
     """
@@ -129,7 +129,7 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise SweepError(f"hydra.sweep.dir={folder}: another process is searching there") from error
+            raise LoraExpError(f"hydra.sweep.dir={folder}: another process is searching there") from error
         yield
 
 
@@ -148,4 +148,4 @@ def _readable(file: Path) -> Iterator[Any]:
         yield
     except (SQLAlchemyError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise SweepError(f"{file}: is not the study of this search ({type(error).__name__}: {reason})") from error
+        raise LoraExpError(f"{file}: is not the study of this search ({type(error).__name__}: {reason})") from error

@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lora_exp.errors import LoraExpError
 from lora_exp.fields import CLASSES
 from lora_exp.halving import Stopped, from_dict
 from lora_exp.result import PREDICTIONS, RESULT, RunResult, read
 from lora_exp.run_facts import parameters_of
-from lora_exp.sweep_files import FAILURE, SWEEP, SweepError, read_about
+from lora_exp.sweep_files import FAILURE, SWEEP, read_about
 
 # Type of every column, so that a table looks the same whether or not jobs failed. Text is `object`, where an
 # absent value is None in every pandas; whole numbers are nullable, so that a failed job leaves 4 a 4.
@@ -105,7 +106,7 @@ def load_sweep(folder: str | Path) -> pd.DataFrame:
     Columns: `job`, `sweep`, those of `RunResult.row()`, `error`, `folder`, `overrides`; before `status` stands every
     further setting in which the runs differ, such as `dropout` or `data_limit`. Errors are rates from 0 to 1.
     `status` is "finished", "diverged", "stopped" (by halving), "failed" or "missing"; only finished rows have errors,
-    and failed or missing ones no numbers at all. Raises SweepError when the folder holds no run.
+    and failed or missing ones no numbers at all. Raises LoraExpError when the folder holds no run.
     """
     return read_sweep(folder).frame
 
@@ -113,7 +114,7 @@ def load_sweep(folder: str | Path) -> pd.DataFrame:
 def read_sweep(folder: str | Path) -> Sweep:
     """The sweep (or the one run) in `folder`, with its results.
 
-    Raises SweepError, of one line, when the folder holds no run or its `sweep.json` can't be read.
+    Raises LoraExpError, of one line, when the folder holds no run or its `sweep.json` can't be read.
     """
     folder = Path(folder)
     if (folder / SWEEP).is_file():
@@ -124,7 +125,7 @@ def read_sweep(folder: str | Path) -> Sweep:
     else:
         about, folders = {"jobs": []}, {}
     if not folders:
-        raise SweepError(f"{folder}: holds no run (neither {SWEEP} with jobs, nor {RESULT}, nor {FAILURE})")
+        raise LoraExpError(f"{folder}: holds no run (neither {SWEEP} with jobs, nor {RESULT}, nor {FAILURE})")
 
     rows: list[dict[str, Any]] = []
     results: dict[int, RunResult] = {}

@@ -14,11 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_exp.errors import LoraExpError
+
 SWEEP, FAILURE = "sweep.json", "failure.json"
-
-
-class SweepError(ValueError):
-    """A folder is not that of a sweep, or of another one; the message is one line."""
 
 
 def begin_sweep(
@@ -27,13 +25,13 @@ def begin_sweep(
     """What `sweep.json` says, written where there is none yet: what was asked, where, and each job's overrides.
 
     A search begins without jobs, and `search` tells how it searches; it may go on with more trials than it had.
-    Raises SweepError when the folder holds a sweep of other jobs, or another search.
+    Raises LoraExpError when the folder holds a sweep of other jobs, or another search.
     """
     path, asked = folder / SWEEP, [list(overrides) for overrides in jobs]
     if path.exists():
         about = read_about(folder)
         if about["jobs"][: len(asked)] != asked or not _is_same_search(about.get("search"), search):
-            raise SweepError(f"hydra.sweep.dir={folder}: holds another sweep, of other jobs; choose another folder")
+            raise LoraExpError(f"hydra.sweep.dir={folder}: holds another sweep, of other jobs; choose another folder")
         if search is not None:
             return note(folder, search={**search, "trials": max(search["trials"], about["search"]["trials"])})
         return about
@@ -60,15 +58,15 @@ def _is_same_search(one: Mapping[str, Any] | None, other: Mapping[str, Any] | No
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What `sweep.json` says. Raises SweepError, of one line, when there is none that can be read."""
+    """What `sweep.json` says. Raises LoraExpError, of one line, when there is none that can be read."""
     path = folder / SWEEP
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         about["jobs"] = [[str(override) for override in job] for job in about["jobs"]]
     except FileNotFoundError as error:
-        raise SweepError(f"{folder}: holds no {SWEEP}, so it is not the folder of a sweep") from error
+        raise LoraExpError(f"{folder}: holds no {SWEEP}, so it is not the folder of a sweep") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SweepError(f"{path}: is not the record of a sweep ({type(error).__name__}: {error})") from error
+        raise LoraExpError(f"{path}: is not the record of a sweep ({type(error).__name__}: {error})") from error
     return dict(about)
 
 
@@ -90,15 +88,15 @@ def add_job(folder: Path, overrides: Sequence[str]) -> None:
 
 
 def check_report_place(out: Path) -> None:
-    """Raise SweepError when `out` holds something that is not a report, or can't be made."""
+    """Raise LoraExpError when `out` holds something that is not a report, or can't be made."""
     try:
         if out.exists() and not (out / "report.md").is_file() and (not out.is_dir() or any(out.iterdir())):
-            raise SweepError(f"{out}: is there already and is not a report; name another folder or remove it")
+            raise LoraExpError(f"{out}: is there already and is not a report; name another folder or remove it")
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):
             pass
     except OSError as error:
-        raise SweepError(
+        raise LoraExpError(
             f"report.folder={out.parent}: must be a folder that can be written to ({error.strerror})"
         ) from error
 
@@ -107,7 +105,7 @@ def parent_run(sweep_folder: Path) -> str | None:
     """The MLflow parent run of a sweep; None where there is none."""
     try:
         found = read_about(sweep_folder).get("parent_run")
-    except SweepError:
+    except LoraExpError:
         return None
     return str(found) if found else None
 

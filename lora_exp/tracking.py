@@ -20,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from lora_exp.errors import LoraExpError
 from lora_exp.settings import TrackingSettings
 
 SQLITE = "sqlite:///"
@@ -31,7 +32,7 @@ COLUMNS_KEY = "lora_exp"
 COLUMNS = [f"params.`{name}`" for name in ("digit", "rank", "alpha", "seed")]
 COLUMNS += [f"metrics.`{name}`" for name in ("target_error", "other_error", "forgetting")]
 # MLflow's own defaults retry for minutes, print a line for every run on stdout, and log with a traceback what
-# is raised here as a TrackingError.
+# is raised here as a LoraExpError.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
@@ -42,10 +43,6 @@ ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-
-
-class TrackingError(Exception):
-    """The tracking store can't be used; the message is one line: key, value and what to do."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Connection:
 def connected(settings: TrackingSettings) -> Connection:
     """Connect to the store, making it and the experiment where there is none yet.
 
-    Raises TrackingError when that is not possible, for a silent server after about 3 s.
+    Raises LoraExpError when that is not possible, for a silent server after about 3 s.
     """
     _set_environment()
     if settings.kind == "server":
@@ -84,7 +81,7 @@ def existing(settings: TrackingSettings, wanted: str) -> TrackingSettings:
 
     `wanted` says, when there is none, what is therefore not in it.
 
-    Raises TrackingError when there is none.
+    Raises LoraExpError when there is none.
     """
     _set_environment()
     if settings.kind == "server":
@@ -93,7 +90,7 @@ def existing(settings: TrackingSettings, wanted: str) -> TrackingSettings:
     settings = _absolute(settings)
     path = Path(settings.uri.removeprefix(SQLITE))
     if not path.is_file():
-        raise TrackingError(f"tracking.uri={settings.uri}: there is no such file, so {wanted} is not in it")
+        raise LoraExpError(f"tracking.uri={settings.uri}: there is no such file, so {wanted} is not in it")
     with one_line(settings.uri):
         _check_database(path)
     return settings
@@ -102,7 +99,7 @@ def existing(settings: TrackingSettings, wanted: str) -> TrackingSettings:
 def state(settings: TrackingSettings) -> str:
     """How the tracking store is, in words; nothing is made or changed.
 
-    Raises TrackingError when it is damaged or does not answer.
+    Raises LoraExpError when it is damaged or does not answer.
     """
     if settings.kind == "off":
         return "tracking=off: runs are not recorded"
@@ -119,7 +116,7 @@ def state(settings: TrackingSettings) -> str:
     except sqlite3.Error as error:
         found = str(error)
     if found != "ok":
-        raise TrackingError(
+        raise LoraExpError(
             f"tracking.uri={settings.uri}: is damaged or no database of MLflow's ({found[:100]}); move it away "
             "and the next run makes a new one, the folders of the runs have all results"
         )
@@ -135,7 +132,7 @@ def ui_command(settings: TrackingSettings, port: int) -> list[str]:
 def serve_ui(settings: TrackingSettings, port: int) -> int:
     """Print where the UI of the store is; for a sqlite store, become the process that serves it.
 
-    Raises TrackingError when the store can't be opened or the port is taken.
+    Raises LoraExpError when the store can't be opened or the port is taken.
     """
     address = settings.uri.rstrip("/") if settings.kind == "server" else f"http://127.0.0.1:{port}"
     place = connected(settings)
@@ -151,7 +148,7 @@ def serve_ui(settings: TrackingSettings, port: int) -> int:
         try:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
-            raise TrackingError(f"--port {port}: can't be used ({error}); choose another") from error
+            raise LoraExpError(f"--port {port}: can't be used ({error}); choose another") from error
     print(f"open {page} in some seconds; Ctrl-C ends", flush=True)
     command = ui_command(settings, port)
     os.execv(command[0], command)  # noqa: S606  # so that whoever ends this process ends the server
@@ -170,13 +167,13 @@ def _experiment(client: Any, name: str, artifacts: str | None) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise TrackingError(f"tracking.experiment={name}: is deleted in MLflow; restore it there or choose another")
+        raise LoraExpError(f"tracking.experiment={name}: is deleted in MLflow; restore it there or choose another")
     return str(found.experiment_id)
 
 
 def _check_server(uri: str) -> None:
     if not uri.startswith(("http://", "https://")):
-        raise TrackingError(f"tracking.uri={uri}: must be http://HOST:PORT or https://HOST:PORT")
+        raise LoraExpError(f"tracking.uri={uri}: must be http://HOST:PORT or https://HOST:PORT")
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_PATIENCE) as answer:  # noqa: S310
             reason = "" if answer.read(16) == b"OK" else "something else answers there"
@@ -186,7 +183,7 @@ def _check_server(uri: str) -> None:
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
     if reason:
-        raise TrackingError(
+        raise LoraExpError(
             f"tracking.uri={uri}: no MLflow server answers there ({reason}); start one, or use tracking=sqlite"
         )
 
@@ -194,12 +191,12 @@ def _check_server(uri: str) -> None:
 def _absolute(settings: TrackingSettings) -> TrackingSettings:
     """Settings of a sqlite store that mean the same from any working directory."""
     if settings.kind != "sqlite":
-        raise TrackingError(f"tracking.kind={settings.kind}: keeps no runs on this machine; use tracking=sqlite")
+        raise LoraExpError(f"tracking.kind={settings.kind}: keeps no runs on this machine; use tracking=sqlite")
     file = settings.uri.removeprefix(SQLITE)
     path = Path(file).absolute()
     # MLflow and SQLAlchemy, through which the address passes, disagree on how to read `%` and `?`.
     if file in (settings.uri, "", ":memory:") or {"%", "?"} & set(str(path)):
-        raise TrackingError(f"tracking.uri={settings.uri}: must be sqlite:///FILE, without % and ? in the path")
+        raise LoraExpError(f"tracking.uri={settings.uri}: must be sqlite:///FILE, without % and ? in the path")
     return dataclasses.replace(settings, uri=f"{SQLITE}{path}", artifacts=str(Path(settings.artifacts).absolute()))
 
 
@@ -209,7 +206,7 @@ def _prepared_database(settings: TrackingSettings) -> Iterator[None]:
     try:
         Path(settings.artifacts).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrackingError(
+        raise LoraExpError(
             f"tracking.artifacts={settings.artifacts}: must be a folder that can be written to ({error.strerror})"
         ) from error
     path = Path(settings.uri.removeprefix(SQLITE))
@@ -252,11 +249,11 @@ def _create_database(path: Path, artifacts: str) -> None:
 
 @contextlib.contextmanager
 def one_line(uri: str) -> Iterator[None]:
-    """Turns what MLflow and the disk raise into a TrackingError."""
+    """Turns what MLflow and the disk raise into a LoraExpError."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except (MlflowException, OSError, sqlite3.Error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise TrackingError(f"tracking.uri={uri}: {reason[:300]}") from error
+        raise LoraExpError(f"tracking.uri={uri}: {reason[:300]}") from error

@@ -26,7 +26,7 @@ class Workload:
     """The jobs of one base, before anything is trained."""
 
     def __init__(self, specs: Sequence[RunSpec], data: ImageData) -> None:
-        """Raises SpecError when a pattern of the adapter matches no layer."""
+        """Raises LoraExpError when a pattern of the adapter matches no layer."""
         self.data = data
         self.layers = layer_shapes(specs[0].model)
         self.plans: dict[RunSpec, AdapterPlan] = {

@@ -17,8 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_exp.composition import JobConfigs
 from lora_exp.config import config_folder, one_line, read, register, without_hydra
+from lora_exp.errors import LoraExpError
 from lora_exp.settings import Settings
-from lora_exp.spec import RunSpec, SpecError
+from lora_exp.spec import RunSpec
 
 FILES = sorted(config_folder().rglob("*.yaml"))
 
@@ -39,7 +40,7 @@ def composed(*overrides: str) -> tuple[RunSpec, Settings]:
 def refused(*overrides: str) -> str:
     try:
         composed(*overrides)
-    except SpecError as error:
+    except LoraExpError as error:
         return str(error)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return one_line(error)

@@ -18,7 +18,8 @@ from torchvision.datasets import mnist as torchvision_mnist
 import lora_exp
 from lora_exp import data
 from lora_exp.data import EMBEDDED, MEAN, MNIST_SHA256, STD, ImageData
-from lora_exp.spec import DataSpec, SpecError
+from lora_exp.errors import LoraExpError
+from lora_exp.spec import DataSpec
 
 CPU = torch.device("cpu")
 MNIST = DataSpec("mnist")
@@ -39,7 +40,7 @@ def kmnist_root(copied_root: Path) -> Path:
 
 
 def refusal(spec: DataSpec, root: Path) -> str:
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(LoraExpError) as caught:
         data.load(spec, root, CPU)
     line = str(caught.value)
     assert "\n" not in line

@@ -25,9 +25,8 @@ from lora_exp import AdaptedClassifier, load_base, load_sweep, plain_module
 from lora_exp.adapter_file import METADATA
 from lora_exp.base_model import plain_logits
 from lora_exp.data import ImageData
+from lora_exp.errors import LoraExpError
 from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, read
-from lora_exp.run_folder import FolderError
-from lora_exp.spec import SpecError
 
 IN_PEFT = ("lora", "rslora", "lora_plus", "pissa", "dora")
 METHODS = (*IN_PEFT, "full", "bitfit", "head", "none")
@@ -264,7 +263,7 @@ def test_the_plain_module_is_the_base_for_flat_and_for_square_images(lab: Lab, m
 
 def test_a_base_that_is_not_in_the_store_is_one_line_with_the_command_that_makes_it(lab: Lab, tmp_path: Path) -> None:
     job = lab.job("tiny", "lora")
-    with pytest.raises(FolderError, match="its base is not in") as caught:
+    with pytest.raises(LoraExpError, match="its base is not in") as caught:
         load_base(job, [f"store.folder={tmp_path}/store", lab.places[1]])
     assert "lora-exp model=tiny data.limit=3000" in str(caught.value) and "\n" not in str(caught.value)
     done = lab.lora_exp("export", job, "store.folder=empty", code=2)
@@ -324,5 +323,5 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(
 
 def test_overrides_of_settings_alone_are_taken_by_load_base(lab: Lab) -> None:
     for override in ("model=tiny", "finetune.digit=3", "store", "store.folder", "data.limit=100"):
-        with pytest.raises(SpecError, match=r"must be GROUP\.KEY=VALUE"):
+        with pytest.raises(LoraExpError, match=r"must be GROUP\.KEY=VALUE"):
             load_base(lab.job("tiny", "lora"), [override])

@@ -18,11 +18,11 @@ from places import QUICK, Place, busy, free_port, prepared, same
 
 from lora_exp import load_sweep
 from lora_exp.data import ImageData
+from lora_exp.errors import LoraExpError
 from lora_exp.executor_settings import EXECUTORS, ExecutorSettings
 from lora_exp.ray_cluster import RayCrew
 from lora_exp.result import RESULT
 from lora_exp.slurm import SlurmCrew
-from lora_exp.spec import SpecError
 
 PROCESSES, RAY = ("executor=processes",), ("executor=ray",)
 SLURM = ("executor=slurm", "executor.cluster=local")
@@ -138,7 +138,7 @@ def test_an_extra_that_is_not_installed_is_one_line_with_the_command_that_instal
     assert not (place.folder / "runs").exists()
     for extra, library, crew in (("ray", "ray", RayCrew(None, None, 1, 0, None)), ("slurm", "submitit", slurm())):
         monkeypatch.setitem(sys.modules, library, None)
-        with pytest.raises(SpecError, match=rf"{library} is not installed; pip install 'lora-exp\[{extra}\]'"):
+        with pytest.raises(LoraExpError, match=rf"{library} is not installed; pip install 'lora-exp\[{extra}\]'"):
             crew.check()
 
 
@@ -150,7 +150,7 @@ def test_a_cluster_that_is_not_there_is_one_line_and_nothing_is_computed(
     assert err.startswith(f"lora-exp: executor.address={address}: no Ray cluster answers") and err.count("\n") == 1
     assert not place.computed.exists() and not (place.folder / "runs").exists()
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(SpecError, match="this machine has no sbatch; start it on a login node"):
+    with pytest.raises(LoraExpError, match="this machine has no sbatch; start it on a login node"):
         slurm().check()
 
 
@@ -159,7 +159,7 @@ def slurm() -> SlurmCrew:
 
 
 def test_a_key_that_an_executor_has_no_use_for_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"executor\.minutes=5: must be left out with executor=ray"):
+    with pytest.raises(LoraExpError, match=r"executor\.minutes=5: must be left out with executor=ray"):
         ExecutorSettings("ray", minutes=5).check()
     for kind in EXECUTORS:
         ExecutorSettings(kind).check()

@@ -33,8 +33,9 @@ from lora_exp.__main__ import main
 from lora_exp.composition import JobConfigs
 from lora_exp.config import config_folder, read, register
 from lora_exp.data import ImageData
+from lora_exp.errors import LoraExpError
 from lora_exp.settings import Settings
-from lora_exp.spec import RunSpec, SpecError
+from lora_exp.spec import RunSpec
 
 SECRET = "hunter2-of-the-environment"
 QUICK = ("model=tiny", "data.limit=6000", "data.validation=500", "tracking=off")
@@ -347,7 +348,7 @@ def test_a_thousand_override_lists_are_specs_or_refused(jobs: JobConfigs, lab: P
     def check(sound: list[str], broken: str | None) -> None:
         try:
             spec, made = read(jobs.own([*QUICK, *sound, *([] if broken is None else [broken])]))
-        except SpecError as error:
+        except LoraExpError as error:
             assert str(error) and SECRET not in str(error)
             seen.append(False)
         else:

@@ -18,10 +18,11 @@ from lora_exp.adapters import AdapterPack
 from lora_exp.architecture import layer_shapes
 from lora_exp.base_model import BaseModel, assemble, initial_weights, plain_logits
 from lora_exp.data import ImageData
+from lora_exp.errors import LoraExpError
 from lora_exp.initialisation import Factors, initial_factors
 from lora_exp.methods import METHODS
 from lora_exp.packing import JobSize, plan_packs
-from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec, SpecError, from_dict
+from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec, from_dict
 from lora_exp.training import pack_logits
 
 REFERENCE, CNN = ModelSpec((1000, 2000)), ModelSpec((30,), channels=(4, 6))
@@ -221,7 +222,7 @@ def test_only_the_layers_chosen_are_changed(method: str) -> None:
     ],
 )
 def test_a_pattern_that_matches_nothing_is_an_error_of_one_line(wrong: dict[str, tuple[str, ...]]) -> None:
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(LoraExpError) as caught:
         adapter_plan(AdapterSpec(**wrong), layer_shapes(SMALL), seed=0)
     said = str(caught.value)
     assert said.startswith(f"adapter.{next(iter(wrong))}=") and "\n" not in said

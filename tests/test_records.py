@@ -27,13 +27,13 @@ from made_results import made_run, pictures_and_labels, write_sweep
 from places import free_port
 
 from lora_exp import run_facts
+from lora_exp.errors import LoraExpError
 from lora_exp.records import Recorder, Ticket
 from lora_exp.result import ClassErrors, Outcome, RunResult
 from lora_exp.settings import TrackingSettings
 from lora_exp.spec import PARTS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.sweep import read_sweep
 from lora_exp.sweep_facts import metrics_of_sweep
-from lora_exp.tracking import TrackingError
 from lora_exp.trade_off import representative
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
@@ -298,7 +298,7 @@ def test_a_sweep_that_was_killed_is_closed_without_a_summary(recorder: Recorder)
     assert run.data.tags["mlflow.note.content"] == "```\nlora-exp -m adapter.rank=1,2\n```"
 
 
-@pytest.mark.parametrize(("interruption", "raised"), [(KeyboardInterrupt, KeyboardInterrupt), (OSError, TrackingError)])
+@pytest.mark.parametrize(("interruption", "raised"), [(KeyboardInterrupt, KeyboardInterrupt), (OSError, LoraExpError)])
 def test_an_interrupted_record_leaves_no_run_open(
     recorder: Recorder,
     folder: Path,
@@ -344,13 +344,13 @@ def test_what_can_not_be_a_store_is_one_line(tmp_path: Path, store: TrackingSett
         TrackingSettings("off"): "tracking.kind=off: keeps no runs",
     }
     for settings, start in refused.items():
-        with pytest.raises(TrackingError) as raised:
+        with pytest.raises(LoraExpError) as raised:
             Recorder.open(replace(settings, artifacts=settings.artifacts.replace("mlartifacts", f"{tmp_path}/a")))
         assert str(raised.value).startswith(start)
         assert "\n" not in str(raised.value)
     gone = Recorder.open(replace(store, experiment="gone"))
     gone.client.delete_experiment(gone.experiment_id)
-    with pytest.raises(TrackingError, match=r"tracking\.experiment=gone: is deleted"):
+    with pytest.raises(LoraExpError, match=r"tracking\.experiment=gone: is deleted"):
         Recorder.open(replace(store, experiment="gone"))
 
 
@@ -361,7 +361,7 @@ def test_a_server_that_is_absent_or_silent_is_found_out_within_five_seconds() ->
         closed.bind(("127.0.0.1", 0))
         for port in (silent.getsockname()[1], closed.getsockname()[1]):
             began = time.monotonic()
-            with pytest.raises(TrackingError) as raised:
+            with pytest.raises(LoraExpError) as raised:
                 Recorder.open(TrackingSettings("server", f"http://127.0.0.1:{port}"))
             assert time.monotonic() - began < 5
             line = f"tracking.uri=http://127.0.0.1:{port}: no MLflow server answers there ("
@@ -430,6 +430,6 @@ def test_the_ui_serves_runs_and_artifacts_takes_new_ones_and_ends_whole(
     process.wait(10)
     assert psutil.wait_procs(family, timeout=10)[1] == []
     began = time.monotonic()
-    with pytest.raises(TrackingError, match=r"tracking\.uri=http"):
+    with pytest.raises(LoraExpError, match=r"tracking\.uri=http"):
         remote.record_run(made(), folder, [], "", None)
     assert time.monotonic() - began < 15

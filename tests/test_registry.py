@@ -25,9 +25,8 @@ from places import QUICK, Place, free_port
 from safetensors.numpy import load_file
 
 from lora_exp.data import ImageData
+from lora_exp.errors import LoraExpError
 from lora_exp.registry import SCRIPT, register
-from lora_exp.run_folder import FolderError
-from lora_exp.spec import SpecError
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove, and warns of type hints of its own.
 pytestmark = [
@@ -145,9 +144,9 @@ def test_what_can_not_be_registered_is_one_line(place: Place, tmp_path: Path) ->
     _, told = place.run("register", "mlp", "tracking.kind='off'", code=2)
     assert told.startswith("lora-exp: tracking.kind=off: keeps no runs") and told.count("\n") == 1
     write_run(tmp_path / "diverged", made_run(LABELS, diverged_at=5))
-    with pytest.raises(FolderError, match="diverged at step 5"):
+    with pytest.raises(LoraExpError, match="diverged at step 5"):
         register(tmp_path / "diverged", None, [])
-    with pytest.raises(FolderError, match=r"holds no result\.json"):
+    with pytest.raises(LoraExpError, match=r"holds no result\.json"):
         register(tmp_path, None, [])
-    with pytest.raises(SpecError, match="--name : must be a name"):
+    with pytest.raises(LoraExpError, match="--name : must be a name"):
         register(place.folder / "mlp", "", [])

@@ -24,10 +24,10 @@ from hydra.core.singleton import Singleton
 from lora_exp import load_sweep
 from lora_exp.data import ImageData
 from lora_exp.differences import differing_bits
+from lora_exp.errors import LoraExpError
 from lora_exp.methods import METHODS
 from lora_exp.reproduce import reproduce
 from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, read
-from lora_exp.run_folder import FolderError
 
 LITTLE = ("data.limit=2000", "finetune.steps=12", "data.root=data")
 METHODS_SWEEP = (
@@ -269,7 +269,7 @@ def test_what_can_not_be_reproduced_is_one_line(
     run: Path, told: Told, edit: Callable[[Path], object], says: str
 ) -> None:
     edit(run)
-    with pytest.raises(FolderError) as refused:
+    with pytest.raises(LoraExpError) as refused:
         told(run)
     assert str(refused.value).startswith(f"{run}: ") and says in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
@@ -285,7 +285,7 @@ def test_what_can_not_be_reproduced_is_one_line(
     ],
 )
 def test_what_is_no_run_is_one_line(told: Told, name: str, says: str) -> None:
-    with pytest.raises(FolderError, match=f"^.*{says}"):
+    with pytest.raises(LoraExpError, match=f"^.*{says}"):
         told(name)
 
 

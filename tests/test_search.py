@@ -30,13 +30,13 @@ from scipy.stats import norm
 from lora_exp import load_sweep
 from lora_exp.__main__ import main
 from lora_exp.data import ImageData
+from lora_exp.errors import LoraExpError
 from lora_exp.objectives import OBJECTIVES, values_of
 from lora_exp.result import read
 from lora_exp.search_space import Choice, Interval, Range, Space, space_of
 from lora_exp.settings import SAMPLERS, SearchSettings
-from lora_exp.spec import SpecError
 from lora_exp.study import Study
-from lora_exp.sweep_files import SweepError, read_about
+from lora_exp.sweep_files import read_about
 from lora_exp.trade_off import unbeaten
 
 SEARCH = ("-m", "hydra/sweeper=optuna")
@@ -218,11 +218,11 @@ def test_a_trial_that_failed_is_told_as_such_and_may_succeed_later(tmp_path: Pat
 def test_a_file_that_is_no_study_of_this_space_is_one_line(tmp_path: Path) -> None:
     file, settings = tmp_path / "study.db", SearchSettings(trials=2, batch=2)
     file.write_text("not a database" * 100)
-    with pytest.raises(SweepError, match=r"study.db: is not the study of this search \(DatabaseError"):
+    with pytest.raises(LoraExpError, match=r"study.db: is not the study of this search \(DatabaseError"):
         Study(file, BOWL, settings)
     file.unlink()
     Study(file, BOWL, settings).ask()
-    with pytest.raises(SweepError, match="is not the study of this search"):
+    with pytest.raises(LoraExpError, match="is not the study of this search"):
         Study(file, Space((), (Interval("other", 0.0, 1.0),)), settings)
 
 
@@ -419,5 +419,5 @@ def test_hydra_s_syntax_is_read_as_it_is_meant() -> None:
         assert all(distribution._contains(distribution.to_internal_repr(value)) for value in tried)
         assert {dimension.text(value) for value in dimension.probes()} <= {dimension.text(value) for value in tried}
         assert all(dimension.at(dimension.unit(value)) == pytest.approx(value) for value in tried if value in ("", 1))
-    with pytest.raises(SpecError):
+    with pytest.raises(LoraExpError):
         space_of(OverridesParser.create().parse_overrides(["model=tiny"]))

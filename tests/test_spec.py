@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import lora_exp
-from lora_exp.spec import RunSpec, SpecError, allowed, from_dict, spec_from
+from lora_exp.errors import LoraExpError
+from lora_exp.spec import RunSpec, allowed, from_dict, spec_from
 
 CONFIG: dict[str, dict[str, Any]] = {
     "model": {"hidden": [1000, 2000], "rectify_logits": False},
@@ -117,7 +118,7 @@ def spec_with(dotted: str = "adapter.rank", value: Any = 4) -> RunSpec:
 
 
 def refusal(config: dict[str, Any]) -> str:
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(LoraExpError) as caught:
         spec_from(config)
     return str(caught.value)
 

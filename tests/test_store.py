@@ -19,8 +19,9 @@ import pytest
 
 from lora_exp import living
 from lora_exp import store as store_module
+from lora_exp.errors import LoraExpError
 from lora_exp.living import alive_and_abandoned, living_folder
-from lora_exp.store import ENTRY, DamagedError, Store, StoreError
+from lora_exp.store import ENTRY, DamagedError, Store
 
 KEY = "ab" * 32
 FILES = {"one.bin": b"1" * 1000, "two.json": b"{}"}
@@ -319,6 +320,6 @@ def test_of_racing_writers_one_wins_and_none_fails(store: Store) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line_that_names_the_key(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError) as caught:
+    with pytest.raises(LoraExpError) as caught:
         Store(tmp_path / "file" / "store").prepare()
     assert "store.folder=" in str(caught.value) and "\n" not in str(caught.value)

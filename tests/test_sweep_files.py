@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from lora_exp import sweep_files
-from lora_exp.sweep_files import SWEEP, SweepError, begin_sweep, note, read_about, write_json, write_whole
+from lora_exp.errors import LoraExpError
+from lora_exp.sweep_files import SWEEP, begin_sweep, note, read_about, write_json, write_whole
 
 
 class Stop(Exception):
@@ -83,7 +84,7 @@ def test_a_sweep_goes_on_in_its_folder_and_another_one_is_refused_there(tmp_path
     note(tmp_path, parent_run="abc")
     again = begin_sweep(tmp_path, "mine", [["a=1"], ["a=2"]])
     assert again == first | {"parent_run": "abc"}
-    with pytest.raises(SweepError, match=r"hydra\.sweep\.dir=.*holds another sweep"):
+    with pytest.raises(LoraExpError, match=r"hydra\.sweep\.dir=.*holds another sweep"):
         begin_sweep(tmp_path, "mine", [["a=1"], ["a=3"]])
     assert read_about(tmp_path)["jobs"] == [["a=1"], ["a=2"]]
 
@@ -95,7 +96,7 @@ def test_a_search_goes_on_with_more_trials_and_another_one_is_refused_there(tmp_
     assert begin_sweep(tmp_path, "mine", [], how | {"trials": 9})["search"]["trials"] == 9
     assert begin_sweep(tmp_path, "mine", [], how)["search"]["trials"] == 9
     for other in (how | {"sampler": "grid"}, None):
-        with pytest.raises(SweepError, match=r"hydra\.sweep\.dir=.*holds another sweep"):
+        with pytest.raises(LoraExpError, match=r"hydra\.sweep\.dir=.*holds another sweep"):
             begin_sweep(tmp_path, "mine", [], other)
     assert read_about(tmp_path)["jobs"] == [["a=1"]]
 
@@ -103,6 +104,6 @@ def test_a_search_goes_on_with_more_trials_and_another_one_is_refused_there(tmp_
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"jobs": 3}', "{}", '"text"'])
 def test_a_record_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / SWEEP).write_text(content)
-    with pytest.raises(SweepError) as caught:
+    with pytest.raises(LoraExpError) as caught:
         read_about(tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path / SWEEP) in str(caught.value)
