@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from lora_exp.provenance import processor
+from lora_exp.storage.provenance import processor
 
 JOBS = ("adapter.rank=1,2,4,8", "finetune.digit=range(0,10)", "tracking=off", "store.folder=store")
 

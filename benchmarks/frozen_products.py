@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from lora_exp.adapter_plan import adapter_plan
-from lora_exp.architecture import layer_shapes
-from lora_exp.base_model import assemble, initial_weights
-from lora_exp.data import load
-from lora_exp.evaluation import frozen_first_layer, others
-from lora_exp.spec import AdapterSpec, DataSpec, FinetuneSpec, ModelSpec
-from lora_exp.training import Job, TrainingImages, batch_order, fine_tune
+from lora_exp.adapters.plan import adapter_plan
+from lora_exp.config.spec import AdapterSpec, DataSpec, FinetuneSpec, ModelSpec
+from lora_exp.model.architecture import layer_shapes
+from lora_exp.model.base import assemble, initial_weights
+from lora_exp.model.data import load
+from lora_exp.training.evaluation import frozen_first_layer, others
+from lora_exp.training.loop import Job, TrainingImages, batch_order, fine_tune
 
 STEPS, JOBS, BATCH = 100, 25, 10
 runs = int(sys.argv[2]) if len(sys.argv) > 2 else 7

@@ -19,13 +19,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lora_exp.adapter_plan import adapter_plan
-from lora_exp.architecture import layer_shapes
-from lora_exp.base_model import BaseModel, assemble, initial_weights
-from lora_exp.data import load
-from lora_exp.evaluation import frozen_first_layer, others
-from lora_exp.spec import AdapterSpec, DataSpec, FinetuneSpec, ModelSpec
-from lora_exp.training import Job, TrainingImages, batch_order, fine_tune
+from lora_exp.adapters.plan import adapter_plan
+from lora_exp.config.spec import AdapterSpec, DataSpec, FinetuneSpec, ModelSpec
+from lora_exp.model.architecture import layer_shapes
+from lora_exp.model.base import BaseModel, assemble, initial_weights
+from lora_exp.model.data import load
+from lora_exp.training.evaluation import frozen_first_layer, others
+from lora_exp.training.loop import Job, TrainingImages, batch_order, fine_tune
 
 BATCH, JOBS, PACKS = 10, 16, (1, 2, 4, 8)
 runs = int(sys.argv[2]) if len(sys.argv) > 2 else 5

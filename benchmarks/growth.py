@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora_exp.provenance import processor
-from lora_exp.sweep import load_sweep
+from lora_exp.storage.provenance import processor
+from lora_exp.storage.sweep_folder import load_sweep
 
 MODELS, RANKS = ("tiny", "small", "medium", "reference"), (1, 8, 64)
 DRIVER = 0.050  # docs/performance.md: a job's records, folder and store entry

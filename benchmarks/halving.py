@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
-from lora_exp.objectives import values_of
-from lora_exp.sweep import Sweep, read_sweep
+from lora_exp.storage.objectives import values_of
+from lora_exp.storage.sweep_folder import Sweep, read_sweep
 
 GRID = ("experiment=rank_by_digit", "finetune.learning_rate=0.0003,0.001,0.003", "data.validation=5000", "tracking=off")
 HALVING = ("halving.eta=3", "halving.first=10", "halving.objective=target_error")

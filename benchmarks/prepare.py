@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lora_exp.data import load
-from lora_exp.spec import DataSpec
+from lora_exp.config.spec import DataSpec
+from lora_exp.model.data import load
 
 load(DataSpec("mnist"), Path(sys.argv[1]) / "cache" / "data", torch.device("cpu"))

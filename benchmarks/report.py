@@ -17,7 +17,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from lora_exp.joined_report import report
+from lora_exp.commands.report import report
 
 
 def main() -> None:

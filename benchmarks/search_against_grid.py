@@ -14,11 +14,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from lora_exp.objectives import values_of
-from lora_exp.search_space import Choice, Space
-from lora_exp.settings import SearchSettings
-from lora_exp.study import Study
-from lora_exp.sweep import read_sweep
+from lora_exp.config.settings import SearchSettings
+from lora_exp.storage.objectives import values_of
+from lora_exp.storage.sweep_folder import read_sweep
+from lora_exp.sweeps.search_space import Choice, Space
+from lora_exp.sweeps.study import Study
 
 seeds = int(sys.argv[2]) if len(sys.argv) > 2 else 50
 share = float(sys.argv[3]) if len(sys.argv) > 3 else 0.25

@@ -13,19 +13,19 @@ request_reproducible_products()
 def __getattr__(name: str) -> object:
     """The public names, each loaded on first use: they need pandas or torch."""
     if name == "load_sweep":
-        from lora_exp.sweep import load_sweep
+        from lora_exp.storage.sweep_folder import load_sweep
 
         return load_sweep
     if name == "AdaptedClassifier":
-        from lora_exp.adapted import AdaptedClassifier
+        from lora_exp.adapters.adapted import AdaptedClassifier
 
         return AdaptedClassifier
     if name == "load_base":
-        from lora_exp.run_folder import load_base
+        from lora_exp.storage.run_folder import load_base
 
         return load_base
     if name == "plain_module":
-        from lora_exp.torch_module import plain_module
+        from lora_exp.model.torch_module import plain_module
 
         return plain_module
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,18 +19,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.cli import COMMANDS
-from lora_exp.config import composed, config_folder, one_line, read, refusing, register, without_hydra
+from lora_exp.commands.cli import COMMANDS
+from lora_exp.commands.resume import resume_arguments
+from lora_exp.config.compose import composed, config_folder, one_line, read, refusing, register, without_hydra
+from lora_exp.config.fields import is_text
+from lora_exp.config.hydra_rules import check_overrides
 from lora_exp.errors import LoraExpError
-from lora_exp.fields import is_text
-from lora_exp.hydra_rules import check_overrides
-from lora_exp.resume import resume_arguments
-from lora_exp.store import DISK_FULL
+from lora_exp.storage.store import DISK_FULL
 
 
 def run(config: DictConfig) -> float | None:
     """One job: see `job.py`. Imported here, since it loads torch."""
-    from lora_exp.job import run_job
+    from lora_exp.sweeps.job import run_job
 
     return run_job(config)
 
@@ -132,7 +132,7 @@ def _is_sweep(overrides: list[str], multirun: bool) -> bool:
     if multirun or config.hydra.mode == RunMode.MULTIRUN:
         return True
     spec, settings = read(without_hydra(config))
-    from lora_exp.job import check
+    from lora_exp.sweeps.job import check
 
     check([spec], settings)
     return False

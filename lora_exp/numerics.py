@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_exp.config.spec import digest
+
 if TYPE_CHECKING:
     import torch
 
@@ -101,3 +103,39 @@ def on_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def frozen_product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """hidden [..., I] times weight' plus bias: [..., O], one matrix product over the rows of all jobs."""
+    import torch
+
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    outputs = hidden.new_empty(max(len(rows), LEAST_ROWS), len(weight))
+    torch.addmm(bias, _enough(rows), weight.t(), out=outputs)
+    return outputs[: len(rows)].view(*hidden.shape[:-1], -1)
+
+
+def rowwise_product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """rows [..., O] times matrix [O, I]: the gradient [..., I] of what went into a frozen layer, for one."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    return (_enough(flat) @ matrix)[: len(flat)].view(*rows.shape[:-1], -1)
+
+
+def _enough(rows: torch.Tensor) -> torch.Tensor:
+    """Few rows would take other kernels, whose bits differ: repeat the first until there are LEAST_ROWS."""
+    import torch
+
+    missing = LEAST_ROWS - len(rows)
+    return torch.cat([rows, rows[:1].expand(missing, -1)]) if missing > 0 else rows
+
+
+def generator(purpose: str, *parts: object) -> torch.Generator:
+    """A CPU generator seeded by a hash of `purpose` and `parts`: the same in any process, on any device.
+
+    Never by a position in a pack or sweep: jobs that differ only in rank, alpha or learning rate draw the same images
+    in the same order (common random numbers), so that differences between them are differences of the setting.
+    """
+    import torch
+
+    seed = int(digest([purpose, *parts])[:15], 16)
+    return torch.Generator().manual_seed(seed)

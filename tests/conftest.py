@@ -11,14 +11,15 @@ import pytest
 import torch
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from lora_exp import data, numerics
-from lora_exp.adapter_plan import adapter_plan
-from lora_exp.architecture import layer_shapes
-from lora_exp.base_model import BaseModel, train
-from lora_exp.data import ImageData
-from lora_exp.evaluation import frozen_first_layer, others
-from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec
-from lora_exp.training import FineTuned, Job, TrainingImages, batch_order, fine_tune, step_count
+from lora_exp import numerics
+from lora_exp.adapters.plan import adapter_plan
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec
+from lora_exp.model import data
+from lora_exp.model.architecture import layer_shapes
+from lora_exp.model.base import BaseModel, train
+from lora_exp.model.data import ImageData
+from lora_exp.training.evaluation import frozen_first_layer, others
+from lora_exp.training.loop import FineTuned, Job, TrainingImages, batch_order, fine_tune, step_count
 
 CPU = torch.device("cpu")
 SMALL = ModelSpec((96, 64))

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from lora_exp.data import EMBEDDED
-from lora_exp.result import PREDICTIONS, ClassErrors, Outcome, RunResult
-from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.model.data import EMBEDDED
+from lora_exp.storage.result import PREDICTIONS, ClassErrors, Outcome, RunResult
 
 WIDTHS = (784, 1000, 2000, 10)
 

@@ -16,7 +16,7 @@ import pandas as pd
 import psutil
 
 from lora_exp import load_sweep
-from lora_exp.sweep_files import SWEEP
+from lora_exp.storage.sweep_file import SWEEP
 
 JOBS = ("adapter.rank=1,2,3,4", "finetune.digit=range(0,10)")
 QUICK = ("model=tiny", "data.limit=3000", "base.batch_size=50")
@@ -26,8 +26,8 @@ HOOK = """
 import os, signal, sys
 
 def install():
-    from lora_exp import bench
-    from lora_exp.store import Store
+    from lora_exp.training import pack as bench
+    from lora_exp.storage.store import Store
 
     tune, put = bench.fine_tune, Store.put
 

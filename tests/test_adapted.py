@@ -10,13 +10,13 @@ import pytest
 import torch
 from conftest import SMALL, MakeJob, TrainPack
 
-from lora_exp.adapted import AdaptedClassifier
-from lora_exp.architecture import layer_shapes
-from lora_exp.base_model import BaseModel, initial_weights, plain_logits
-from lora_exp.base_model import assemble as assemble_base
-from lora_exp.data import ImageData
-from lora_exp.evaluation import frozen_first_layer, predict_pack
-from lora_exp.spec import AdapterSpec, FinetuneSpec
+from lora_exp.adapters.adapted import AdaptedClassifier
+from lora_exp.config.spec import AdapterSpec, FinetuneSpec
+from lora_exp.model.architecture import layer_shapes
+from lora_exp.model.base import BaseModel, initial_weights, plain_logits
+from lora_exp.model.base import assemble as assemble_base
+from lora_exp.model.data import ImageData
+from lora_exp.training.evaluation import frozen_first_layer, predict_pack
 
 SPEC = AdapterSpec(rank=3, alpha=2.0, init_std=0.3)
 SCALING = {layer.name: 2.0 / 3 for layer in layer_shapes(SMALL)}

@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import CPU, MakeJob, TrainPack
 
-from lora_exp.adapter_plan import AdapterPlan, LayerPlan
-from lora_exp.adapters import AdapterPack
-from lora_exp.base_model import BaseModel, assemble, initial_weights, plain_logits
-from lora_exp.data import ImageData
-from lora_exp.evaluation import frozen_first_layer
-from lora_exp.spec import AdapterSpec, FinetuneSpec, ModelSpec
-from lora_exp.training import pack_logits
+from lora_exp.adapters.pack import AdapterPack
+from lora_exp.adapters.plan import AdapterPlan, LayerPlan
+from lora_exp.config.spec import AdapterSpec, FinetuneSpec, ModelSpec
+from lora_exp.model.base import BaseModel, assemble, initial_weights, plain_logits
+from lora_exp.model.data import ImageData
+from lora_exp.training.evaluation import frozen_first_layer
+from lora_exp.training.loop import pack_logits
 
 RANKS = [1, 3, 8, 9, 16, 64]
 MODELS = [ModelSpec((96, 64)), ModelSpec((50,)), ModelSpec(()), ModelSpec((20,), channels=(4, 8))]

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lora_exp.aggregation import LEAST_SEEDS, Comparison, compare
-from lora_exp.sweep import table
+from lora_exp.report.seeds import LEAST_SEEDS, Comparison, compare
+from lora_exp.storage.sweep_folder import table
 
 SAME = {"digit": "3", "method": "lora", "origin": "trained here", "alpha": 1.0, "scaling": 1.0, "layers": "linear1"}
 SAME |= {"learning_rate": 1e-3, "batch_size": 10, "replay": 0.0, "hidden": "64", "data": "mnist", "base_seed": 0}

@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 from places import QUICK, Place
 
-from lora_exp.sweep import load_sweep
-from lora_exp.tables import MEASURES
+from lora_exp.report.tables import MEASURES
+from lora_exp.storage.sweep_folder import load_sweep
 
 
 @pytest.fixture(scope="module")

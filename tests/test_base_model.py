@@ -11,7 +11,8 @@ from conftest import CPU, SMALL
 from torch import nn
 from torch.nn import functional
 
-from lora_exp.base_model import (
+from lora_exp.config.spec import BaseSpec, ModelSpec
+from lora_exp.model.base import (
     BaseModel,
     assemble,
     initial_weights,
@@ -19,9 +20,8 @@ from lora_exp.base_model import (
     plain_logits,
     train,
 )
-from lora_exp.data import ImageData, Split
-from lora_exp.seeding import generator
-from lora_exp.spec import BaseSpec, ModelSpec
+from lora_exp.model.data import ImageData, Split
+from lora_exp.numerics import generator
 
 REFERENCE = ModelSpec((1000, 2000))
 HOW = BaseSpec(batch_size=10, seed=3)

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from lora_exp import load_sweep
-from lora_exp.data import ImageData
-from lora_exp.records import Recorder
-from lora_exp.result import RESULT
-from lora_exp.settings import TrackingSettings
+from lora_exp.config.settings import TrackingSettings
+from lora_exp.model.data import ImageData
+from lora_exp.storage.result import RESULT
+from lora_exp.tracking.recorder import Recorder
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

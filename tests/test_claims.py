@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lora_exp.claim_figures import claim_figure
-from lora_exp.claim_page import claim_section
-from lora_exp.claims import CLAIMS, judged
-from lora_exp.comparison import Question, answers, interval
-from lora_exp.config import config_folder
-from lora_exp.markdown import markdown
-from lora_exp.verdict import Verdict
+from lora_exp.config.compose import config_folder
+from lora_exp.report.claims.catalogue import CLAIMS, judged
+from lora_exp.report.claims.claim_page import claim_section
+from lora_exp.report.claims.figure import claim_figure
+from lora_exp.report.claims.verdict import Verdict
+from lora_exp.report.markdown import markdown
+from lora_exp.report.statistics import Question, answers, interval
 
 STEPS = 100
 SEEDS = range(5)

@@ -15,8 +15,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from lora_exp import load_sweep
-from lora_exp.data import ImageData
-from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, read
+from lora_exp.model.data import ImageData
+from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, read
 
 QUICK = ("model=tiny", "data.limit=3000", "finetune.steps=20")
 

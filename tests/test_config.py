@@ -15,11 +15,11 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.composition import JobConfigs
-from lora_exp.config import config_folder, one_line, read, register, without_hydra
+from lora_exp.config.compose import config_folder, one_line, read, register, without_hydra
+from lora_exp.config.settings import Settings
+from lora_exp.config.spec import RunSpec
 from lora_exp.errors import LoraExpError
-from lora_exp.settings import Settings
-from lora_exp.spec import RunSpec
+from lora_exp.sweeps.job_configs import JobConfigs
 
 FILES = sorted(config_folder().rglob("*.yaml"))
 

@@ -16,10 +16,10 @@ import torch
 from torchvision.datasets import mnist as torchvision_mnist
 
 import lora_exp
-from lora_exp import data
-from lora_exp.data import EMBEDDED, MEAN, MNIST_SHA256, STD, ImageData
+from lora_exp.config.spec import DataSpec
 from lora_exp.errors import LoraExpError
-from lora_exp.spec import DataSpec
+from lora_exp.model import data
+from lora_exp.model.data import EMBEDDED, MEAN, MNIST_SHA256, STD, ImageData
 
 CPU = torch.device("cpu")
 MNIST = DataSpec("mnist")
@@ -108,7 +108,7 @@ def test_of_classes_lists_the_images_with_these_labels_in_order(mnist: ImageData
 def test_a_later_start_imports_no_torchvision(data_root: Path, mnist: ImageData) -> None:
     code = (
         "import sys, torch; from pathlib import Path\n"
-        "from lora_exp import data; from lora_exp.spec import DataSpec\n"
+        "from lora_exp import data; from lora_exp.config.spec import DataSpec\n"
         "print(data.load(DataSpec('mnist'), Path(sys.argv[1]), torch.device('cpu')).sha256)\n"
         "print('torchvision' in sys.modules)"
     )

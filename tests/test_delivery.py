@@ -24,7 +24,7 @@ import pytest
 from places import QUICK, Place, free_port
 
 from lora_exp import load_sweep
-from lora_exp.data import ImageData
+from lora_exp.model.data import ImageData
 
 
 class Server:

@@ -18,14 +18,14 @@ from made_results import made_run, pictures_and_labels, write_sweep
 from numpy.typing import NDArray
 
 from lora_exp import load_sweep
-from lora_exp.data import ImageData
-from lora_exp.records import Recorder
-from lora_exp.report import verdict, write_report
-from lora_exp.result import RunResult, read
-from lora_exp.settings import TrackingSettings
-from lora_exp.sweep import JUDGEMENTS, Sweep, read_sweep
-from lora_exp.terminal import print_sweep
-from lora_exp.trade_off import representative
+from lora_exp.config.settings import TrackingSettings
+from lora_exp.model.data import ImageData
+from lora_exp.report.terminal import print_sweep
+from lora_exp.report.write import verdict, write_report
+from lora_exp.storage.result import RunResult, read
+from lora_exp.storage.sweep_folder import JUDGEMENTS, Sweep, read_sweep
+from lora_exp.storage.trade_off import representative
+from lora_exp.tracking.recorder import Recorder
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from places import QUICK, Place
 
-from lora_exp.data import ImageData
+from lora_exp.model.data import ImageData
 
 ROOT = Path(__file__).parent.parent
 # How many runs each filter of docs/mlflow.md finds in the sweep of `recorded`, and the run with the lowest sum.

@@ -20,10 +20,11 @@ import pytest
 import torch
 
 import lora_exp
-from lora_exp import data, doctor
-from lora_exp.data import ImageData
-from lora_exp.spec import DataSpec
-from lora_exp.store import ENTRY, Store
+from lora_exp.commands import doctor
+from lora_exp.config.spec import DataSpec
+from lora_exp.model import data
+from lora_exp.model.data import ImageData
+from lora_exp.storage.store import ENTRY, Store
 
 ROOT = Path(lora_exp.__file__).parents[1]
 KEY = "ab" * 32

@@ -9,13 +9,14 @@ import torch
 from conftest import SMALL, MakeJob, TrainPack, in_trainer_order
 from torch.nn import functional
 
-from lora_exp import evaluation
-from lora_exp.adapter_plan import AdapterPlan, LayerPlan
-from lora_exp.adapters import AdapterPack
-from lora_exp.architecture import layer_shapes
-from lora_exp.base_model import BaseModel, plain_logits
-from lora_exp.data import ImageData, Split
-from lora_exp.evaluation import (
+from lora_exp.adapters.pack import AdapterPack
+from lora_exp.adapters.plan import AdapterPlan, LayerPlan
+from lora_exp.config.spec import AdapterSpec, FinetuneSpec
+from lora_exp.model.architecture import layer_shapes
+from lora_exp.model.base import BaseModel, plain_logits
+from lora_exp.model.data import ImageData, Split
+from lora_exp.training import evaluation
+from lora_exp.training.evaluation import (
     Evaluation,
     Predictions,
     frozen_first_layer,
@@ -24,8 +25,7 @@ from lora_exp.evaluation import (
     predict_pack,
     summarise,
 )
-from lora_exp.spec import AdapterSpec, FinetuneSpec
-from lora_exp.training import FineTuned
+from lora_exp.training.loop import FineTuned
 
 COUNT = 1003
 

@@ -22,11 +22,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_exp import AdaptedClassifier, load_base, load_sweep, plain_module
-from lora_exp.adapter_file import METADATA
-from lora_exp.base_model import plain_logits
-from lora_exp.data import ImageData
+from lora_exp.adapters.adapter_file import METADATA
 from lora_exp.errors import LoraExpError
-from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, read
+from lora_exp.model.base import plain_logits
+from lora_exp.model.data import ImageData
+from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, read
 
 IN_PEFT = ("lora", "rslora", "lora_plus", "pissa", "dora")
 METHODS = (*IN_PEFT, "full", "bitfit", "head", "none")
@@ -232,7 +232,7 @@ def test_merged_weights_say_in_a_plain_module_what_the_adapted_classifier_says(
             file = Path(lab.lora_exp("merge", job).stdout.strip())
             assert file == job / "merged.safetensors"
         else:
-            from lora_exp.exchange import merge
+            from lora_exp.commands.export import merge
 
             file = merge(job, None, lab.places)
         with safe_open(file, framework="pt") as content:
@@ -300,7 +300,7 @@ def test_a_base_that_is_not_in_the_store_is_one_line_with_the_command_that_makes
 def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(
     lab: Lab, command: str, says: str, tmp_path: Path
 ) -> None:
-    from lora_exp.exchange import BASE, export_peft
+    from lora_exp.commands.export import BASE, export_peft
 
     other = export_peft(lab.job("tiny", "lora"), tmp_path / "other", lab.places)
     (other / BASE).unlink()

@@ -17,12 +17,12 @@ import pytest
 from places import QUICK, Place, busy, free_port, prepared, same
 
 from lora_exp import load_sweep
-from lora_exp.data import ImageData
+from lora_exp.config.executor_settings import EXECUTORS, ExecutorSettings
 from lora_exp.errors import LoraExpError
-from lora_exp.executor_settings import EXECUTORS, ExecutorSettings
-from lora_exp.ray_cluster import RayCrew
-from lora_exp.result import RESULT
-from lora_exp.slurm import SlurmCrew
+from lora_exp.executors.ray import RayCrew
+from lora_exp.executors.slurm import SlurmCrew
+from lora_exp.model.data import ImageData
+from lora_exp.storage.result import RESULT
 
 PROCESSES, RAY = ("executor=processes",), ("executor=ray",)
 SLURM = ("executor=slurm", "executor.cluster=local")
@@ -45,7 +45,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: Imag
 
 @pytest.mark.parametrize(
     ("executor", "worker"),
-    [(PROCESSES, "lora_exp.pack_worker"), (SLURM, "submitit.core._submit")],
+    [(PROCESSES, "lora_exp.executors.pack_worker"), (SLURM, "submitit.core._submit")],
     ids=["own", "slurm"],
 )
 def test_a_sweep_of_which_a_worker_is_killed_has_the_bits_of_a_local_one(

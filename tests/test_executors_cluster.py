@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from places import JOBS, QUICK, prepared, same
 
-from lora_exp.data import ImageData
+from lora_exp.model.data import ImageData
 
 SWEEP = ("-m", *QUICK, "finetune.steps=1000", *JOBS)
 

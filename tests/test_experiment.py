@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_exp import experiment, packing
-from lora_exp.checkpoint import Checkpoint
-from lora_exp.data import ImageData
-from lora_exp.experiment import Failure, Files, Laboratory
-from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, Outcome, from_json
-from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
-from lora_exp.store import Store
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.model.data import ImageData
+from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, Outcome, from_json
+from lora_exp.storage.store import Store
+from lora_exp.training import laboratory as experiment
+from lora_exp.training import packing
+from lora_exp.training.checkpoint import Checkpoint
+from lora_exp.training.laboratory import Failure, Files, Laboratory
 
 MODEL, DATA = ModelSpec((48, 32)), DataSpec("mnist", validation=200, limit=3000)
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from lora_exp import figures, sweep_figures
-from lora_exp.sweep import load_sweep
+from lora_exp.report import figures, sweep_figures
+from lora_exp.storage.sweep_folder import load_sweep
 
 PICTURES, LABELS = made.pictures_and_labels()
 

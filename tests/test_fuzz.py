@@ -30,12 +30,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from lora_exp.__main__ import main
-from lora_exp.composition import JobConfigs
-from lora_exp.config import config_folder, read, register
-from lora_exp.data import ImageData
+from lora_exp.config.compose import config_folder, read, register
+from lora_exp.config.settings import Settings
+from lora_exp.config.spec import RunSpec
 from lora_exp.errors import LoraExpError
-from lora_exp.settings import Settings
-from lora_exp.spec import RunSpec
+from lora_exp.model.data import ImageData
+from lora_exp.sweeps.job_configs import JobConfigs
 
 SECRET = "hunter2-of-the-environment"
 QUICK = ("model=tiny", "data.limit=6000", "data.validation=500", "tracking=off")
@@ -91,8 +91,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageD
         patch.syspath_prepend(folder)
         patch.setenv("SECRET", SECRET)
         patch.setenv("HYDRA_FULL_ERROR", "1")
-        patch.setattr("lora_exp.job.run_job", begin_run)
-        patch.setattr("lora_exp.conducting.begin_sweep", begin_sweep)
+        patch.setattr("lora_exp.sweeps.job.run_job", begin_run)
+        patch.setattr("lora_exp.sweeps.sweep.begin_sweep", begin_sweep)
         yield folder
     Singleton.set_state(before)
     logging.getLogger().handlers[:] = handlers
@@ -333,7 +333,7 @@ FLAG = st.sampled_from(
 
 @pytest.fixture(scope="module")
 def jobs(lab: Path) -> JobConfigs:
-    """Composes the jobs of a sweep, as `lora_exp.grid` checks them."""
+    """Composes the jobs of a sweep, as `lora_exp.sweeps.grid` checks them."""
     register()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -481,7 +481,7 @@ def test_a_config_file_may_do_no_more_than_a_command(
     if not conf.is_dir():
         shutil.copytree(config_folder(), conf)
     (conf / "experiment" / "hostile.yaml").write_text(f"# @package _global_\n{preset}\n")
-    monkeypatch.setattr("lora_exp.config.config_folder", lambda: conf)
+    monkeypatch.setattr("lora_exp.config.compose.config_folder", lambda: conf)
     monkeypatch.setattr("lora_exp.__main__.config_folder", lambda: conf)
     sweep = ["-m", *QUICK, "experiment=digit_9,hostile"]
     ended = command(sweep if multirun else [*QUICK, "experiment=hostile"])

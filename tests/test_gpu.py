@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_exp.data import ImageData
-from lora_exp.experiment import Laboratory
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.model.data import ImageData
 from lora_exp.numerics import SAME_PACK
-from lora_exp.result import ADAPTER, RESULT, RunResult, from_json
-from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
-from lora_exp.store import Store
+from lora_exp.storage.result import ADAPTER, RESULT, RunResult, from_json
+from lora_exp.storage.store import Store
+from lora_exp.training.laboratory import Laboratory
 
 pytestmark = pytest.mark.gpu
 DATA = DataSpec("mnist", limit=3000)

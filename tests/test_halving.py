@@ -18,14 +18,14 @@ import torch
 from conftest import MakeJob, in_trainer_order
 from places import QUICK, Place
 
-from lora_exp.base_model import BaseModel
-from lora_exp.checkpoint import decoded
-from lora_exp.halving import Halving, Stopped, from_dict, judged, rungs, survivors, to_dict
-from lora_exp.objectives import error_of
-from lora_exp.result import read
-from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
-from lora_exp.sweep import load_sweep, read_sweep
-from lora_exp.training import TrainingImages, fine_tune
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.model.base import BaseModel
+from lora_exp.storage.objectives import error_of
+from lora_exp.storage.result import read
+from lora_exp.storage.sweep_folder import load_sweep, read_sweep
+from lora_exp.training.checkpoint import decoded
+from lora_exp.training.halving import Halving, Stopped, from_dict, judged, rungs, survivors, to_dict
+from lora_exp.training.loop import TrainingImages, fine_tune
 
 GRID = ("adapter.rank=1,2,4", "finetune.learning_rate=0.0003,0.001,0.003", "finetune.digit=3,4")
 HALVED = (*QUICK, "data.validation=500", "halving.eta=3", "hydra.sweep.dir=halved")

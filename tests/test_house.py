@@ -1,6 +1,7 @@
 """python -m pytest tests/test_house.py
 
-The rules of the architecture: who may import whom, and what start-up may load.
+The rules of the architecture: which package may import which, what each shows to the others, which few modules know a
+large library, and what start-up may load.
 """
 
 from __future__ import annotations
@@ -8,141 +9,120 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lora_exp"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
-# Module: the modules of the package that it may import. docs/architecture.md says it in words.
-TABLE = """
-__init__: adapted numerics run_folder sweep torch_module
-numerics:
-initialisation: adapter_plan base_model seeding updates
-adapter_plan: architecture methods numerics spec updates
-updates: products
-products: numerics
-architecture: data fields spec
-methods:
-fields:
-spec: fields methods
-comparison:
-evidence: comparison
-verdict: comparison evidence
-claims: comparison evidence verdict
-executor_settings: crew fields processes ray_cluster slurm spec
-settings: claims crew executor_settings experiment fields halving objectives spec store
-hydra_rules: fields spec
-config: hydra_rules settings spec
-composition: config hydra_rules
-seeding: spec
-result: spec
-data: fields spec
-base_model: architecture data numerics seeding spec
-adapters: adapter_plan architecture base_model initialisation products seeding updates
-adapter_file:
-adapted: adapter_file adapter_plan adapters base_model training updates
-training: adapter_plan adapters base_model checkpoint seeding spec
-evaluation: adapters base_model data fields numerics products training
-packing:
-provenance: numerics spec
-store: living
-trained_base: base_model data evaluation fields spec store
-living:
-store_keeping: living result store trained_base
-workload: adapter_plan architecture data evaluation packing spec training
-bench: adapter_file adapters base_model checkpoint data evaluation result spec trained_base training workload
-plan: base_model data experiment spec workload
-experiment: adapter_plan adapters architecture bench checkpoint crew data executors halving initialisation numerics packing provenance result rung_training spec store trained_base workload
-run_facts: data methods result spec
-tracking: settings
-records: result run_facts settings sweep sweep_facts tracking trade_off
-delivery: records result sweep sweep_files tracking
-executors:
-checkpoint:
-halving: objectives spec
-rung_training: bench checkpoint evaluation executors halving objectives spec store
-crew:
-pack_task: bench crew executors experiment numerics spec store trained_base workload
-pack_worker: crew pack_task
-processes: crew executors
-ray_cluster: crew numerics pack_task spec store
-slurm: crew pack_task spec store
-doctor: architecture config data living numerics provenance settings spec store store_keeping tracking
-resume: config delivery records sweep sweep_files
-sweep_files:
-sweep: fields halving result run_facts spec sweep_files
-trade_off:
-sweep_facts: run_facts sweep trade_off
-tables: sweep trade_off
-aggregation: comparison tables trade_off
-gallery: fields result
-document: tables
-terminal: sweep tables trade_off
-figures: fields gallery result spec
-sweep_figures: fields figures spec sweep
-markdown: document
-report_sections: aggregation comparison document figures result sweep tables trade_off
-search_section: document objectives sweep tables trade_off
-page_data: figures gallery result sweep tables trade_off
-report_html: document
-claim_figures: comparison evidence figures verdict
-claim_page: comparison document verdict
-report: aggregation claim_figures claim_page claims document figures markdown page_data report_html report_sections search_section sweep sweep_figures sweep_files tables trade_off verdict
-job: config delivery experiment figures halving provenance records result settings spec store_keeping sweep_files
-job_run: config
-launching: composition config job job_run spec
-conducting: composition config job report search_section settings spec store_keeping sweep sweep_files terminal
-grid: conducting config job plan
-search_space: spec
-objectives: result
-proposals: search_space settings spec
-study: proposals search_space settings sweep_files
-search: composition conducting config experiment fields job objectives packing plan proposals search_space settings spec study sweep_files
-differences: result
-stored_run: config differences recorded result run_folder spec sweep sweep_files
-reproduce: config differences executor_settings experiment halving result run_folder settings spec stored_run sweep
-torch_module: architecture base_model data
-peft_format: architecture fields spec
-run_folder: base_model config result settings sweep trained_base
-exchange: adapted adapter_file base_model methods peft_format result run_folder torch_module
-recorded: result settings sweep_files tracking
-joined_report: config halving recorded report result run_folder settings sweep
-served_classifier:
-registry: data delivery exchange fields provenance records result run_facts run_folder spec torch_module tracking
-importing: architecture config job joined_report peft_format result run_folder spec sweep sweep_files
-cli: config doctor exchange importing joined_report registry reproduce resume settings store store_keeping tracking
-__main__: cli config fields hydra_rules job resume run_folder spec store sweep_files tracking
-"""
-MAY_IMPORT = {
-    module: set(allowed.split()) for module, _, allowed in (line.partition(":") for line in TABLE.strip().splitlines())
+# A package imports what stands before it. `report` and `tracking` read what is on disk, and neither knows the other.
+ORDER = [
+    "errors",
+    "config",
+    "numerics",
+    "storage",
+    "model",
+    "adapters",
+    "training",
+    "executors",
+    "sweeps",
+    "commands",
+    "__main__",
+]
+ASIDE = {name: ORDER[: ORDER.index("model")] for name in ("report", "tracking")}
+USERS_OF_ASIDE = ("sweeps", "commands", "__main__")
+# What other packages may import of a package.
+FACES = {
+    "config": "fields methods spec settings compose hydra_rules",
+    "storage": "result table sweep_file sweep_folder store pruning provenance leases",
+    "model": "data architecture base",
+    "adapters": "plan pack adapted peft initialisation",
+    "training": "laboratory base packing pack halving checkpoint",
+    "executors": "choice",
+    "report": "write terminal figures search_section claims.catalogue",
+    "tracking": "connection recorder reader delivery registry",
+    "sweeps": "job sweep search launcher",
+    "commands": "",  # the package itself holds the table of commands
+}
+# The only places that know a large library.
+KNOW = {
+    "mlflow": "tracking",
+    "optuna": "sweeps.study sweeps.samplers sweeps.search_space",
+    "ray": "executors.ray executors.worker",
+    "submitit": "executors.slurm",
+    "omegaconf": "config sweeps __main__",
+    "matplotlib": "report",
+    "hydra": "config sweeps __main__",
 }
 
 
-def imports_of(path: Path) -> set[str]:
-    found = set()
+def name_of(path: Path) -> str:
+    """`storage.result`, `numerics`, and `report.claims` for a package's own file."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts if parts[-1] != "__init__" else parts[:-1])
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Every module that a file imports, anywhere in it; of this package without `lora_exp.`, others in full."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lora_exp":
-            inner = node.module.partition(".")[2]
-            found |= {inner} if inner else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lora_exp.")}
-    return found
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: a relative import"
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            found = [name if is_module(name) else node.module for name in whole]
+        else:
+            continue
+        yield from (name.removeprefix("lora_exp.") for name in found)
 
 
-def test_the_table_names_every_module_and_no_other() -> None:
-    assert set(MAY_IMPORT) == {path.stem for path in PACKAGE.glob("*.py")}
+def is_module(name: str) -> bool:
+    place = ROOT / Path(*name.split("."))
+    return place.is_dir() or place.with_suffix(".py").is_file()
 
 
-@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
-def test_a_module_imports_only_what_the_table_allows(module: str) -> None:
-    assert imports_of(PACKAGE / f"{module}.py") <= MAY_IMPORT[module]
+def own_imports(path: Path) -> set[str]:
+    known = {name_of(module) for module in MODULES}
+    return {name for name in imports_of(path) if name in known and name}
 
 
-def test_imports_run_one_way() -> None:
+def package_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_the_house_has_ten_packages_and_the_test_sees_all_of_them() -> None:
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(FACES)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "errors", "numerics"}
+    assert 80 <= len(MODULES) <= 110
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_run_one_way(path: Path) -> None:
+    package = package_of(name_of(path))
+    if not package:  # lora_exp/__init__.py offers names from anywhere
+        return
+    allowed = {package, *(ASIDE.get(package) or ORDER[: ORDER.index(package)])}
+    allowed |= set(ASIDE) if package in USERS_OF_ASIDE else set()
+    assert {package_of(module) for module in own_imports(path)} <= allowed
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_the_face_of_a_package_is_imported_from_outside(path: Path) -> None:
+    package = package_of(name_of(path))
+    if not package:
+        return
+    for module in own_imports(path):
+        other, _, inner = module.partition(".")
+        if other != package and other in FACES:
+            assert inner in FACES[other].split() or (other == "commands" and not inner), f"{path} imports {module}"
+
+
+def test_the_modules_of_a_package_do_not_import_in_circles() -> None:
     order: list[str] = []
-    left = {name: imports_of(PACKAGE / f"{name}.py") - {"__init__"} for name in MAY_IMPORT if name != "__init__"}
+    left = {name_of(path): own_imports(path) - {name_of(path)} for path in MODULES if name_of(path)}
     while left:
         ready = [name for name, needs in left.items() if needs <= set(order)]
         assert ready, f"a circle among {sorted(left)}"
@@ -151,33 +131,44 @@ def test_imports_run_one_way() -> None:
             del left[name]
 
 
-def test_few_modules_know_mlflow_and_few_know_omegaconf() -> None:
-    for path in PACKAGE.glob("*.py"):
-        text = path.read_text()
-        if path.stem not in ("records", "recorded", "tracking", "registry", "served_classifier"):
-            assert "import mlflow" not in text and "from mlflow" not in text, path
-        if path.stem not in (
-            "config",
-            "composition",
-            "hydra_rules",
-            "launching",
-            "job_run",
-            "conducting",
-            "grid",
-            "search",
-            "job",
-            "__main__",
-        ):
-            assert "import omegaconf" not in text and "from omegaconf" not in text, path
+@pytest.mark.parametrize("library", KNOW)
+def test_few_modules_know_a_large_library(library: str) -> None:
+    allowed = KNOW[library].split()
+    for path in MODULES:
+        if library in {name.partition(".")[0] for name in imports_of(path)}:
+            name = name_of(path)
+            assert any(name == own or name.startswith(f"{own}.") for own in allowed), f"{path} imports {library}"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=lambda path: path.parent.name)
+def test_a_package_says_what_it_is_for_and_names_each_of_its_files(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    said = ast.get_docstring(tree)
+    assert said
+    if path.parent == PACKAGE:
+        return
+    if path.parent.name != "commands":  # where the table of commands is
+        assert len(tree.body) == 1, "start-up may load nothing, so a package holds a docstring only"
+    files = {file.stem for file in path.parent.glob("*.py")} - {"__init__"}
+    files |= {folder.parent.name for folder in path.parent.glob("*/__init__.py")}
+    assert {name for name in files if name not in said} == set()
+
+
+def test_no_file_is_long() -> None:
+    assert {name_of(path): count for path in MODULES if (count := len(path.read_text().splitlines())) > 300} == {}
 
 
 def test_nothing_in_the_project_runs_code_from_a_config() -> None:
-    for path in [*PACKAGE.glob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]:
+    plugins = sorted((ROOT / "hydra_plugins").rglob("*.py"))
+    assert len(plugins) >= 3
+    for path in [*MODULES, *plugins]:
         text = path.read_text()
         for banned in ("instantiate(", "pickle", "torch.load(", "eval(", "exec("):
             assert banned not in text.replace("model.eval(", ""), f"{banned} in {path}"
-    for path in (ROOT / "conf").rglob("*.yaml"):
-        assert "_target_" not in path.read_text(), path
+    configs = list((ROOT / "conf").rglob("*.yaml"))
+    assert len(configs) > 40
+    for config in configs:
+        assert "_target_" not in config.read_text(), config
 
 
 def test_help_and_config_need_none_of_the_heavy_libraries() -> None:

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from places import QUICK, Place
 
-from lora_exp.joined_report import join
-from lora_exp.sweep import load_sweep, read_sweep
+from lora_exp.commands.report import join
+from lora_exp.storage.sweep_folder import load_sweep, read_sweep
 
 FEW = made.pictures_and_labels()[1][:500]
 

@@ -13,17 +13,17 @@ import pytest
 import torch
 from conftest import CPU, SMALL, MakeJob, TrainPack
 
-from lora_exp.adapter_plan import adapter_plan
-from lora_exp.adapters import AdapterPack
-from lora_exp.architecture import layer_shapes
-from lora_exp.base_model import BaseModel, assemble, initial_weights, plain_logits
-from lora_exp.data import ImageData
+from lora_exp.adapters.initialisation import Factors, initial_factors
+from lora_exp.adapters.pack import AdapterPack
+from lora_exp.adapters.plan import adapter_plan
+from lora_exp.config.methods import METHODS
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec, from_dict
 from lora_exp.errors import LoraExpError
-from lora_exp.initialisation import Factors, initial_factors
-from lora_exp.methods import METHODS
-from lora_exp.packing import JobSize, plan_packs
-from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec, from_dict
-from lora_exp.training import pack_logits
+from lora_exp.model.architecture import layer_shapes
+from lora_exp.model.base import BaseModel, assemble, initial_weights, plain_logits
+from lora_exp.model.data import ImageData
+from lora_exp.training.loop import pack_logits
+from lora_exp.training.packing import JobSize, plan_packs
 
 REFERENCE, CNN = ModelSpec((1000, 2000)), ModelSpec((30,), channels=(4, 6))
 

@@ -17,7 +17,7 @@ from mlflow_pages import add_metrics, axes, compare, expand, open_runs, served
 from places import QUICK, Place, free_port
 from playwright.sync_api import Browser, Page, expect
 
-from lora_exp.data import ImageData
+from lora_exp.model.data import ImageData
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

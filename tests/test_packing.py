@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from lora_exp.packing import FULL_PACK, JobSize, plan_packs
+from lora_exp.training.packing import FULL_PACK, JobSize, plan_packs
 
 GIB = 2**30
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_exp.architecture import LayerShape, layer_shapes
-from lora_exp.peft_format import ADAPTER_CONFIG, ADAPTER_MODEL, peft_files, read_folder
-from lora_exp.spec import ModelSpec
+from lora_exp.adapters.peft import ADAPTER_CONFIG, ADAPTER_MODEL, peft_files, read_folder
+from lora_exp.config.spec import ModelSpec
+from lora_exp.model.architecture import LayerShape, layer_shapes
 
 MLP = layer_shapes(ModelSpec((32, 16)))
 CNN = layer_shapes(ModelSpec((), channels=(4, 6)))

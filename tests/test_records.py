@@ -26,15 +26,15 @@ import pytest
 from made_results import made_run, pictures_and_labels, write_sweep
 from places import free_port
 
-from lora_exp import run_facts
+from lora_exp.config.settings import TrackingSettings
+from lora_exp.config.spec import PARTS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.errors import LoraExpError
-from lora_exp.records import Recorder, Ticket
-from lora_exp.result import ClassErrors, Outcome, RunResult
-from lora_exp.settings import TrackingSettings
-from lora_exp.spec import PARTS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
-from lora_exp.sweep import read_sweep
-from lora_exp.sweep_facts import metrics_of_sweep
-from lora_exp.trade_off import representative
+from lora_exp.storage.result import ClassErrors, Outcome, RunResult
+from lora_exp.storage.sweep_folder import read_sweep
+from lora_exp.storage.trade_off import representative
+from lora_exp.tracking import facts as run_facts
+from lora_exp.tracking.recorder import Recorder, Ticket
+from lora_exp.tracking.sweep_facts import metrics_of_sweep
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -318,7 +318,7 @@ def test_an_interrupted_record_leaves_no_run_open(
 
 def test_processes_that_open_a_fresh_store_at_once_share_it(tmp_path: Path) -> None:
     code = (
-        "from lora_exp.records import Recorder; from lora_exp.settings import TrackingSettings\n"
+        "from lora_exp.tracking.recorder import Recorder; from lora_exp.config.settings import TrackingSettings\n"
         "Recorder.open(TrackingSettings()).start_sweep('s', 'c', {})"
     )
     racers = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(3)]
@@ -377,7 +377,7 @@ def served(store: TrackingSettings, tmp_path: Path) -> Iterator[Callable[[], tup
     def serve() -> tuple[subprocess.Popen[bytes], str]:
         port = free_port()
         code = (
-            "import lora_exp.tracking as r; from lora_exp.settings import TrackingSettings as T\n"
+            "import lora_exp.tracking.connection as r; from lora_exp.config.settings import TrackingSettings as T\n"
             f"r.serve_ui(T('sqlite', {store.uri!r}, {store.artifacts!r}), {port})"
         )
         command = [sys.executable, "-c", code]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_exp.data import ImageData
-from lora_exp.result import ADAPTER, RESULT, RunResult, read
+from lora_exp.model.data import ImageData
+from lora_exp.storage.result import ADAPTER, RESULT, RunResult, read
 
 
 def run(folder: Path, *arguments: str) -> tuple[RunResult, Path]:

@@ -24,9 +24,9 @@ from made_results import made_run, pictures_and_labels, write_run
 from places import QUICK, Place, free_port
 from safetensors.numpy import load_file
 
-from lora_exp.data import ImageData
 from lora_exp.errors import LoraExpError
-from lora_exp.registry import SCRIPT, register
+from lora_exp.model.data import ImageData
+from lora_exp.tracking.registry import SCRIPT, register
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove, and warns of type hints of its own.
 pytestmark = [

@@ -11,10 +11,10 @@ import made_results as made
 import pandas as pd
 import pytest
 
-from lora_exp.report import judged_claim, verdict, write_report
-from lora_exp.result import PREDICTIONS
-from lora_exp.sweep import load_sweep, read_sweep
-from lora_exp.terminal import print_sweep
+from lora_exp.report.terminal import print_sweep
+from lora_exp.report.write import judged_claim, verdict, write_report
+from lora_exp.storage.result import PREDICTIONS
+from lora_exp.storage.sweep_folder import load_sweep, read_sweep
 
 PICTURES, LABELS = made.pictures_and_labels()
 FEW = LABELS[:1000]
@@ -202,7 +202,7 @@ def test_a_report_that_fails_leaves_the_older_one_and_nothing_half_written(
     def no_page(*_: object) -> str:
         raise OSError("no space left")
 
-    monkeypatch.setattr("lora_exp.report.html", no_page)
+    monkeypatch.setattr("lora_exp.report.write.html", no_page)
     with pytest.raises(OSError, match="no space left"):
         write_report(sweep, out, PICTURES, LABELS)
     assert [path.name for path in out.parent.iterdir()] == ["one"]

@@ -14,8 +14,8 @@ import made_results as made
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from lora_exp.report import write_report
-from lora_exp.sweep import read_sweep, run_command
+from lora_exp.report.write import write_report
+from lora_exp.storage.sweep_folder import read_sweep, run_command
 
 PICTURES, LABELS = made.pictures_and_labels()
 COUNT = 2000

@@ -22,12 +22,12 @@ import pytest
 from hydra.core.singleton import Singleton
 
 from lora_exp import load_sweep
-from lora_exp.data import ImageData
-from lora_exp.differences import differing_bits
+from lora_exp.commands.differences import differing_bits
+from lora_exp.commands.reproduce import reproduce
+from lora_exp.config.methods import METHODS
 from lora_exp.errors import LoraExpError
-from lora_exp.methods import METHODS
-from lora_exp.reproduce import reproduce
-from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, read
+from lora_exp.model.data import ImageData
+from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, read
 
 LITTLE = ("data.limit=2000", "finetune.steps=12", "data.root=data")
 METHODS_SWEEP = (

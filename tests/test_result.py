@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_exp.result import ClassErrors, Outcome, RunResult, from_json, read
-from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.storage.result import ClassErrors, Outcome, RunResult, from_json, read
 
 
 def class_errors(wrong: int, loss: float = 0.25) -> ClassErrors:

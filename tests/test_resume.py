@@ -16,8 +16,8 @@ import pytest
 from places import JOBS, QUICK, Place, same
 
 from lora_exp import load_sweep
-from lora_exp.data import ImageData
-from lora_exp.result import RESULT
+from lora_exp.model.data import ImageData
+from lora_exp.storage.result import RESULT
 
 
 @pytest.fixture

@@ -15,17 +15,17 @@ import pytest
 import torch
 from conftest import CPU, need_any_pack
 
-from lora_exp import experiment
-from lora_exp.architecture import layer_shapes
-from lora_exp.base_model import assemble, initial_weights
-from lora_exp.data import ImageData, Split
-from lora_exp.evaluation import frozen_first_layer
-from lora_exp.experiment import Failure, Laboratory
-from lora_exp.methods import METHODS
-from lora_exp.packing import JobSize
-from lora_exp.result import ADAPTER, PREDICTIONS, RESULT, Outcome, from_json
-from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
-from lora_exp.store import Store
+from lora_exp.config.methods import METHODS
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.model.architecture import layer_shapes
+from lora_exp.model.base import assemble, initial_weights
+from lora_exp.model.data import ImageData, Split
+from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, Outcome, from_json
+from lora_exp.storage.store import Store
+from lora_exp.training import laboratory as experiment
+from lora_exp.training.evaluation import frozen_first_layer
+from lora_exp.training.laboratory import Failure, Laboratory
+from lora_exp.training.packing import JobSize
 
 MLP, CNN, LINEAR = ModelSpec((48, 32)), ModelSpec((20,), channels=(4, 6)), ModelSpec(())
 DATA = DataSpec("mnist", validation=500, limit=6000)  # as the fixture

@@ -29,15 +29,15 @@ from scipy.stats import norm
 
 from lora_exp import load_sweep
 from lora_exp.__main__ import main
-from lora_exp.data import ImageData
+from lora_exp.config.settings import SAMPLERS, SearchSettings
 from lora_exp.errors import LoraExpError
-from lora_exp.objectives import OBJECTIVES, values_of
-from lora_exp.result import read
-from lora_exp.search_space import Choice, Interval, Range, Space, space_of
-from lora_exp.settings import SAMPLERS, SearchSettings
-from lora_exp.study import Study
-from lora_exp.sweep_files import read_about
-from lora_exp.trade_off import unbeaten
+from lora_exp.model.data import ImageData
+from lora_exp.storage.objectives import OBJECTIVES, values_of
+from lora_exp.storage.result import read
+from lora_exp.storage.sweep_file import read_about
+from lora_exp.storage.trade_off import unbeaten
+from lora_exp.sweeps.search_space import Choice, Interval, Range, Space, space_of
+from lora_exp.sweeps.study import Study
 
 SEARCH = ("-m", "hydra/sweeper=optuna")
 TASK = (*QUICK, "data.validation=5000", "finetune.digit=3", "finetune.steps=50", "tracking=off")
@@ -365,7 +365,7 @@ def test_what_cannot_be_searched_is_one_line_before_anything_runs(
 def test_without_the_extra_there_is_one_line_that_says_how_to_get_it(
     command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_exp.search.PACKAGES", ("json", "no_such_package"))
+    monkeypatch.setattr("lora_exp.sweeps.search.PACKAGES", ("json", "no_such_package"))
     code, told = command(*SEARCH, *TASK, *SPACE)
     assert code == 2
     assert told == "lora-exp: hydra/sweeper=optuna: needs no_such_package; pip install 'lora-exp[search]'"
@@ -373,7 +373,7 @@ def test_without_the_extra_there_is_one_line_that_says_how_to_get_it(
 
 def test_two_processes_do_not_search_in_one_folder(command: Any, lab: Place) -> None:
     place = "runs/all/taken"
-    held = "from pathlib import Path; from lora_exp.study import alone\n"
+    held = "from pathlib import Path; from lora_exp.sweeps.study import alone\n"
     held += f"with alone(Path('{place}')):\n print(1, flush=True)\n input()"
     with subprocess.Popen(
         [sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=lab.folder

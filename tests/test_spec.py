@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import lora_exp
+from lora_exp.config.spec import RunSpec, allowed, from_dict, spec_from
 from lora_exp.errors import LoraExpError
-from lora_exp.spec import RunSpec, allowed, from_dict, spec_from
 
 CONFIG: dict[str, dict[str, Any]] = {
     "model": {"hidden": [1000, 2000], "rectify_logits": False},
@@ -201,7 +201,7 @@ def test_jobs_share_a_base_unless_model_data_or_base_differ() -> None:
 
 
 def test_a_key_is_the_same_in_any_process() -> None:
-    code = "import json, sys; from lora_exp.spec import from_dict; print(from_dict(json.load(sys.stdin)).key)"
+    code = "import json, sys; from lora_exp.config.spec import from_dict; print(from_dict(json.load(sys.stdin)).key)"
     spec = spec_with("finetune.digit", [3, 1, 4])
     package = Path(lora_exp.__file__).parents[1]
     for hash_seed in ("0", "1", "4242"):

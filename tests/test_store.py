@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from lora_exp import living
-from lora_exp import store as store_module
 from lora_exp.errors import LoraExpError
-from lora_exp.living import alive_and_abandoned, living_folder
-from lora_exp.store import ENTRY, DamagedError, Store
+from lora_exp.storage import leases as living
+from lora_exp.storage import store as store_module
+from lora_exp.storage.leases import alive_and_abandoned, living_folder
+from lora_exp.storage.store import ENTRY, DamagedError, Store
 
 KEY = "ab" * 32
 FILES = {"one.bin": b"1" * 1000, "two.json": b"{}"}
@@ -234,7 +234,7 @@ def test_whatever_line_of_a_put_is_its_processs_last_there_is_a_whole_entry_or_n
 
 
 WRITER = """
-import sys; from pathlib import Path; from lora_exp.store import Store
+import sys; from pathlib import Path; from lora_exp.storage.store import Store
 store = Store(Path(sys.argv[1])); number = int(sys.argv[2]) * 1000
 print("ready", flush=True)
 while True:
@@ -247,7 +247,7 @@ def test_a_writer_killed_at_random_moments_leaves_no_partial_entry_and_nothing_f
     left = 0
     for number in range(8):
         command = [sys.executable, "-c", WRITER, str(store.root), str(number)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(store_module.__file__).parents[1]) as writer:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(store_module.__file__).parents[2]) as writer:
             assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
             time.sleep(dice.uniform(0, 0.1))
             writer.kill()
@@ -262,12 +262,12 @@ def test_a_writer_killed_at_random_moments_leaves_no_partial_entry_and_nothing_f
 def sleeper(store: Store) -> Iterator[subprocess.Popen[bytes]]:
     """A process in the middle of writing an entry."""
     code = """
-import sys, time; from pathlib import Path; from lora_exp.living import living_folder
+import sys, time; from pathlib import Path; from lora_exp.storage.leases import living_folder
 with living_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_bytes(b"x"); print("ready", flush=True); time.sleep(600)
 """
     command = [sys.executable, "-c", code, str(store.root / "partial")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(store_module.__file__).parents[1]) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(store_module.__file__).parents[2]) as process:
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         yield process
         process.kill()

@@ -22,13 +22,13 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from lora_exp.data import ImageData
-from lora_exp.experiment import Failure, Laboratory
-from lora_exp.result import ADAPTER, RESULT, from_json
-from lora_exp.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
-from lora_exp.store import ENTRY, Store
-from lora_exp.store_keeping import verify
-from lora_exp.trained_base import SECONDS, SHA256, WEIGHTS
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.model.data import ImageData
+from lora_exp.storage.pruning import verify
+from lora_exp.storage.result import ADAPTER, RESULT, from_json
+from lora_exp.storage.store import ENTRY, Store
+from lora_exp.training.base import SECONDS, SHA256, WEIGHTS
+from lora_exp.training.laboratory import Failure, Laboratory
 
 MODEL, DATA = ModelSpec((16,)), DataSpec("mnist", limit=1000)
 SPECS = [RunSpec(MODEL, DATA, BaseSpec(), AdapterSpec(rank=2), FinetuneSpec((digit,), steps=3)) for digit in range(4)]

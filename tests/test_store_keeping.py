@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_exp.living import living_folder
-from lora_exp.result import RESULT
-from lora_exp.store import ENTRY, Store
-from lora_exp.store_keeping import DAY, GIB, USERS, entries, kept_within, prune, verify
-from lora_exp.trained_base import SHA256
+from lora_exp.storage.leases import living_folder
+from lora_exp.storage.pruning import DAY, GIB, USERS, entries, kept_within, prune, verify
+from lora_exp.storage.result import RESULT
+from lora_exp.storage.store import ENTRY, Store
+from lora_exp.training.base import SHA256
 
 ROOT = Path(__file__).parent.parent
 
@@ -97,7 +97,7 @@ def test_what_a_running_process_uses_stays(store: Store) -> None:
 
 def test_what_a_killed_process_used_does_not_stay(store: Store) -> None:
     code = """
-import os, signal, sys; from pathlib import Path; from lora_exp.living import living_folder
+import os, signal, sys; from pathlib import Path; from lora_exp.storage.leases import living_folder
 with living_folder(Path(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lora_exp.result import PREDICTIONS, RESULT
-from lora_exp.sweep import COLUMNS, load_sweep, read_sweep, run_command
+from lora_exp.storage.result import PREDICTIONS, RESULT
+from lora_exp.storage.sweep_folder import COLUMNS, load_sweep, read_sweep, run_command
 
 PICTURES, LABELS = made.pictures_and_labels()
 UNSOUND = ["diverged", "failed", "missing"]

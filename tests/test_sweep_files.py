@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from lora_exp import sweep_files
 from lora_exp.errors import LoraExpError
-from lora_exp.sweep_files import SWEEP, begin_sweep, note, read_about, write_json, write_whole
+from lora_exp.storage import sweep_file as sweep_files
+from lora_exp.storage.sweep_file import SWEEP, begin_sweep, note, read_about, write_json, write_whole
 
 
 class Stop(Exception):

@@ -14,11 +14,11 @@ import made_results as made
 import pytest
 from places import QUICK, Place
 
-from lora_exp.sweep import read_sweep
-from lora_exp.terminal import print_next
+from lora_exp.report.terminal import print_next
+from lora_exp.storage.sweep_folder import read_sweep
 
 FEW = made.pictures_and_labels()[1][:500]
-PRINT = "import sys; from lora_exp.sweep import load_sweep; from lora_exp.terminal import print_sweep; "
+PRINT = "import sys; from lora_exp import load_sweep; from lora_exp.report.terminal import print_sweep; "
 PRINT += "print_sweep(load_sweep(sys.argv[1]))"
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_exp.trade_off import both_errors, pareto_front, representative
+from lora_exp.storage.trade_off import both_errors, pareto_front, representative
 
 RATES = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.2, 0.3]), st.sampled_from([-0.1, 0.0, 0.1, 0.2])), max_size=30)
 

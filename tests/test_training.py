@@ -12,13 +12,13 @@ from conftest import SMALL, MakeJob, TrainPack, in_trainer_order
 from torch import nn
 from torch.nn import functional
 
-from lora_exp.architecture import layer_shapes
-from lora_exp.base_model import BaseModel
-from lora_exp.data import ImageData
-from lora_exp.evaluation import Predictions, frozen_first_layer, predict_pack
-from lora_exp.seeding import generator
-from lora_exp.spec import AdapterSpec, FinetuneSpec
-from lora_exp.training import Job, TrainingImages, batch_order, step_count
+from lora_exp.config.spec import AdapterSpec, FinetuneSpec
+from lora_exp.model.architecture import layer_shapes
+from lora_exp.model.base import BaseModel
+from lora_exp.model.data import ImageData
+from lora_exp.numerics import generator
+from lora_exp.training.evaluation import Predictions, frozen_first_layer, predict_pack
+from lora_exp.training.loop import Job, TrainingImages, batch_order, step_count
 
 Bits = tuple[dict[str, torch.Tensor], torch.Tensor, Predictions]
 

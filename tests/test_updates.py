@@ -16,15 +16,15 @@ from conftest import CPU
 from torch import nn
 from torch.nn import functional
 
-from lora_exp.adapter_plan import AdapterPlan, LayerPlan, adapter_plan
-from lora_exp.adapters import AdapterPack
-from lora_exp.architecture import layer_shapes
-from lora_exp.base_model import BaseModel, Layer, assemble, initial_weights, is_rectified
-from lora_exp.evaluation import frozen_first_layer
-from lora_exp.initialisation import Factors, initial_factors
-from lora_exp.seeding import generator
-from lora_exp.spec import AdapterSpec, ModelSpec
-from lora_exp.training import pack_logits
+from lora_exp.adapters.initialisation import Factors, initial_factors
+from lora_exp.adapters.pack import AdapterPack
+from lora_exp.adapters.plan import AdapterPlan, LayerPlan, adapter_plan
+from lora_exp.config.spec import AdapterSpec, ModelSpec
+from lora_exp.model.architecture import layer_shapes
+from lora_exp.model.base import BaseModel, Layer, assemble, initial_weights, is_rectified
+from lora_exp.numerics import generator
+from lora_exp.training.evaluation import frozen_first_layer
+from lora_exp.training.loop import pack_logits
 
 with warnings.catch_warnings():
     # PEFT's own imports emit DeprecationWarnings.

@@ -26,7 +26,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridSweepe
 
 
 class GridSweeper(Sweeper):
-    """Hands the grid to `lora_exp.grid`."""
+    """Hands the grid to `lora_exp.sweeps.grid`."""
 
     def __init__(self, params: dict[str, Any]) -> None:
         """Keep the values of the config; Hydra builds the sweeper from `GridSweeperConf`."""
@@ -42,7 +42,7 @@ class GridSweeper(Sweeper):
         self.given = (hydra_context, config, launcher)
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        """Run every combination; see `lora_exp.grid.sweep`."""
-        from lora_exp.grid import sweep
+        """Run every combination; see `lora_exp.sweeps.grid.sweep`."""
+        from lora_exp.sweeps.grid import sweep
 
         return sweep(*self.given, [f"{key}={values}" for key, values in self.params.items()] + arguments)

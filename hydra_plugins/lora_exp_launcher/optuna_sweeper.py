@@ -26,7 +26,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaSw
 
 
 class OptunaSweeper(Sweeper):
-    """Hands the space to `lora_exp.search`."""
+    """Hands the space to `lora_exp.sweeps.search`."""
 
     def __init__(self, params: dict[str, Any]) -> None:
         """Keep the values of the config; Hydra builds the sweeper from `OptunaSweeperConf`."""
@@ -42,7 +42,7 @@ class OptunaSweeper(Sweeper):
         self.given = (hydra_context, config, launcher)
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        """Run the trials of the search; see `lora_exp.search.search`."""
-        from lora_exp.search import search
+        """Run the trials of the search; see `lora_exp.sweeps.search.search`."""
+        from lora_exp.sweeps.search import search
 
         return search(*self.given, [f"{key}={values}" for key, values in self.params.items()] + arguments)

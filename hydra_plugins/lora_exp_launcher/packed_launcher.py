@@ -24,7 +24,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="packed", node=PackedL
 
 
 class PackedLauncher(Launcher):
-    """Hands the whole grid to `lora_exp.launching`."""
+    """Hands the whole grid to `lora_exp.sweeps.launcher`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra gives for the launch."""
@@ -33,7 +33,7 @@ class PackedLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run every job; see `lora_exp.launching.launch`."""
-        from lora_exp.launching import launch
+        """Run every job; see `lora_exp.sweeps.launcher.launch`."""
+        from lora_exp.sweeps.launcher import launch
 
         return launch(self.hydra_context, self.task_function, self.config, job_overrides, initial_job_idx)

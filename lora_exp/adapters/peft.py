@@ -1,0 +1,264 @@
+"""The files of a PEFT adapter: factors to the content of such a folder, and such a folder to factors.
+
+No code of PEFT is used, and nothing but JSON and safetensors is read. Shapes: I inputs and O outputs of a layer,
+C channels and kernel k of a convolution (I is C*k*k), r rank.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from lora_exp.config.fields import is_int, is_number
+from lora_exp.config.spec import AdapterSpec
+from lora_exp.model.architecture import LayerShape
+
+T = TypeVar("T")
+
+ADAPTER_MODEL, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
+PARTS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+# Options with what PEFT takes where they are absent.
+OPTIONS: dict[str, Any] = {
+    "peft_type": None,
+    "target_modules": None,
+    "r": 8,
+    "rank_pattern": {},
+    "lora_alpha": 8,
+    "alpha_pattern": {},
+    "lora_dropout": 0.0,
+    "use_rslora": False,
+    "use_dora": False,
+    "bias": "none",
+    "init_lora_weights": True,
+}
+# These say nothing of what the adapter computes. Any other option must be off.
+WITHOUT_EFFECT = {
+    *("peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
+    *("qalora_group_size", "megatron_core"),
+}
+# Of init_lora_weights: others (pissa, olora, loftq, ...) change the base's weights.
+STARTS = (True, False, "gaussian", "orthogonal")
+PATTERN_LIMIT = 60  # characters; a pattern so short is matched at once whatever it is
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """`factors` as `initialisation.initial_factors` has them, `scaling` by layer, and the spec that gives the same."""
+
+    factors: dict[str, torch.Tensor]
+    scaling: dict[str, float]
+    spec: AdapterSpec
+
+
+def peft_files(
+    factors: Mapping[str, torch.Tensor], scaling: Mapping[str, float], layers: Sequence[LayerShape], dropout: float
+) -> dict[str, bytes]:
+    """The files of the folder, by name, for low-rank factors with or without magnitudes.
+
+    Whatever the method, the adapter is written as plain LoRA, with the alpha that gives each layer its scaling.
+    """
+    adapted = [layer for layer in layers if f"{layer.name}.A" in factors]
+    ranks = {layer.name: len(factors[f"{layer.name}.A"]) for layer in adapted}
+    rank, rank_pattern = _usual_and_others(ranks)
+    alpha, alpha_pattern = _usual_and_others({name: scaling[name] * ranks[name] for name in ranks})
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "inference_mode": True,
+        "target_modules": list(ranks),
+        "r": rank,
+        "rank_pattern": rank_pattern,
+        "lora_alpha": alpha,
+        "alpha_pattern": alpha_pattern,
+        "lora_dropout": dropout,
+        "use_rslora": False,
+        "use_dora": any(name.endswith(".magnitude") for name in factors),
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }
+    tensors = {}
+    for layer in adapted:
+        for part, shape in _shapes(layer, ranks[layer.name]).items():
+            if (factor := factors.get(f"{layer.name}.{part}")) is not None:
+                tensors[f"{PREFIX}{layer.name}.{PARTS[part]}"] = factor.reshape(shape).contiguous()
+    return {
+        ADAPTER_CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
+        ADAPTER_MODEL: save(tensors, metadata={"format": "pt"}),
+    }
+
+
+def read_folder(folder: Path, layers: Sequence[LayerShape]) -> PeftAdapter:
+    """The adapter in a folder that PEFT wrote, for a model of these layers.
+
+    Raises ValueError, of one line that names file and key, for whatever isn't LoRA, rsLoRA or DoRA on these layers.
+    """
+    file = folder / ADAPTER_CONFIG
+    config = _read_config(file)
+    named = {layer.name: layer for layer in layers}
+    targets = _targets(file, config["target_modules"], list(named))
+    ranks = {name: _own(file, config, "r", "rank_pattern", name) for name in targets}
+    alphas = {name: float(_own(file, config, "lora_alpha", "alpha_pattern", name)) for name in targets}
+    dora, rslora = config["use_dora"], config["use_rslora"]
+    if dora and rslora:  # here DoRA is scaled by alpha / r
+        alphas = {name: alpha * ranks[name] ** 0.5 for name, alpha in alphas.items()}
+    shapes = {name: _shapes(named[name], ranks[name]) for name in targets}
+    factors = _read_factors(folder / ADAPTER_MODEL, shapes, ("A", "B", "magnitude") if dora else ("A", "B"))
+    rank, rank_pattern = _usual_and_others(ranks)
+    alpha, alpha_pattern = _usual_and_others(alphas)
+    spec = AdapterSpec(
+        method="dora" if dora else "rslora" if rslora else "lora",
+        rank=rank,
+        alpha=alpha,
+        rank_pattern=tuple(rank_pattern.items()),
+        alpha_pattern=tuple(alpha_pattern.items()),
+        layers=("*",) if len(targets) == len(layers) else tuple(targets),
+        dropout=float(config["lora_dropout"]),
+    )
+    return PeftAdapter(factors, {name: spec.scaling_at(ranks[name], alphas[name]) for name in targets}, spec)
+
+
+def _shapes(layer: LayerShape, rank: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each part in PEFT's file: those of a convolution are kernels."""
+    if layer.convolution is None:
+        return {"A": (rank, layer.inputs), "B": (layer.outputs, rank), "magnitude": (layer.outputs,)}
+    channels, kernel = layer.convolution.channels, layer.convolution.kernel
+    return {
+        "A": (rank, channels, kernel, kernel),
+        "B": (layer.outputs, rank, 1, 1),
+        "magnitude": (1, layer.outputs, 1, 1),
+    }
+
+
+def _usual_and_others(by_layer: Mapping[str, T]) -> tuple[T, dict[str, T]]:
+    """The value that most layers have, and by name those of layers that have another."""
+    values = list(by_layer.values())
+    usual = max(values, key=values.count)
+    return usual, {name: own for name, own in by_layer.items() if own != usual}
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """The config with PEFT's defaults, each option known and of its type."""
+    try:
+        given = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: can't be read ({_line(error)})") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"{file}: must hold the options of an adapter")
+    for name in sorted(set(given) - set(OPTIONS) - WITHOUT_EFFECT):
+        if not _is_off(given[name]):
+            raise ValueError(f"{file}: {name}={_shown(given[name])}: is not supported here, must be off")
+    config = OPTIONS | given
+    checks: dict[str, tuple[bool, str]] = {
+        "peft_type": (config["peft_type"] == "LORA", "LORA"),
+        "bias": (config["bias"] == "none", "none"),
+        "use_rslora": (isinstance(config["use_rslora"], bool), "true or false"),
+        "use_dora": (isinstance(config["use_dora"], bool), "true or false"),
+        "init_lora_weights": (
+            config["init_lora_weights"] in STARTS and not is_number(config["init_lora_weights"]),
+            "true, false, gaussian or orthogonal; others change the base's weights",
+        ),
+        "rank_pattern": (isinstance(config["rank_pattern"], dict), "a mapping of layers or patterns to ranks"),
+        "alpha_pattern": (isinstance(config["alpha_pattern"], dict), "a mapping of layers or patterns to alphas"),
+        "lora_dropout": (
+            is_number(config["lora_dropout"]) and 0 <= config["lora_dropout"] < 1,
+            "a share of at least 0 and below 1",
+        ),
+    }
+    for name, (holds, must) in checks.items():
+        if not holds:
+            raise ValueError(f"{file}: {name}={_shown(config[name])}: must be {must}")
+    return config
+
+
+def _targets(file: Path, given: Any, names: list[str]) -> list[str]:
+    """The layers that are adapted, in the order of the model."""
+    if isinstance(given, str):
+        found = [name for name in names if _matches(file, "target_modules", given, name)]
+        if not found:
+            raise ValueError(f"{file}: target_modules={_shown(given)}: matches no layer; there are {', '.join(names)}")
+        return found
+    if not isinstance(given, list) or not given:
+        raise ValueError(f"{file}: target_modules={_shown(given)}: must be a list of layers, or a pattern")
+    for name in given:
+        if name not in names:
+            raise ValueError(
+                f"{file}: target_modules={_shown(name)}: the model has no such layer; there are {', '.join(names)}"
+            )
+    return [name for name in names if name in given]
+
+
+def _own(file: Path, config: Mapping[str, Any], key: str, patterns: str, layer: str) -> Any:
+    """The rank or alpha of a layer: that of the first pattern that matches, as PEFT has it."""
+    name, value = key, config[key]
+    for pattern, own in config[patterns].items():
+        if _matches(file, patterns, rf"(?:.*\.)?(?:{pattern})", layer):
+            name, value = f"{patterns}.{pattern}", own
+            break
+    if key == "r" and not (is_int(value) and value >= 1):
+        raise ValueError(f"{file}: {name}={_shown(value)}: must be an integer of at least 1")
+    if not (is_number(value) and value > 0):
+        raise ValueError(f"{file}: {name}={_shown(value)}: must be a number above 0")
+    return value
+
+
+def _matches(file: Path, key: str, pattern: str, layer: str) -> bool:
+    try:
+        if len(pattern) > PATTERN_LIMIT:
+            raise ValueError(f"is longer than {PATTERN_LIMIT} characters")
+        return re.fullmatch(pattern, layer) is not None
+    except (re.error, ValueError, RecursionError, OverflowError) as error:
+        raise ValueError(f"{file}: {key}: {_shown(pattern)} can't be used as a pattern ({_line(error)})") from error
+
+
+def _read_factors(
+    file: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], parts: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Exactly the expected tensors, as matrices: A [r, I], B [O, r], magnitude [O]."""
+    expected = {
+        f"{PREFIX}{layer}.{PARTS[part]}": (f"{layer}.{part}", own[part])
+        for layer, own in shapes.items()
+        for part in parts
+    }
+    try:
+        with safe_open(file, framework="pt") as content:
+            found = set(content.keys())
+            for what, keys in (("is missing", set(expected) - found), ("is not expected", found - set(expected))):
+                if keys:
+                    raise ValueError(f"{file}: {_shown(min(keys))} {what}")
+            tensors = {key: content.get_tensor(key) for key in expected}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: can't be read ({_line(error)})") from error
+    factors = {}
+    for key, (name, shape) in expected.items():
+        tensor = tensors[key]
+        if tensor.shape != shape or tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"{file}: {key}: must be float32 of shape {shape}, is {kind} of {tuple(tensor.shape)}")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{file}: {key}: holds values that are not finite")
+        rows = shape[1] if name.endswith(".magnitude") and len(shape) > 1 else shape[0]
+        factors[name] = tensor.reshape(rows) if name.endswith(".magnitude") else tensor.reshape(rows, -1)
+    return factors
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False or value in ("", [], {})
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,122 @@
+"""One adapter before it is trained: what its method does to each layer, and how many parameters that takes.
+
+Shapes: I inputs and O outputs of a layer, r rank.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_exp.adapters.updates import UPDATES
+from lora_exp.config.methods import METHODS
+from lora_exp.config.spec import AdapterSpec
+from lora_exp.errors import LoraExpError
+from lora_exp.model.architecture import LayerShape
+from lora_exp.numerics import RANK_MULTIPLE
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is done to one layer: `rank` rows of the factors are trained and `kept` follow that are not."""
+
+    update: str = "none"
+    rank: int = 0
+    kept: int = 0
+    scaling: float = 1.0
+
+    @property
+    def padded(self) -> int:
+        """Rows of the factors, zeros included."""
+        return -(-(self.rank + self.kept) // RANK_MULTIPLE) * RANK_MULTIPLE
+
+    def parameters(self, outputs: int, inputs: int) -> int:
+        """Trained parameters of a layer with weight [O, I] and bias [O]."""
+        return 0 if self.update == "none" else UPDATES[self.update].parameters(self.rank, outputs, inputs)
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """What is done to every layer, and how the factors start and learn.
+
+    `start` is an initialisation or "principal"; `faster` (a part, a ratio) learns at a rate of its own.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    start: str = "gaussian"
+    init_std: float = 1.0
+    seed: int = 0
+    dropout: float = 0.0
+    faster: tuple[str, float] | None = None
+
+    @property
+    def shape(self) -> tuple[tuple[str, int], ...]:
+        """Jobs of equal shape are stacked: update and padded rank per layer, and whether there is dropout."""
+        per_layer = tuple((layer.update, layer.padded) for layer in self.layers)
+        return (*per_layer, ("dropout", int(self.dropout > 0)))
+
+    @property
+    def owns_weights(self) -> bool:
+        """Whether the job has weights of its own below the last layer, so that nothing can be shared with others."""
+        return any(layer.update == "dense" for layer in self.layers[:-1])
+
+    def rate_ratio(self, part: str) -> float:
+        """By how much the learning rate of a part (A, B, ...) differs from the job's."""
+        return self.faster[1] if self.faster is not None and self.faster[0] == part else 1.0
+
+
+def adapter_plan(spec: AdapterSpec, layers: Sequence[LayerShape], seed: int) -> AdapterPlan:
+    """Apply the patterns of `spec` to the layers of a model.
+
+    A rank above the smaller side of a layer's weight is allowed, with a warning. Raises LoraExpError when a pattern
+    matches no layer.
+    """
+    names = [layer.name for layer in layers]
+    for key, patterns in (
+        ("layers", spec.layers),
+        ("rank_pattern", [pattern for pattern, _ in spec.rank_pattern]),
+        ("alpha_pattern", [pattern for pattern, _ in spec.alpha_pattern]),
+    ):
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise LoraExpError(f"adapter.{key}={pattern}: matches no layer; there are {', '.join(names)}")
+    method = METHODS[spec.method]
+    return AdapterPlan(
+        tuple(_layer_plan(spec, layer, layer is layers[-1]) for layer in layers),
+        "principal" if method.principal else spec.init,
+        spec.init_std,
+        seed,
+        spec.dropout,
+        None if method.faster is None else (method.faster, spec.learning_rate_ratio),
+    )
+
+
+def _layer_plan(spec: AdapterSpec, layer: LayerShape, is_last: bool) -> LayerPlan:
+    method = METHODS[spec.method]
+    chosen = any(fnmatch.fnmatch(layer.name, pattern) for pattern in spec.layers)
+    if not chosen or (method.last_layer_only and not is_last):
+        return LayerPlan()
+    if "rank" not in method.keys:
+        return LayerPlan(method.update)
+    rank, alpha = spec.rank, spec.alpha
+    for pattern, own_rank in spec.rank_pattern:
+        rank = own_rank if fnmatch.fnmatch(layer.name, pattern) else rank
+    for pattern, own_alpha in spec.alpha_pattern:
+        alpha = own_alpha if fnmatch.fnmatch(layer.name, pattern) else alpha
+    scaling, side = spec.scaling_at(rank, alpha), min(layer.outputs, layer.inputs)
+    if rank > side:
+        _warn_of_rank(spec.method, rank, layer.name, side)
+        # There are no more singular triples than that.
+        rank = side if method.principal else rank
+    return LayerPlan(method.update, rank, rank if method.principal else 0, scaling)
+
+
+@functools.cache  # once a process for each layer and rank, not once a job
+def _warn_of_rank(method: str, rank: int, layer: str, side: int) -> None:
+    what = f"{method} takes {side}" if METHODS[method].principal else "a higher one adds parameters but no freedom"
+    log.warning("adapter.rank=%d is above the smaller side of %s (%d): %s", rank, layer, side, what)

@@ -1,0 +1,114 @@
+"""What differs between two records of a run: numbers, curves and tensors bit for bit, settings and facts as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load
+from tabulate import tabulate
+
+from lora_exp.storage.result import RunResult
+
+ABSENT = "absent"
+
+
+class Difference(NamedTuple):
+    """What something was when it was stored, and what it is now."""
+
+    name: str
+    stored: str
+    now: str
+
+
+def measures(result: RunResult, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """All that a run measured, by name: the numbers of its outcome, and tensors and metadata of its files.
+
+    Raises SafetensorError or ValueError when one of the files is damaged.
+    """
+    found = flat(dataclasses.asdict(result.outcome))
+    for file, content in files.items():
+        found |= {f"{file} {name}": tensor for name, tensor in load(content).items()}
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        found |= {f"{file} metadata {name}": text for name, text in header.get("__metadata__", {}).items()}
+    return found
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted name; lists stay whole, unless they hold mappings."""
+    found: dict[str, Any] = {}
+    for name, part in value.items():
+        if isinstance(part, Mapping):
+            found |= flat(part, f"{prefix}{name}.")
+        elif isinstance(part, list) and part and isinstance(part[0], Mapping):
+            for at, row in enumerate(part):
+                found |= flat(row, f"{prefix}{name}[{at}].")
+        else:
+            found[f"{prefix}{name}"] = part
+    return found
+
+
+def differing_texts(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Names whose values are not the same as JSON."""
+    found = []
+    for name in dict.fromkeys([*stored, *now]):
+        texts = [_text(values[name]) if name in values else ABSENT for values in (stored, now)]
+        if texts[0] != texts[1]:
+            found.append(Difference(name, *texts))
+    return found
+
+
+def differing_bits(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Names whose values are not the same bits; of curves and tensors the first element that differs.
+
+    NaN equals NaN, and a number of another type is another number.
+    """
+    found = []
+    for name in dict.fromkeys([*stored, *now]):
+        if name in stored and name in now:
+            found += _differing_bits(name, _array(stored[name]), _array(now[name]))
+        else:
+            texts = [_shown(_array(values[name])) if name in values else ABSENT for values in (stored, now)]
+            found.append(Difference(name, *texts))
+    return found
+
+
+def table(differences: Sequence[Difference]) -> str:
+    """As plain text, a difference a line."""
+    return tabulate(differences, Difference._fields, "simple", disable_numparse=True)
+
+
+def _differing_bits(name: str, stored: NDArray[Any], now: NDArray[Any]) -> list[Difference]:
+    if stored.shape != now.shape or stored.dtype != now.dtype:
+        return [Difference(name, _shown(stored), _shown(now))]
+    if stored.dtype.kind == "f":
+        bits = f"u{stored.itemsize}"
+        differs = (stored.view(bits) != now.view(bits)) & ~(np.isnan(stored) & np.isnan(now))
+    else:
+        differs = np.asarray(stored != now)
+    if not differs.any():
+        return []
+    if not stored.shape:
+        return [Difference(name, _shown(stored), _shown(now))]
+    first = tuple(int(at) for at in np.argwhere(differs)[0])
+    count = f"first of {int(differs.sum()):,} in {differs.size:,}"
+    return [Difference(f"{name}[{', '.join(map(str, first))}] ({count})", str(stored[first]), str(now[first]))]
+
+
+def _array(value: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError:  # rows of different lengths, in a result that somebody changed
+        return np.asarray(json.dumps(value))
+
+
+def _shown(array: NDArray[Any]) -> str:
+    return f"{array.dtype} {list(array.shape)}" if array.shape else str(array)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,168 @@
+"""What was kept of a run, wherever it is: in its folder, in MLflow, or as a row of a summary."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import re
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from lora_exp.commands.differences import measures
+from lora_exp.config.compose import compose_settings, saved_values, start_folder
+from lora_exp.config.spec import RunSpec, spec_from
+from lora_exp.errors import LoraExpError
+from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
+from lora_exp.storage.sweep_file import FAILURE, SWEEP
+from lora_exp.tracking.reader import fetch_run
+
+SUMMARY = "summary.csv"
+# The config as Hydra saves it in a job's folder, with what it says of itself, and as it is recorded in MLflow.
+SAVED_CONFIG, SAVED_HYDRA, RECORDED_CONFIG = ".hydra/config.yaml", ".hydra/hydra.yaml", "config.yaml"
+# Columns of a summary that say which run it is; name and key also depend on the code.
+NOT_MEASURED = ("job", "sweep", "name", "error", "folder", "overrides", "spec_key")
+
+Measure = Callable[[RunResult, Mapping[str, bytes]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What was kept of a run.
+
+    `measured` is what came out, by name, and `measure` takes the same of a result and its files. `specs` and `configs`
+    (plain values) are what was run, by where it is said; `facts` are the provenance, and relative paths of the config
+    start in `folder`.
+    """
+
+    name: str
+    overrides: list[str]
+    measured: dict[str, Any]
+    measure: Measure
+    specs: dict[str, RunSpec]
+    configs: dict[str, dict[str, Any]]
+    facts: dict[str, Any]
+    folder: Path
+
+
+def find(run: str, tracking: Sequence[str]) -> StoredRun:
+    """The run of that name: its folder, an MLflow run id, `SWEEP:JOB` or `SUMMARY:JOB`.
+
+    `tracking` are overrides that say in which store MLflow runs are. Raises LoraExpError, or LoraExpError, when there
+    is no such run or nothing that could be compared.
+    """
+    folder, (place, _, job) = Path(run), run.rpartition(":")
+    if not folder.exists() and re.fullmatch("[0-9a-f]{32}", run):
+        settings = compose_settings(tracking).tracking
+        return _read(run, fetch_run(settings, run, [RESULT, ADAPTER, RECORDED_CONFIG]), [RESULT, ADAPTER])
+    if not folder.exists() and place and job.isdecimal():
+        summary = Path(place) if place.endswith(".csv") else Path(place) / SUMMARY
+        if summary.is_file():
+            return _row(run, summary, job)
+        folder = Path(place) / job
+    if not folder.is_dir():
+        raise LoraExpError(f"{run}: must be the folder of a run, an MLflow run id, SWEEP:JOB or {SUMMARY}:JOB")
+    if (folder / SWEEP).is_file():
+        raise LoraExpError(f"{run}: is a sweep; name one of its runs, such as {folder / '0'}")
+    if (folder / FAILURE).is_file() and not (folder / RESULT).is_file():
+        raise LoraExpError(f"{run}: failed, so there are no numbers to reproduce; {FAILURE} says why")
+    needed = [RESULT, ADAPTER, PREDICTIONS]
+    content = {name: folder / name for name in [*needed, SAVED_CONFIG, SAVED_HYDRA]}
+    return _read(run, {name: path.read_bytes() for name, path in content.items() if path.is_file()}, needed)
+
+
+def _read(run: str, content: Mapping[str, bytes], needed: Sequence[str]) -> StoredRun:
+    """What the files of a run tell."""
+    if absent := [name for name in needed if name not in content]:
+        raise LoraExpError(f"{run}: has no {absent[0]}, so it is not a finished run")
+    with _reading(run, RESULT):
+        result = from_json(content[RESULT].decode())
+        overrides = [str(override) for override in result.provenance["overrides"]]
+        texts = {f"config in {RESULT}": str(result.provenance["config"])}
+    _refuse_imported(run, result.imported)
+    files = {name: content[name] for name in (ADAPTER, PREDICTIONS) if name in content}
+    with _reading(run, " or ".join(files)):
+        measured = measures(result, files)
+    specs, configs = {RESULT: result.spec}, {}
+    for name in (SAVED_CONFIG, RECORDED_CONFIG):
+        if name in content:
+            texts[name] = content[name].decode(errors="replace")
+    for name, text in texts.items():
+        with _reading(run, name):
+            configs[name] = saved_values(text)
+            specs[name] = spec_from(configs[name])
+    with _reading(run, SAVED_HYDRA):
+        started = start_folder(content.get(SAVED_HYDRA, b"{}").decode())
+    return StoredRun(
+        run,
+        overrides,
+        measured,
+        lambda result, now: measures(result, {name: now[name] for name in files}),
+        specs,
+        configs,
+        {name: value for name, value in result.provenance.items() if name not in ("overrides", "config")},
+        started if started is not None and started.is_dir() else Path.cwd(),
+    )
+
+
+def _row(run: str, summary: Path, job: str) -> StoredRun:
+    """What a row of a summary tells; the files of its run may be elsewhere, or gone."""
+    with _reading(run, summary.name):
+        rows = {row["job"]: row for row in csv.DictReader(io.StringIO(summary.read_text(encoding="utf-8")))}
+        if job not in rows:
+            raise LoraExpError(f"{run}: the summary has no job {job}")
+        row = rows[job]
+        if row["status"] not in ("finished", "diverged"):
+            raise LoraExpError(f"{run}: is {row['status']}, so there are no numbers to reproduce")
+        _refuse_imported(run, row.get("origin") == "imported")
+        overrides, measured = shlex.split(row["overrides"]), _cells(row)
+
+    def measure(result: RunResult, _: Mapping[str, bytes]) -> dict[str, Any]:
+        return {name: value for name, value in _cells(_summary_row(result)).items() if name in measured}
+
+    return StoredRun(run, overrides, measured, measure, {}, {}, {}, Path.cwd())
+
+
+def _cells(row: Mapping[str, str]) -> dict[str, Any]:
+    """The columns of a summary's row that tell what was measured, or how; numbers as such."""
+    from lora_exp.storage.sweep_folder import COLUMNS
+
+    return {name: _cell(row[name]) for name in COLUMNS if name in row and name not in NOT_MEASURED}
+
+
+def _cell(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _summary_row(result: RunResult) -> dict[str, str]:
+    """The row that a summary has of this result."""
+    from lora_exp.storage.sweep_folder import load_sweep
+
+    with tempfile.TemporaryDirectory() as folder:
+        result.write(Path(folder))
+        return next(csv.DictReader(io.StringIO(load_sweep(folder).to_csv(index=False))))
+
+
+def _refuse_imported(run: str, imported: bool) -> None:
+    if imported:
+        raise LoraExpError(f"{run}: its adapter was imported, so no command of lora-exp makes it")
+
+
+@contextlib.contextmanager
+def _reading(run: str, what: str) -> Iterator[None]:
+    """A block in which damaged content becomes a LoraExpError."""
+    try:
+        yield
+    except LoraExpError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise LoraExpError(f"{run}: {what} can't be read ({' '.join(repr(error).split())})") from error

@@ -1,0 +1,264 @@
+"""What a run is: frozen dataclasses, one for each config group, and the checks that a config passes to become one.
+
+`RunSpec` holds everything that determines the numbers of a run and nothing else, so its `key` names the
+result. Where files lie, what is tracked and how many threads work are settings (`settings.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lora_exp.config.fields import allow, flag, integer, is_alpha, is_digits, is_int, is_number, is_pattern, positive
+from lora_exp.config.methods import METHODS
+from lora_exp.errors import LoraExpError
+
+T = TypeVar("T")
+
+DATA_SETS = ("mnist", "fashion_mnist", "kmnist", "qmnist")
+INITIALISATIONS = ("gaussian", "kaiming", "orthogonal")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Images -> convolutions (stride 2, so each halves height and width) -> hidden layers -> ten logits, with ReLU."""
+
+    hidden: tuple[int, ...] = allow(
+        "a list of layer widths of at least 2, such as [1000,2000]",
+        lambda v: isinstance(v, list | tuple) and all(is_int(w) and w >= 2 for w in v),
+    )
+    rectify_logits: bool = flag(default=False)
+    channels: tuple[int, ...] = allow(
+        "a list of at most 4 channel counts of at least 2, such as [16,32]; [] for no convolutions",
+        lambda v: isinstance(v, list | tuple) and len(v) <= 4 and all(is_int(c) and c >= 2 for c in v),
+        default=(),
+    )
+    kernel: int = allow("an odd integer from 1 to 7", lambda v: is_int(v) and v in (1, 3, 5, 7), default=3)
+
+    @property
+    def label(self) -> str:
+        """`1000-2000`, or `16c3-32c3-128` with convolutions."""
+        return "-".join([*(f"{count}c{self.kernel}" for count in self.channels), *map(str, self.hidden)])
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which images are trained on; the test set is always whole."""
+
+    name: str = allow("one of " + ", ".join(DATA_SETS), lambda v: v in DATA_SETS)
+    validation: int = allow(
+        "0 or an integer from 2 to 30000", lambda v: is_int(v) and (v == 0 or 2 <= v <= 30000), default=0
+    )
+    limit: int | None = allow(
+        "null or an integer of at least 100", lambda v: v is None or (is_int(v) and v >= 100), default=None
+    )
+
+
+@dataclass(frozen=True)
+class BaseSpec:
+    """How the base classifier is trained (Adam, cross-entropy)."""
+
+    epochs: int = integer(1, default=1)
+    batch_size: int = integer(1, default=10)
+    learning_rate: float = positive(default=1e-3)
+    seed: int = integer(0, default=0)
+    digits: tuple[int, ...] | None = allow(
+        "null (all digits) or a list of one to nine different digits",
+        lambda v: v is None or (isinstance(v, list | tuple) and is_digits(v)),
+        default=None,
+    )
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """How the base is adapted: the method, and what of it can be chosen. Sources are in `methods.py`.
+
+    `rank_pattern` and `alpha_pattern` give layers values of their own; the last pattern that matches counts.
+    """
+
+    method: str = allow("one of " + ", ".join(METHODS), lambda v: v in METHODS, default="lora")
+    rank: int = integer(1, default=1)
+    alpha: float | str = allow("a number above 0, or rank (alpha equals the rank)", is_alpha, default=1.0)
+    rank_pattern: tuple[tuple[str, int], ...] = allow(
+        "null, or ranks of at least 1 by layer name or pattern, such as {linear1:4,conv*:2}",
+        lambda v: is_pattern(v, lambda own: is_int(own) and own >= 1),
+        default=(),
+    )
+    alpha_pattern: tuple[tuple[str, float | str], ...] = allow(
+        "null, or alphas (numbers above 0, or rank) by layer name or pattern, such as {linear1:4,conv*:rank}",
+        lambda v: is_pattern(v, is_alpha),
+        default=(),
+    )
+    layers: tuple[str, ...] = allow(
+        "a list of layer names or patterns, such as [linear1] or ['*']",
+        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(name, str) for name in v),
+        default=("*",),
+    )
+    init: str = allow("one of " + ", ".join(INITIALISATIONS), lambda v: v in INITIALISATIONS, default="gaussian")
+    init_std: float = positive(default=1.0)
+    dropout: float = allow("a share of at least 0 and below 1", lambda v: is_number(v) and 0 <= v < 1, default=0.0)
+    learning_rate_ratio: float = positive(default=16.0)
+
+    def used(self) -> AdapterSpec:
+        """The same with every key that the method has no use for at its default."""
+        keys = METHODS[self.method].keys
+        own = {name: value for name, value in vars(self).items() if name in keys}
+        if self.init != "gaussian" and "init_std" in own:
+            del own["init_std"]  # the other initialisations have a size of their own
+        return AdapterSpec(self.method, **own)
+
+    @property
+    def scaling(self) -> float | None:
+        """The factor of the low-rank product where no pattern says otherwise; None for a method without one."""
+        return self.scaling_at(self.rank, self.alpha) if "rank" in METHODS[self.method].keys else None
+
+    def scaling_at(self, rank: int, alpha: float | str) -> float:
+        """The factor of a low-rank product of that rank and alpha."""
+        return METHODS[self.method].scaling(float(rank) if isinstance(alpha, str) else alpha, rank)
+
+
+@dataclass(frozen=True)
+class FinetuneSpec:
+    """How the adapter is trained on the target digit(s) (Adam, cross-entropy)."""
+
+    digit: tuple[int, ...] = allow("a digit from 0 to 9, or a list of one to nine different ones", is_digits)
+    steps: int = integer(1, default=100)
+    epochs: float | None = allow(
+        "null (then finetune.steps counts) or a number above 0",
+        lambda v: v is None or (is_number(v) and v > 0),
+        default=None,
+    )
+    batch_size: int = integer(1, default=10)
+    learning_rate: float = positive(default=1e-3)
+    seed: int = integer(0, default=0)
+    replay: float = allow("a share of at least 0 and below 1", lambda v: is_number(v) and 0 <= v < 1, default=0.0)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that determines the numbers of one run."""
+
+    model: ModelSpec
+    data: DataSpec
+    base: BaseSpec
+    adapter: AdapterSpec
+    finetune: FinetuneSpec
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the spec: the same for equal specs, in any process."""
+        return digest(dataclasses.asdict(self))
+
+    @property
+    def base_key(self) -> str:
+        """SHA-256 of what determines the base model: every job with this key shares one base."""
+        return digest([dataclasses.asdict(part) for part in (self.model, self.data, self.base)])
+
+    @property
+    def name(self) -> str:
+        """Short and readable: `digit-9_lora_rank-4_alpha-1_seed-0`."""
+        parts = ["digit-" + "".join(str(digit) for digit in self.finetune.digit), self.adapter.method]
+        if self.adapter.scaling is not None:
+            alpha = self.adapter.alpha if isinstance(self.adapter.alpha, str) else f"{self.adapter.alpha:g}"
+            parts += [f"rank-{self.adapter.rank}", f"alpha-{alpha}"]
+        return "_".join([*parts, f"seed-{self.finetune.seed}"])
+
+
+PARTS: dict[str, type[Any]] = {
+    "model": ModelSpec,
+    "data": DataSpec,
+    "base": BaseSpec,
+    "adapter": AdapterSpec,
+    "finetune": FinetuneSpec,
+}
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `value`."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def checked(cls: type[T], group: str, values: Mapping[str, Any]) -> T:
+    """Build dataclass `cls` from config values; each must pass the check of its field.
+
+    Raises LoraExpError for the first value that does not, and for unknown or missing keys.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for unknown in sorted(set(values) - set(fields)):
+        raise LoraExpError(f"{group}.{unknown}: no such key; allowed: {', '.join(sorted(fields))}")
+    clean: dict[str, Any] = {}
+    for name, spec_field in fields.items():
+        if name not in values:
+            if spec_field.default is dataclasses.MISSING:
+                raise LoraExpError(f"{group}.{name}: missing; needs {spec_field.metadata['allowed']}")
+            continue
+        value = values[name]
+        if not spec_field.metadata["check"](value):
+            raise LoraExpError(f"{group}.{name}={_shown(value)}: must be {spec_field.metadata['allowed']}")
+        clean[name] = _normal(name, spec_field.type, value)
+    return cls(**clean)
+
+
+def allowed(key: str) -> str | None:
+    """In words, what config key `group.name` may hold; None for a key that is not one of a spec."""
+    group, _, name = key.partition(".")
+    for spec_field in dataclasses.fields(PARTS[group]) if group in PARTS else ():
+        if spec_field.name == name:
+            return str(spec_field.metadata["allowed"])
+    return None
+
+
+def spec_from(config: Mapping[str, Any]) -> RunSpec:
+    """The spec of a resolved config (plain dicts, lists and scalars).
+
+    Raises LoraExpError with one line that names key, value and what is allowed.
+    """
+    parts = {}
+    for group, cls in PARTS.items():
+        values = config.get(group)
+        if not isinstance(values, Mapping):
+            raise LoraExpError(f"{group}={_shown(values)}: must be a config group")
+        own = {k: v for k, v in values.items() if (group, k) not in NOT_SPEC}
+        parts[group] = checked(cls, group, own)
+    return _run_spec(parts)
+
+
+def _run_spec(parts: dict[str, Any]) -> RunSpec:
+    """Keys that a method ignores don't tell runs apart."""
+    return RunSpec(**(parts | {"adapter": parts["adapter"].used()}))
+
+
+# Keys of spec groups that say where or how, not what: they never change a number.
+NOT_SPEC = {("data", "root")}
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str) if isinstance(value, list | tuple | dict | bool) else str(value)
+    text = "null" if value is None else text
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _normal(name: str, kind: Any, value: Any) -> Any:
+    """Equal settings in one form, so that `rank=4`, `alpha=1` and `alpha=1.0` have one key."""
+    if name == "digit":
+        return tuple(sorted(value)) if isinstance(value, list | tuple) else (value,)
+    if name == "digits" and value is not None:
+        return tuple(sorted(value))
+    if name.endswith("_pattern"):
+        pairs = value.items() if isinstance(value, Mapping) else value or ()
+        return tuple(
+            (layer, own if isinstance(own, str) or name == "rank_pattern" else float(own)) for layer, own in pairs
+        )
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return float(value) if "float" in str(kind) and is_number(value) else value
+
+
+def from_dict(values: Mapping[str, Any]) -> RunSpec:
+    """The spec that `dataclasses.asdict` was taken of (JSON turns tuples into lists)."""
+    return _run_spec({group: checked(cls, group, values[group]) for group, cls in PARTS.items()})

@@ -1,0 +1,175 @@
+"""The classifiers and the training of the base.
+
+Shapes: N images, I inputs of a layer, O its outputs, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_exp.config.spec import BaseSpec, ModelSpec
+from lora_exp.model.architecture import LayerShape, layer_shapes
+from lora_exp.model.data import Split
+from lora_exp.numerics import generator, on_threads
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: its shape, weight as a matrix [O, I] and bias [O], both float32."""
+
+    shape: LayerShape
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    @property
+    def name(self) -> str:
+        """`conv1`, `linear1`, ..."""
+        return self.shape.name
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A trained classifier whose weights nobody changes any more."""
+
+    layers: tuple[Layer, ...]
+    rectify_logits: bool
+
+    @property
+    def parameters(self) -> int:
+        """How many weights and biases there are."""
+        return sum(layer.weight.numel() + layer.bias.numel() for layer in self.layers)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Weights and biases by name (`linear1.weight`), as a state dict has them."""
+        named = {}
+        for layer in self.layers:
+            named[f"{layer.name}.weight"] = layer.weight.view(layer.shape.torch_shape)
+            named[f"{layer.name}.bias"] = layer.bias
+        return named
+
+    def sha256(self) -> str:
+        """Hash of names, shapes and bytes of all weights and biases."""
+        total = hashlib.sha256()
+        for name, tensor in sorted(self.tensors().items()):
+            total.update(f"{name}{tuple(tensor.shape)}".encode())
+            total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()
+
+
+def assemble(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> BaseModel:
+    """The model of `spec` around given weights.
+
+    Raises ValueError when a tensor is absent, has the wrong shape or type, or is not finite.
+    """
+    import torch
+
+    layers = []
+    for layer in layer_shapes(spec):
+        for part, shape in ((f"{layer.name}.weight", layer.torch_shape), (f"{layer.name}.bias", (layer.outputs,))):
+            tensor = tensors.get(part)
+            if tensor is None or tensor.shape != shape or tensor.dtype != torch.float32:
+                raise ValueError(f"{part} must be a float32 tensor of shape {shape}")
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(f"{part} holds values that are not finite")
+        weight = tensors[f"{layer.name}.weight"].view(layer.outputs, layer.inputs)
+        layers.append(Layer(layer, weight, tensors[f"{layer.name}.bias"]))
+    return BaseModel(tuple(layers), spec.rectify_logits)
+
+
+def initial_weights(spec: ModelSpec, seed: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Weights and biases uniform in +-1/sqrt(I), as `torch.nn.Linear` draws them, from a generator of their own."""
+    import torch
+
+    random = generator("base initialisation", seed)
+    tensors = {}
+    for layer in layer_shapes(spec):
+        bound = layer.inputs**-0.5
+        for part, shape in (("weight", layer.torch_shape), ("bias", (layer.outputs,))):
+            drawn = torch.rand(shape, generator=random).mul_(2 * bound).sub_(bound)
+            tensors[f"{layer.name}.{part}"] = drawn.to(device)
+    return tensors
+
+
+# A base of fewer weights trains faster on one thread: threads that wait for each other cost more than they share.
+WEIGHTS_FOR_TWO_THREADS = 500_000
+
+
+def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
+    """Train a base classifier on the images of `how.digits` (all where None) in `data`, and return it.
+
+    Raises FloatingPointError when the loss stops being finite.
+    """
+    import torch
+    from torch.nn import functional
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    if how.digits is not None:
+        chosen = data.of_classes(how.digits).to(data.labels.device)
+        data = Split(data.images[chosen], data.labels[chosen])
+    tensors = {k: v.requires_grad_() for k, v in initial_weights(spec, how.seed, data.images.device).items()}
+    model = assemble(spec, tensors)
+    # Fixed, since the bits of narrow layers and small batches depend on it.
+    threads = 2 if model.parameters >= WEIGHTS_FOR_TWO_THREADS else 1
+    optimizer = torch.optim.Adam(tensors.values(), lr=how.learning_rate, fused=True)
+    order = generator("base order", how.seed)
+    count = len(data.labels)
+    loss = torch.zeros(())
+    with logging_redirect_tqdm(), on_threads(threads):
+        steps = tqdm(total=-(-count // how.batch_size) * how.epochs, disable=None, desc="base", unit="step")
+        for _ in range(how.epochs):
+            shuffled = torch.randperm(count, generator=order).to(data.images.device)
+            for batch in torch.split(shuffled, how.batch_size):
+                optimizer.zero_grad()
+                loss = functional.cross_entropy(plain_logits(model, data.images[batch]), data.labels[batch])
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                steps.update()
+        steps.close()
+    if not bool(loss.detach().isfinite()):
+        raise FloatingPointError(f"the loss of the base became {loss.item()}; lower base.learning_rate")
+    return assemble(spec, {name: tensor.detach() for name, tensor in tensors.items()})
+
+
+def plain_logits(model: BaseModel, images_NI: torch.Tensor) -> torch.Tensor:
+    """Logits [N, C] of the classifier without any adapter."""
+    from torch.nn import functional
+
+    hidden = images_NI[None]
+    for position, layer in enumerate(model.layers):
+        rows = functional.linear(layer.shape.rows(hidden), layer.weight, layer.bias)
+        if is_rectified(model, position):
+            rows = functional.relu(rows, inplace=True)
+        hidden = layer.shape.activations(rows)
+    return hidden[0]
+
+
+def is_rectified(model: BaseModel, position: int) -> bool:
+    """Whether a ReLU follows layer `position`: all but the last, and that too in the historical variant."""
+    return position < len(model.layers) - 1 or model.rectify_logits
+
+
+def layer_table(model: BaseModel, adapter_parameters: Sequence[int]) -> list[dict[str, object]]:
+    """One row a layer: name, weight shape, parameters of base and adapter, overhead in percent."""
+    rows = []
+    for layer, added in zip(model.layers, adapter_parameters, strict=True):
+        own = layer.weight.numel() + layer.bias.numel()
+        rows.append(
+            {
+                "layer": layer.name,
+                "shape": list(layer.shape.torch_shape),
+                "base": own,
+                "adapter": added,
+                "overhead_percent": 100 * added / own,
+            }
+        )
+    return rows

@@ -1,0 +1,173 @@
+"""The runs of a sweep as evidence for or against a claim: chosen by setting, averaged within each seed.
+
+Measures: `target_error` (%), `forgetting` (percentage points), `mean_loss` over the whole of fine-tuning and
+`late_loss` over its last tenth (nats).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lora_exp.report.statistics import Interval, interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+DRAWN_STEPS = 60  # of a loss curve
+
+
+class Undecided(Exception):
+    """The runs can't decide the claim; the message says why."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A measure's means over the seeds, with their intervals, at each `x`."""
+
+    label: str
+    x: tuple[float, ...]
+    intervals: tuple[Interval, ...]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs with one row each in `frame`, and their loss curves by job; `label` says what they have in common."""
+
+    label: str
+    frame: pd.DataFrame
+    curves: Mapping[int, Sequence[float]]
+
+    def where(self, label: str = "", **setting: Any) -> Runs:
+        """Those with these settings. Raises Undecided when there are none."""
+        frame = self.frame
+        for name, value in setting.items():
+            frame = frame[frame[name].isin([value])]
+        if frame.empty:
+            told = ", ".join(f"{name} {value}" for name, value in setting.items())
+            raise Undecided(f"no run has {told}" + (f" ({self.label})" if self.label else ""))
+        return replace(self, label=label or self.label, frame=frame)
+
+    def choices(self, setting: str) -> list[Any]:
+        """The values of a setting, in order."""
+        return sorted(self.frame[setting].dropna().unique().tolist())
+
+    def own_rate(self, measure: str) -> float:
+        """The learning rate with the lowest mean of `measure`, of those at which no run diverged.
+
+        Methods learn at different paces, so at one rate for all a method may lose by its rate alone.
+        """
+        means: dict[float, float] = {}
+        for rate in self.choices("learning_rate"):
+            runs = self.where(learning_rate=rate).frame
+            if (runs["status"] == "finished").all():
+                means[rate] = float(runs[measure].mean())
+        if not means:
+            raise Undecided(f"at each learning rate runs diverged ({self.label})")
+        return min(means, key=lambda rate: means[rate])
+
+    def at_own_rate(self, measure: str) -> Runs:
+        """The runs at `own_rate`, labelled with it."""
+        rate = self.own_rate(measure)
+        return self.where(f"{self.label} at {self.rate_text(rate)}", learning_rate=rate)
+
+    def rate_text(self, rate: float) -> str:
+        """A learning rate, and whether a rate beyond those tried might have done better still."""
+        tried = self.choices("learning_rate")
+        return f"{rate:g}" + (" (an end of the rates tried)" if rate in (tried[0], tried[-1]) else "")
+
+    def by_seed(self, measure: str) -> tuple[float, ...]:
+        """The mean of `measure` within each seed, in the order of the seeds."""
+        return _within_seeds(self._cells(measure))
+
+    def minus(self, other: Runs, measure: str) -> tuple[float, ...]:
+        """Mean difference of `measure` from `other` within each seed.
+
+        Raises Undecided where the two didn't run with the same seeds and digits, or with fewer than two seeds.
+        """
+        mine, theirs = self._cells(measure), other._cells(measure)
+        if not mine.index.equals(theirs.index):
+            raise Undecided(f"{self.label} and {other.label} have not the same seeds and digits")
+        return _within_seeds(mine - theirs)
+
+    def loss_by_seed(self) -> pd.DataFrame:
+        """Running means of the loss over a tenth of the steps: a row a seed, a column for each step they end at.
+
+        The last column is `late_loss`.
+        """
+        import numpy as np
+        import pandas as pd
+
+        lengths = {len(self.curves[job]) for job in self.frame["job"]}
+        if len(lengths) != 1:
+            raise Undecided(f"runs of {self.label} have different numbers of steps")
+        window = tenth(lengths.pop())
+        means = [np.convolve(self.curves[job], np.ones(window) / window, mode="valid") for job in self.frame["job"]]
+        table = pd.DataFrame(means, index=pd.Index(self.frame["seed"], name="seed"))
+        table.columns = pd.RangeIndex(window, window + table.shape[1])
+        return table.groupby(level="seed").mean()
+
+    def line(self, setting: str, measure: str) -> Line:
+        """The measure by a setting; a setting at which runs diverged is left out."""
+        points = {}
+        for value in self.choices(setting):
+            runs = self.where(**{setting: value})
+            if (runs.frame["status"] == "finished").all():
+                points[float(value)] = interval(runs.by_seed(measure))
+        return Line(self.label, tuple(points), tuple(points.values()))
+
+    def loss_line(self) -> Line:
+        """The loss by step."""
+        table = self.loss_by_seed()
+        table = table.iloc[:, :: -(-table.shape[1] // DRAWN_STEPS)]
+        points = {int(str(step)): interval(losses.tolist()) for step, losses in table.items()}
+        return Line(self.label, tuple(points), tuple(points.values()))
+
+    def _cells(self, measure: str) -> pd.Series[float]:
+        """Means by seed and digit. Raises Undecided when a run diverged."""
+        unsound = int((self.frame["status"] != "finished").sum())
+        if unsound:
+            raise Undecided(f"{unsound} of {len(self.frame)} runs of {self.label} diverged")
+        return self.frame.groupby(["seed", "digit"])[measure].mean()
+
+
+def evidence(frame: pd.DataFrame, curves: Mapping[int, Sequence[float]]) -> Runs:
+    """All runs of a sweep, `frame` as of `load_sweep`, with the measures.
+
+    Raises Undecided when jobs failed or are missing: it isn't known what they would have said.
+    """
+    absent = frame["status"][~frame["status"].isin(["finished", "diverged"])].value_counts()
+    if len(absent):
+        told = ", ".join(f"{count} {status}" for status, count in absent.items())
+        raise Undecided(f"of {len(frame)} jobs {told}")
+    whole = [
+        curves[job] if status == "finished" else [] for job, status in zip(frame["job"], frame["status"], strict=True)
+    ]
+    return Runs(
+        "",
+        frame.assign(
+            target_error=100 * frame["target_error"],
+            forgetting=100 * frame["forgetting"],
+            mean_loss=[_mean(losses) for losses in whole],
+            late_loss=[_mean(losses[-tenth(len(losses)) :]) for losses in whole],
+        ),
+        curves,
+    )
+
+
+def tenth(steps: int) -> int:
+    """A tenth of the steps, at least one: what losses are averaged over."""
+    return max(1, steps // 10)
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return sum(losses) / len(losses) if losses else float("nan")
+
+
+def _within_seeds(cells: pd.Series[float]) -> tuple[float, ...]:
+    means = cells.groupby(level="seed").mean()
+    if len(means) < 2:
+        raise Undecided(f"{len(means)} seed; an interval needs at least 2")
+    return tuple(means.tolist())

@@ -1,0 +1,74 @@
+"""The report as one page that needs nothing else: its styles, its script, Plotly and the data are inside."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_exp.report.document import Picture, Section
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+PARTS = Path(__file__).parent / "page"
+
+
+def html(
+    title: str,
+    first: Sequence[Section],
+    runs: Section | None,
+    last: Sequence[Section],
+    data: dict[str, Any],
+    figures: Path,
+) -> str:
+    """The page: sections, charts drawn from `data` (as of `page_data`) and the table `runs`, and more sections.
+
+    Without `runs` there are no charts. Pictures of the sections are read from the folder `figures`.
+    """
+    from markupsafe import Markup
+
+    pictures = [block.file for section in (*first, *last) for block in section.blocks if isinstance(block, Picture)]
+    return _template().render(
+        title=title,
+        first=first,
+        runs=runs,
+        last=last,
+        only_ranks=all(kind.startswith("rank ") for kind in data["kinds"]),
+        images={name: _data_url(figures / name) for name in pictures},
+        kind=lambda value: type(value).__name__,
+        heading=lambda text: text.replace("-\n", "").replace("\n", " "),
+        # Nothing in a script element is unescaped by a browser, so only `<` must not stand there.
+        data=Markup(json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")),  # noqa: S704
+        style=_part("page.css"),
+        script=_part("page.js"),
+        plotly=_plotly() if runs else "",
+    )
+
+
+@functools.cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    return environment.from_string((PARTS / "page.html").read_text(encoding="utf-8"))
+
+
+def _part(name: str) -> str:
+    from markupsafe import Markup
+
+    return Markup((PARTS / name).read_text(encoding="utf-8"))  # noqa: S704  # a file of ours
+
+
+def _plotly() -> str:
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    return Markup(get_plotlyjs())  # noqa: S704  # Plotly's own file
+
+
+def _data_url(picture: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()

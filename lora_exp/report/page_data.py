@@ -1,0 +1,153 @@
+"""What the interactive page draws from, as plain data: a row a sound run, and what a chosen run did to each digit.
+
+Numbers are those of the table; what is shown as text is written once, by `tables.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lora_exp.report.figures import kind_label, kind_of, setting
+from lora_exp.report.gallery import changes, spread
+from lora_exp.report.tables import ALWAYS, MEASURES, differing, heading, runs_table, setting_text
+from lora_exp.storage.result import ClassErrors
+from lora_exp.storage.sweep_folder import Sweep, digits_of, run_command
+from lora_exp.storage.trade_off import representative, sound
+
+FEW_RUNS = 100  # with more, less is shown of each, so that the page stays small and quick
+CURVE_POINTS = {True: 60, False: 25}  # of a loss curve, where runs are few or not
+IMAGES = {True: (14, 28), False: (8, 12)}  # mended and broken ones of a run
+PARTS = ("mended", "broken")
+SPRITE_COLUMNS = 100
+SIDE = 28
+
+
+def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -> dict[str, Any]:
+    """All that the page draws; `pictures` (uint8 [N, 28, 28]) and `labels` [N] are the test images that were judged."""
+    runs = sound(sweep.frame)
+    names = list(dict.fromkeys([*ALWAYS, *differing(runs)]))
+    results = {int(job): sweep.results[int(job)] for job in runs["job"]}
+    bases = {result.outcome.base_sha256_before: result.outcome.before for result in results.values()}
+    kinds = sorted({kind_of(result) for result in results.values()}, key=lambda kind: (kind[0], kind[1] or 0))
+    few = len(runs) <= FEW_RUNS
+    galleries = {job: _gallery(sweep, job, labels, IMAGES[few]) for job in results}
+    images = [image for gallery in galleries.values() for part in PARTS for image in gallery.get(part, [])]
+    shown = sorted({image[0] for image in images})
+    cells = {int(row[0]): row for row in runs_table(sweep.frame)[1]}
+    rows = []
+    for row in runs.to_dict("records"):
+        job, result = row["job"], results[row["job"]]
+        out = result.outcome
+        rows.append(
+            {
+                "job": job,
+                "what": setting(result),
+                "measured": cells[job][-len(MEASURES) :],
+                "command": run_command(row["overrides"]),
+                "settings": {name: setting_text(row[name]) for name in names},
+                "kind": kinds.index(kind_of(result)),
+                "target_error": row["target_error"],
+                "other_error": row["other_error"],
+                "forgetting": row["forgetting"],
+                "overhead": row["overhead_percent"],
+                "base": list(bases).index(out.base_sha256_before),
+                "targets": list(result.spec.finetune.digit),
+                "after": _judged(out.after),
+                "losses": _thinned(out.loss_curve, CURVE_POINTS[few]),
+                "gallery": galleries[job],
+            }
+        )
+    return {
+        "settings": {name: {"title": heading(name), "values": _values(runs[name], name)} for name in names},
+        "kinds": [kind_label(*kind) for kind in kinds],
+        "measures": list(MEASURES),
+        "runs": rows,
+        "bases": [{**_judged(errors), "counts": errors.counts} for errors in bases.values()],
+        "wilson": wilson([errors for r in results.values() for errors in (r.outcome.before, r.outcome.after)]),
+        "chosen": representative(sweep.frame),
+        "sprite": _sprite(pictures[shown]) if shown else "",
+        "images": {str(image): [place, int(labels[image])] for place, image in enumerate(shown)},
+    }
+
+
+def wilson(judged: Sequence[ClassErrors]) -> dict[str, list[float]]:
+    """`errors/images` -> Wilson's 95 % interval of the error rate, for every such pair of a class (Wilson 1927)."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    pairs = sorted({pair for errors in judged for pair in zip(errors.errors, errors.counts, strict=True) if pair[1]})
+    if not pairs:
+        return {}
+    wrong, counts = np.array(pairs).T
+    lows, highs = proportion_confint(wrong, counts, alpha=0.05, method="wilson")
+    limits = zip(lows.tolist(), highs.tolist(), strict=True)
+    return {f"{wrong}/{count}": [low, high] for (wrong, count), (low, high) in zip(pairs, limits, strict=True)}
+
+
+def _judged(errors: ClassErrors) -> dict[str, Any]:
+    """Errors by class, and the confusion flat, row by row of the true class."""
+    return {"errors": errors.errors, "confusion": [count for row in errors.confusion for count in row]}
+
+
+def _values(column: pd.Series[Any], name: str) -> list[str]:
+    """The values of a setting in order, as text."""
+    values = column.drop_duplicates().tolist()
+    numbers = all(pd.isna(value) or not isinstance(value, str) for value in values)
+
+    def order(value: Any) -> Any:
+        if pd.isna(value):
+            return (1, 0)
+        return (0, digits_of(value) if name == "digit" else value)
+
+    return [setting_text(value) for value in (sorted(values, key=order) if numbers or name == "digit" else values)]
+
+
+def _thinned(losses: Sequence[float], most: int) -> list[list[float]]:
+    """Steps (from 1) and losses, as means of neighbours where there are more than `most`."""
+    if not losses:
+        return [[], []]
+    parts = np.array_split(np.arange(len(losses)), min(most, len(losses)))
+    steps = [float(part.mean()) + 1 for part in parts]
+    means = [float(f"{np.mean([losses[at] for at in part]):.4g}") for part in parts]
+    return [[round(step, 1) for step in steps], means]
+
+
+def _gallery(sweep: Sweep, job: int, labels: NDArray[Any], most: tuple[int, int]) -> dict[str, Any]:
+    """Images [position, prediction before, after, confidence before, after], and how many there are of each part."""
+    predictions = sweep.predictions(job)
+    try:
+        if predictions is None:
+            raise ValueError("its predictions can't be read")
+        changed = changes(sweep.results[job], predictions, labels)
+    except ValueError as error:
+        return {"why_not": f"No images: {error}."}
+    found: dict[str, Any] = {}
+    for part, indices, shown in (("mended", changed.mended, most[0]), ("broken", changed.broken, most[1])):
+        found[f"{part}_count"] = len(indices)
+        found[part] = [_image(predictions, int(image)) for image in spread(indices, shown)]
+    return found
+
+
+def _image(predictions: Mapping[str, NDArray[Any]], image: int) -> list[float]:
+    before, after = int(predictions["before_predicted"][image]), int(predictions["predicted"][image])
+    confidences = (round(float(predictions[name][image]), 3) for name in ("before_confidence", "confidence"))
+    return [image, before, after, *confidences]
+
+
+def _sprite(pictures: NDArray[np.uint8]) -> str:
+    """All pictures in one PNG, dark on light, SPRITE_COLUMNS in a row, in base64."""
+    from PIL import Image
+
+    rows = -(-len(pictures) // SPRITE_COLUMNS)
+    sheet = np.zeros((rows * SPRITE_COLUMNS, SIDE, SIDE), np.uint8)
+    sheet[: len(pictures)] = pictures
+    tiles = sheet.reshape(rows, SPRITE_COLUMNS, SIDE, SIDE).swapaxes(1, 2).reshape(rows * SIDE, SPRITE_COLUMNS * SIDE)
+    file = io.BytesIO()
+    Image.fromarray(255 - tiles).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,219 @@
+"""The sections of a report, each by itself; `report.py` puts them in order."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lora_exp.report.document import Block, Code, Grid, Heading, Listing, Paragraph, Section, paragraphs
+from lora_exp.report.figures import adapted, kind_label, kind_of
+from lora_exp.report.seeds import MEASURES, Comparison, Setting
+from lora_exp.report.statistics import Interval
+from lora_exp.report.tables import NONE, differing, heading, means_table, percent, points, runs_table, setting_text
+from lora_exp.storage.result import RunResult
+from lora_exp.storage.sweep_folder import Sweep, run_command
+from lora_exp.storage.trade_off import lowest, representative, sound
+
+# Provenance that would repeat what other sections show.
+SHOWN_ELSEWHERE = ("overrides", "config", "started")
+SIZE_COLUMNS = 8  # of the model table; more methods and ranks are thinned to these
+VARIANTS = 10  # values written out where runs differ in their provenance
+OVER_SEEDS = ("target_error", "other_error", "forgetting")
+HOW_OVER_SEEDS = (
+    "Mean ± standard deviation over the seeds, with Student's t interval of the mean (95 %). The p value is of the "
+    "difference in the sum of both errors from the setting where it is lowest."
+)
+
+
+def head(sweep: Sweep) -> Section:
+    """The command, when it was given, and what became of the jobs."""
+    counts = Counter(sweep.frame["status"])
+    statuses = ("finished", *(("stopped",) if sweep.stopped else ()), "diverged", "failed", "missing")
+    told = ", ".join(f"{counts[status]} {status}" for status in statuses)
+    started = f"Started {sweep.started}; jobs: {told}." if sweep.started else f"Jobs: {told}."
+    return Section("", (Listing((sweep.command,)), Paragraph((started,))))
+
+
+def verdict_section(frame: pd.DataFrame, verdict: str, comparison: Comparison | None) -> Section:
+    """The sweep in a line; the runs with the lowest errors; what of the differences is more than chance."""
+    runs = sound(frame)
+    told = [verdict]
+    job = representative(frame)
+    if job is not None and len(runs) > 1:
+        weight = "in which the target weighs as much as all others together"
+        told.append(f"Lowest sum of both errors, {weight}: {_run(runs, job)}.")
+        told.append(f"Lowest target error: {_run(runs, lowest(runs, runs['target_error']))}.")
+        told.append(f"Least forgetting: {_run(runs, lowest(runs, runs['forgetting']))}.")
+    told += comparison.sentences() if comparison is not None else []
+    if 1 < len(runs) < len(frame):
+        told.append("Means leave out the jobs without errors, so they may be of different sets of settings.")
+    return Section("Verdict", tuple(paragraphs(told)))
+
+
+def over_seeds(comparison: Comparison | None) -> list[Section]:
+    """Every setting with its means, deviations and intervals; nothing where no setting has a second seed."""
+    if comparison is None or max(setting.seeds for setting in comparison.settings) < 2:
+        return []
+    chances = comparison.rankings[0].chances if comparison.rankings else {}
+    names = list(comparison.settings[0].values)
+    headings = [*(heading(name) for name in names), "runs", "seeds"]
+    for measure in OVER_SEEDS:
+        headings += [f"{MEASURES[measure]} ({'points' if measure == 'forgetting' else '%'})", "95 % interval"]
+    headings += ["adapter parameters", *(["p"] if comparison.rankings else [])]
+    rows = []
+    for setting in comparison.settings:
+        row = [*(setting_text(value) for value in setting.values.values()), str(setting.runs), str(setting.seeds)]
+        for measure in OVER_SEEDS:
+            row += _interval_cells(setting, measure)
+        row.append(f"{setting.parameters:,.0f}")
+        if comparison.rankings:
+            row.append(f"{chances[setting.label]:.2g}" if setting.label in chances else "lowest")
+        rows.append(row)
+    return [Section("Settings over seeds", (Paragraph((HOW_OVER_SEEDS,)), Grid((headings, rows))))]
+
+
+def _interval_cells(setting: Setting, measure: str) -> list[str]:
+    write = points if measure == "forgetting" else percent
+    mean: Interval = setting.means[measure]
+    if setting.seeds < 2:
+        return [write(mean.mean), NONE]
+    return [f"{write(mean.mean)} ± {percent(setting.deviations[measure])}", f"{write(mean.low)} to {write(mean.high)}"]
+
+
+def halving_section(sweep: Sweep) -> list[Section]:
+    """What halving stopped at each rung, and what share of the steps of all jobs that saved; nothing without it."""
+    if not sweep.stopped:
+        return []
+    rungs = Counter(stopped.step for stopped in sweep.stopped.values())
+    rows = []
+    left = len(sweep.stopped) + len(sweep.results)
+    for step in sorted(rungs):
+        rows.append([str(step), str(left), str(rungs[step]), str(left - rungs[step])])
+        left -= rungs[step]
+    ran = sum(result.outcome.steps for result in sweep.results.values())
+    made = ran + sum(stopped.step for stopped in sweep.stopped.values())
+    whole = ran + sum(stopped.steps for stopped in sweep.stopped.values())
+    objective = next(iter(sweep.stopped.values())).objective.replace("_", " ")
+    text = (
+        f"Jobs competed by their {objective} on validation images; test images had no part in it. "
+        f"{made:,} of {whole:,} job-steps were made: {100 * (1 - made / whole):.1f} % were saved."
+    )
+    table = (["after step", "jobs", "stopped", "went on"], rows)
+    return [Section("Successive halving", (Paragraph((text,)), Grid(table)))]
+
+
+def means_section(frame: pd.DataFrame) -> Section:
+    """Means by rank, and by every other setting that differs."""
+    blocks: list[Block] = []
+    for name in dict.fromkeys(["rank", *differing(sound(frame))]):
+        blocks += [Heading(f"By {heading(name)}"), Grid(means_table(frame, [name]))]
+    return Section("Means of the sound runs", tuple(blocks))
+
+
+def runs_section(frame: pd.DataFrame) -> Section:
+    """One row a sound run."""
+    return Section("Sound runs", (Grid(runs_table(frame)),))
+
+
+def unsound_section(sweep: Sweep) -> list[Section]:
+    """The jobs without errors to compare, with the reason; nothing where there are none."""
+    rows = []
+    for row in sweep.frame[sweep.frame["status"] != "finished"].to_dict("records"):
+        reason = row["error"] or "never ran, or was stopped"
+        if row["status"] == "diverged":
+            reason = f"the loss stopped being finite at step {sweep.results[row['job']].outcome.diverged_at}"
+        rows.append([str(row["job"]), row["status"], Code(row["overrides"]), reason])
+    table = (["job", "status", "overrides", "reason"], rows)
+    return [Section("Jobs without errors to compare", (Grid(table, words=4),))] if rows else []
+
+
+def model_section(results: Sequence[RunResult]) -> Section:
+    """Shapes and parameter counts of each model in the sweep, with the adapter's of each method and rank."""
+    kinds: dict[tuple[str, tuple[str, ...]], dict[tuple[str, int], RunResult]] = {}
+    for result in results:
+        adapter = result.spec.adapter
+        by_size = kinds.setdefault((result.spec.model.label, adapter.layers), {})
+        by_size.setdefault((adapter.method, adapter.rank), result)
+    blocks: list[Block] = []
+    for (label, layers), by_size in kinds.items():
+        sizes = sorted(by_size)
+        if len(sizes) > SIZE_COLUMNS:
+            sizes = [sizes[at * (len(sizes) - 1) // (SIZE_COLUMNS - 1)] for at in range(SIZE_COLUMNS)]
+        outcomes = [by_size[size].outcome for size in sizes]
+        rows = []
+        for at, layer in enumerate(outcomes[0].layers):
+            shape = " x ".join(str(side) for side in layer["shape"])
+            added = [f"{out.layers[at]['adapter']:,}" for out in outcomes]
+            rows.append([layer["layer"], shape, f"{layer['base']:,}", *added])
+        base = outcomes[0].parameters_base
+        rows.append(["all", "", f"{base:,}", *(f"{out.parameters_adapter:,}" for out in outcomes)])
+        rows.append(["with the base", "", f"{base:,}", *(f"{out.parameters_total:,}" for out in outcomes)])
+        rows.append(["overhead (%)", "", "", *(f"{out.overhead_percent:.3f}" for out in outcomes)])
+        blocks.append(Paragraph((f"Hidden layers {label or 'none'}; adapted: ", Code(", ".join(layers)), ".")))
+        headings = ["layer", "weight", "base", *(kind_label(*kind_of(by_size[size])) for size in sizes)]
+        blocks.append(Grid((headings, rows), words=2))
+        if len(by_size) > len(sizes):
+            blocks += paragraphs([f"{len(sizes)} of {len(by_size)} methods and ranks."])
+    return Section("Model: parameters", tuple(blocks))
+
+
+def proof_section(sweep: Sweep) -> Section:
+    """In how many runs the base was left as it was."""
+    total = len(sweep.results)
+    same = [job for job, result in sweep.results.items() if result.outcome.base_unchanged]
+    off = [job for job, result in sweep.results.items() if result.outcome.adapter_off_equals_base]
+    text = (
+        f"Base weights unchanged (SHA-256 before and after): {len(same)} of {total} runs. "
+        f"Adapter switched off, every prediction equals the base's: {len(off)} of {total} runs."
+    )
+    broken = sorted(set(sweep.results) - (set(same) & set(off)))
+    text += f" It does not hold for jobs {', '.join(map(str, broken))}." if broken else ""
+    return Section("Proof", tuple(paragraphs([text])))
+
+
+def commands_section(frame: pd.DataFrame) -> Section:
+    """The command that reproduces each run."""
+    lines = [f"{run_command(row['overrides'])}  # job {row['job']}" for row in frame.to_dict("records")]
+    return Section("Reproduce a run", (Listing(tuple(lines)),))
+
+
+def provenance_section(results: Sequence[RunResult]) -> Section:
+    """Settings and circumstances: once where all runs agree, with the number of values where they don't."""
+    facts = []
+    for result in results:
+        told = {name: value for name, value in result.provenance.items() if name not in SHOWN_ELSEWHERE}
+        facts.append({**_flat(result.settings), **_flat(told)})
+    rows = []
+    for name in dict.fromkeys(name for fact in facts for name in fact):
+        values = list(dict.fromkeys(fact.get(name, NONE) for fact in facts))
+        text = ", ".join(values[:VARIANTS])
+        if len(values) > VARIANTS:
+            text = f"{len(values)} values: {text}, ..."
+        rows.append([name, Code(text)])
+    return Section("Settings and provenance", (Grid((["what", "value"], list(rows)), words=2),))
+
+
+def _run(runs: pd.DataFrame, job: int) -> str:
+    row = runs[runs["job"] == job].iloc[0]
+    how = adapted(row["method"], None if pd.isna(row["rank"]) else row["rank"])
+    return (
+        f"job {job} (digit {row['digit'].replace(',', ' and ')} {how}), target "
+        f"{percent(row['target_error_before'])} % -> {percent(row['target_error'])} %, others "
+        f"{percent(row['other_error_before'])} % -> {percent(row['other_error'])} %"
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested facts by dotted name, as text."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            flat[f"{prefix}{name}"] = " ".join(text.split())
+    return flat

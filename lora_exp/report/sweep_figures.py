@@ -1,0 +1,157 @@
+"""Figures of a whole sweep: what becomes of both errors as digit, rank and size of the adapter change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from numpy.typing import NDArray
+
+from lora_exp.config.fields import CLASSES
+from lora_exp.report.figures import BLUE, FAINT, INK, ORANGE, empty_figure
+from lora_exp.storage.sweep_folder import digits_of
+
+WRITTEN_CELLS = 120  # more heat-map cells than these leave no room for their numbers
+CROWDED_SIZES = 16  # more adapter sizes than these need fainter lines and smaller marks
+
+
+def heat_maps(frame: pd.DataFrame) -> Figure:
+    """Target error (%) and forgetting (percentage points) by target digit and rank.
+
+    `frame` is as of `load_sweep`. A cell with several sound jobs shows their mean; one without any is grey.
+    """
+    ran = frame[frame["rank"].notna()]
+    cells = ran.groupby(["digit", ran["rank"].astype(int)])[["target_error", "forgetting"]].mean()
+    first = cells["target_error"].unstack()
+    wide = first.shape[1] > 12
+    rows, columns = first.shape
+    width, height = 1.6 + max(2.2, min(9.0, 0.62 * columns)), 1.3 + max(0.9, 0.38 * rows)
+    figure, all_axes = empty_figure(
+        *((width, 2 * height) if wide else (2 * width, height)),
+        rows=2 if wide else 1,
+        columns=1 if wide else 2,
+    )
+    for axes, name, title, unit in (
+        (all_axes[0], "target_error", "Error on the target digit", "%"),
+        (all_axes[1], "forgetting", "Forgetting: rise of the error on the others", "percentage points"),
+    ):
+        values = 100 * cells[name].unstack()
+        values = values.loc[sorted(values.index, key=digits_of)]
+        numbers = values.to_numpy(dtype=float)
+        mesh = axes.pcolormesh(np.ma.masked_invalid(numbers), cmap="viridis", edgecolors="white", linewidth=1)
+        axes.set_facecolor("#DDDDDD")
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        step = -(-columns // 24)
+        axes.set_xticks(np.arange(0, columns, step) + 0.5, [str(rank) for rank in values.columns[::step]])
+        axes.set_yticks(np.arange(rows) + 0.5, list(values.index))
+        axes.set_xlabel("rank")
+        axes.set_ylabel("target digit")
+        axes.set_title(title, fontsize=10)
+        bar = figure.colorbar(mesh, ax=axes, label=unit, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=8, length=0)
+        if numbers.size <= WRITTEN_CELLS:
+            _write_cells(axes, numbers)
+    return figure
+
+
+def parameters_against_error(frame: pd.DataFrame) -> Figure:
+    """Adapter parameters (log scale) against the error (%) on target and other digits, side by side.
+
+    One faint line a target digit (mean where several sound jobs share a size), one strong line for the mean.
+    """
+    sound = frame[(frame["status"] == "finished") & (frame["parameters_adapter"] > 0)]  # none: off a log scale
+    size = sound["parameters_adapter"].astype(int)
+    crowded = size.nunique() > CROWDED_SIZES
+    figure, all_axes = empty_figure(10, 4.4, columns=2)
+    for axes, name, title in (
+        (all_axes[0], "target_error", "Error on the target digit"),
+        (all_axes[1], "other_error", "Mean error on the other digits"),
+    ):
+        lines = 100 * sound.groupby([size, "digit"])[name].mean().unstack()
+        if lines.shape[1] > 1:
+            for digit in lines:
+                axes.plot(
+                    lines.index,
+                    lines[digit],
+                    color=FAINT,
+                    lw=0.8,
+                    alpha=0.35 if crowded else 0.7,
+                    marker=".",
+                    ms=4,
+                )
+        mean = 100 * sound.groupby(size)[name].mean()
+        axes.plot(
+            mean.index,
+            mean,
+            color=ORANGE,
+            lw=2.4,
+            marker="o",
+            ms=3 if crowded else 6,
+            label="after fine-tuning, mean",
+        )
+        axes.axhline(100 * sound[f"{name}_before"].mean(), color=BLUE, ls="--", lw=1.5, label="before, mean")
+        _size_axis(axes, [int(at) for at in mean.index])
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("error rate (%)")
+        axes.set_title(title, fontsize=10)
+        if 1 < lines.shape[1] <= CLASSES:
+            _label_ends(
+                axes,
+                int(lines.index[-1]),
+                {str(digit): end for digit, end in lines.iloc[-1].dropna().items()},
+            )
+    faint = "; faint: one line per target digit" if sound["digit"].nunique() > 1 else ""
+    all_axes[0].legend(frameon=False, fontsize=8.5)
+    figure.suptitle(f"What more adapter parameters bring, and what they cost{faint}", fontsize=11)
+    return figure
+
+
+def _write_cells(axes: Axes, numbers: NDArray[np.float64]) -> None:
+    low, high = np.nanmin(numbers), np.nanmax(numbers)
+    decimals = 2 if high < 10 else 1
+    for (row, column), value in np.ndenumerate(numbers):
+        bright = value > low + 0.6 * (high - low)
+        text = f"{value:.{decimals}f}" if np.isfinite(value) else "–"
+        colour = INK if bright or np.isnan(value) else "white"
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
+
+
+def _size_axis(axes: Axes, sizes: list[int]) -> None:
+    """A log axis with ticks at sizes that were run, thinned so that their labels don't touch."""
+    axes.set_xscale("log")
+    apart = (sizes[-1] / sizes[0]) ** (1 / 6)  # a label is about a seventh of the axis wide
+    ticks = sizes[:1]
+    for size in sizes:
+        if size >= ticks[-1] * apart:
+            ticks.append(size)
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("adapter parameters")
+
+
+def _label_ends(axes: Axes, x: int, ends: Mapping[str, float]) -> None:
+    """Each line's digit, at the right edge, pushed upwards where two would touch."""
+    apart = 0.045 * axes.get_ylim()[1]
+    y = -np.inf
+    for label, value in sorted(ends.items(), key=lambda end: end[1]):
+        y = max(y + apart, value)
+        axes.annotate(
+            label,
+            (x, value),
+            (1.01, y),
+            textcoords=("axes fraction", "data"),
+            arrowprops={"arrowstyle": "-", "color": "#CCCCCC", "lw": 0.6},
+            va="center",
+            fontsize=8,
+            color=FAINT,
+        )

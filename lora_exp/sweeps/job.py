@@ -1,0 +1,183 @@
+"""One job of the Hydra application: config in, a result in the job's folder and a record in MLflow out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_exp.config.compose import read
+from lora_exp.errors import JobsFailed, LoraExpError
+from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
+from lora_exp.storage.result import read as read_result
+from lora_exp.storage.sweep_file import FAILURE, failure_of, parent_run, write_whole
+from lora_exp.training.halving import Stopped, to_dict
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from lora_exp.config.settings import Settings
+    from lora_exp.config.spec import RunSpec
+    from lora_exp.tracking.delivery import Delivery
+    from lora_exp.training.laboratory import Laboratory
+
+log = logging.getLogger(__name__)
+
+
+def run_job(config: DictConfig) -> float:
+    """Run one config and return its target error; of a job that halving stopped, what it was judged by.
+
+    Raises LoraExpError for bad input, and JobsFailed when the run failed or diverged; either way what there is
+    to keep is in the job's folder and in MLflow.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    from lora_exp.storage.pruning import kept_within
+    from lora_exp.training.laboratory import Failure
+
+    spec, settings = read(config)
+    hydra = HydraConfig.get()
+    folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+    sweep_folder = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
+    parent = None if sweep_folder is None else parent_run(sweep_folder)
+    laboratory = open_laboratory(settings)
+    text = _saved_config(folder / (hydra.output_subdir or "")) or OmegaConf.to_yaml(config)
+    # A sweep keeps the store within its limit itself, when all of its jobs are done.
+    with kept_within(laboratory.store, settings.store.limit) if sweep_folder is None else nullcontext():
+        [(_, files)] = laboratory.run([spec])
+    if isinstance(files, Stopped):
+        failure_of(folder, spec.name, files.reason, overrides, to_dict(files))
+        open_delivery(settings).deliver(folder, parent)
+        return files.error
+    if isinstance(files, Failure):
+        failure_of(folder, spec.name, files.error, overrides)
+        open_delivery(settings).deliver(folder, parent)
+        raise JobsFailed(f"{spec.name}: {files.error}")
+    result = with_facts(from_json(files[RESULT].decode()), overrides=overrides, config=text)
+    keep(result, files, folder, settings, parent, draw=sweep_folder is None)
+    log.info("%s", summary_line(result))
+    if result.diverged:
+        raise diverged(result)
+    return result.outcome.target_error
+
+
+def keep(
+    result: RunResult, files: Mapping[str, bytes], folder: Path, settings: Settings, parent: str | None, draw: bool
+) -> None:
+    """Write a result and its files into the job's folder, with figures where asked, and record it in MLflow.
+
+    `result.json` comes last: where it is, all is.
+    """
+    for name, content in files.items():
+        if name != RESULT:
+            write_whole(folder / name, content)
+    write_whole(folder / RESULT, (result.to_json() + "\n").encode())
+    (folder / FAILURE).unlink(missing_ok=True)  # of an earlier try
+    if draw:
+        _draw(result, open_laboratory(settings), folder)
+    open_delivery(settings).deliver(folder, parent)
+
+
+def diverged(result: RunResult) -> JobsFailed:
+    """What is raised of a run that has no errors to compare."""
+    return JobsFailed(f"{result.name}: the loss stopped being finite at step {result.outcome.diverged_at}")
+
+
+def finished_run(folder: Path, spec: RunSpec) -> RunResult | None:
+    """The result of `spec` in a job's folder, if it is there whole and was made by the code of today."""
+    from lora_exp.storage.provenance import RESULT_MODULES, code_version
+
+    try:
+        result = read_result(folder)
+        sha256 = hashlib.sha256((folder / ADAPTER).read_bytes()).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    is_same = result.spec == spec and result.provenance.get("code") == code_version(RESULT_MODULES)
+    is_whole = sha256 == result.outcome.adapter_sha256 and (folder / PREDICTIONS).is_file()
+    return result if is_same and is_whole else None
+
+
+def with_facts(result: RunResult, **facts: Any) -> RunResult:
+    """The result with more provenance: the overrides and the config of its job, say."""
+    return dataclasses.replace(result, provenance=result.provenance | facts)
+
+
+def check(specs: Sequence[RunSpec], settings: Settings) -> None:
+    """Find out before anything is written whether these runs can be made here: device, folders, executor, data,
+    tracking.
+
+    Raises LoraExpError, of one line.
+    """
+    open_delivery(settings)
+    laboratory = open_laboratory(settings)
+    if settings.halving.eta is not None and any(spec.data.validation == 0 for spec in specs):
+        raise LoraExpError(
+            f"halving.eta={settings.halving.eta:g}: jobs are judged on validation images, so it needs data.validation "
+            "above 0, such as data.validation=5000"
+        )
+    if laboratory.crew is not None:
+        if settings.halving.eta is not None:
+            raise LoraExpError(f"executor.kind={settings.executor.kind}: halving goes with executor=local so far")
+        laboratory.crew.check()
+    for spec in {(spec.data, spec.model, spec.adapter): spec for spec in specs}.values():
+        laboratory.check(spec)
+
+
+@functools.lru_cache(maxsize=1)
+def open_laboratory(settings: Settings) -> Laboratory:
+    """The laboratory of these settings, made once a process."""
+    return settings.laboratory()
+
+
+@functools.lru_cache(maxsize=1)
+def open_delivery(settings: Settings) -> Delivery:
+    """What brings runs to MLflow under these settings, made once a process.
+
+    Raises LoraExpError when the store or server can't be reached.
+    """
+    from lora_exp.tracking.delivery import Delivery
+
+    if settings.tracking.kind == "off":
+        return Delivery(None)
+    from lora_exp.tracking.recorder import Recorder
+
+    return Delivery(Recorder.open(settings.tracking))
+
+
+def summary_line(result: RunResult) -> str:
+    """What a run gained, and beside it what that cost."""
+    out, digits = result.outcome, ",".join(str(digit) for digit in result.spec.finetune.digit)
+    adapter = result.spec.adapter
+    head = f"digit {digits} {adapter.method}{'' if adapter.scaling is None else f' rank {adapter.rank}'}"
+    if result.diverged:
+        return f"{head}: diverged at step {out.diverged_at}; a lower finetune.learning_rate may help"
+    return (
+        f"{head}: target error {100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %, "
+        f"other digits {100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %, "
+        f"{out.parameters_adapter:,} parameters (+{out.overhead_percent:.3f} %)"
+    )
+
+
+def _saved_config(folder: Path) -> str | None:
+    """What Hydra saved of the job's config; composing the text anew takes 3 ms a job."""
+    try:
+        return (folder / "config.yaml").read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def _draw(result: RunResult, laboratory: Laboratory, folder: Path) -> None:
+    from safetensors.numpy import load_file
+
+    from lora_exp.report.figures import run_figures
+    from lora_exp.storage.result import PREDICTIONS
+
+    pictures, labels = laboratory.test_pictures(result.spec)
+    run_figures(result, load_file(folder / PREDICTIONS), pictures, labels, folder / "figures")

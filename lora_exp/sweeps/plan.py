@@ -1,0 +1,107 @@
+"""What a sweep would do, without doing it: bases, packs, memory, expected time (`lora-exp -m --plan ...`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from lora_exp.config.spec import RunSpec
+from lora_exp.model.base import train
+from lora_exp.model.data import Split
+from lora_exp.training.laboratory import Laboratory
+from lora_exp.training.workload import Workload
+
+TRIAL_BATCHES = 25
+
+
+def plan_text(laboratory: Laboratory, specs: Sequence[RunSpec]) -> str:
+    """Lines for a terminal; times are measured here in about a second, not looked up."""
+    unique = list(dict.fromkeys(specs))
+    missing = [spec for spec in unique if not laboratory.store.has("results", laboratory.result_key(spec))]
+    lines = [f"{len(specs)} jobs: {len(unique) - len(missing)} in the store already, {len(missing)} to run"]
+    if len(unique) < len(specs):
+        lines[0] += f", {len(specs) - len(unique)} the same as others"
+    rate = _product_rate(laboratory) if missing else 1.0
+    total = 0.0
+    by_base: dict[str, list[RunSpec]] = {}
+    for spec in missing:
+        by_base.setdefault(spec.base_key, []).append(spec)
+    for jobs in by_base.values():
+        seconds, more = _base_lines(laboratory, jobs, rate)
+        total += seconds
+        lines += more
+    lines.append(f"expected time: about {_duration(total)}, with {laboratory.workers} packs at a time")
+    return "\n".join(lines)
+
+
+def _base_lines(laboratory: Laboratory, jobs: list[RunSpec], rate: float) -> tuple[float, list[str]]:
+    first = jobs[0]
+    name = (
+        f"base {'-'.join(filter(None, ('784', first.model.label, '10')))} on {first.data.name}, seed {first.base.seed}"
+    )
+    if laboratory.store.has("bases", laboratory.base_key(first)):
+        training, said = 0.0, "in the store already"
+    else:
+        training = _base_seconds(laboratory, first)
+        said = f"to be trained, about {_duration(training)}"
+    work = Workload(jobs, laboratory.data(first.data))
+    lines = [f"{name}: {said}"]
+    spent = 0.0
+    for number, pack in enumerate(laboratory.packs(jobs, work), 1):
+        sizes = [work.size(spec) for spec in pack]
+        methods = ", ".join(sorted({spec.adapter.method for spec in pack}))
+        ranks, steps = [spec.adapter.rank for spec in pack], [size.steps for size in sizes]
+        seconds = sum(size.cost for size in sizes) / rate
+        spent += seconds / laboratory.workers
+        memory = sum(size.memory for size in sizes) / 2**20
+        lines.append(
+            f"  pack {number}: {len(pack)} jobs, {methods}, {_range('rank', ranks)}, {_range('steps', steps)}, "
+            f"{memory:,.0f} MiB, about {_duration(seconds)}"
+        )
+    return training + spent, lines
+
+
+def _product_rate(laboratory: Laboratory) -> float:
+    """Floating-point operations a second of one pack's thread, with all of them at work."""
+    a, b = (torch.ones(500, 1000, device=laboratory.device), torch.ones(1000, 2000, device=laboratory.device))
+
+    def products(repeats: int) -> float:
+        torch.set_num_threads(1)
+        started = time.perf_counter()
+        for _ in range(repeats):
+            last = a @ b
+        float(last[0, 0])  # waits for an accelerator
+        return repeats * 2.0 * 500 * 1000 * 2000 / (time.perf_counter() - started)
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(laboratory.threads) as threads:
+            list(threads.map(products, [2] * laboratory.threads))
+            return min(threads.map(products, [10] * laboratory.threads))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _base_seconds(laboratory: Laboratory, spec: RunSpec) -> float:
+    """Seconds of base training, from a few batches of it."""
+    data, how = laboratory.data(spec.data).train, spec.base
+    few = min(len(data.labels), TRIAL_BATCHES * how.batch_size)
+    trial = Split(data.images[:few], data.labels[:few])
+    once = dataclasses.replace(how, epochs=1)
+    train(spec.model, once, Split(trial.images[:1], trial.labels[:1]))  # first use of anything takes longer
+    started = time.perf_counter()
+    train(spec.model, once, trial)
+    return (time.perf_counter() - started) * how.epochs * len(data.labels) / few
+
+
+def _range(name: str, values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{name} {low}" if low == high else f"{name} {low} to {high}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,232 @@
+"""What a search may vary: Hydra's sweep syntax (choice, range, interval, int, tag) as dimensions of a space.
+
+A dimension knows its Optuna distribution, how a value is written as an override, and where a value lies between 0
+and 1, for samplers that think in a unit cube.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_exp.config.spec import PARTS
+from lora_exp.errors import LoraExpError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from optuna.distributions import BaseDistribution
+
+# Errors on different data can't be compared, so all trials have the same.
+SEARCHED = tuple(group for group in PARTS if group != "data")
+SYNTAX = "choice(1,2,4), range(1,9), interval(0.1,0.9), int(interval(1,64)) or tag(log,interval(1e-4,1e-2))"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values without an order, as they are written in an override."""
+
+    key: str
+    values: tuple[str, ...]
+    is_ordered = False
+
+    def __str__(self) -> str:
+        return f"choice({','.join(self.values)})"
+
+    def distribution(self) -> BaseDistribution:
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(self.values)
+
+    def at(self, unit: float) -> str:
+        return self.values[_place(unit, len(self.values))]
+
+    def unit(self, value: Any) -> float:
+        return (self.values.index(value) + 0.5) / len(self.values)
+
+    def text(self, value: Any) -> str:
+        return str(value)
+
+    def probes(self) -> tuple[str, ...]:
+        """Values such that all are allowed if these are."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers at equal distances, ascending."""
+
+    key: str
+    values: tuple[float, ...]
+    is_ordered = True
+
+    def __str__(self) -> str:
+        return f"range from {self.values[0]} to {self.values[-1]}, {len(self.values)} values"
+
+    def distribution(self) -> BaseDistribution:
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        low, high = self.values[0], self.values[-1]
+        step = self.values[1] - low if len(self.values) > 1 else 1
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, step=int(step))
+        # Optuna wants the distance in the numbers as they are written: 0.3 - 0.1 is a hair beside 0.2.
+        low, high, step = (float(f"{number:.12g}") for number in (low, high, step))
+        return FloatDistribution(low, high, step=step)
+
+    def at(self, unit: float) -> float:
+        return self.values[_place(unit, len(self.values))]
+
+    def unit(self, value: Any) -> float:
+        return (self.values.index(self._nearest(value)) + 0.5) / len(self.values)
+
+    def text(self, value: Any) -> str:
+        return str(self._nearest(value))
+
+    def probes(self) -> tuple[float, ...]:
+        """Values such that all are allowed if these are."""
+        return self.values
+
+    def _nearest(self, value: float) -> float:
+        """Optuna's low + k * step is a hair beside the number that Hydra writes."""
+        return min(self.values, key=lambda own: abs(own - value))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Numbers from `low` to `high`, whole ones if both are; with `log`, each order of magnitude weighs the same."""
+
+    key: str
+    low: float
+    high: float
+    log: bool = False
+    is_ordered = True
+
+    def __str__(self) -> str:
+        text = f"interval({self.low},{self.high})"
+        text = f"int({text})" if self.whole else text
+        return f"tag(log,{text})" if self.log else text
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def distribution(self) -> BaseDistribution:
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        if self.whole:
+            return IntDistribution(int(self.low), int(self.high), log=self.log)
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+    def at(self, unit: float) -> float:
+        low, high = self._ends()
+        value = low + unit * (high - low)
+        value = math.exp(value) if self.log else value
+        return min(max(round(value) if self.whole else value, self.low), self.high)
+
+    def unit(self, value: Any) -> float:
+        low, high = self._ends()
+        return (self._scaled(value) - low) / (high - low)
+
+    def text(self, value: Any) -> str:
+        return str(value)
+
+    def probes(self) -> tuple[float, ...]:
+        """Values such that all are allowed if these are."""
+        return (self.low, self.high)
+
+    def _ends(self) -> tuple[float, float]:
+        margin = 0.5 if self.whole else 0.0  # each whole number has a stretch of its own, half of it on either side
+        return self._scaled(self.low - margin), self._scaled(self.high + margin)
+
+    def _scaled(self, value: float) -> float:
+        return math.log(value) if self.log else value
+
+
+Dimension = Choice | Range | Interval
+
+
+@dataclass(frozen=True)
+class Space:
+    """The dimensions of a search, and the overrides that all of its jobs share."""
+
+    fixed: tuple[str, ...]
+    dimensions: tuple[Dimension, ...]
+
+    @property
+    def size(self) -> int | None:
+        """How many settings there are; None where an interval holds more than can be listed."""
+        if any(isinstance(dimension, Interval) for dimension in self.dimensions):
+            return None
+        return math.prod(len(dimension.probes()) for dimension in self.dimensions)
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """As Optuna has them, by key."""
+        return {dimension.key: dimension.distribution() for dimension in self.dimensions}
+
+    def overrides(self, values: Mapping[str, Any]) -> list[str]:
+        """The overrides of the job with these values, by key."""
+        return [*self.fixed, *(f"{one.key}={one.text(values[one.key])}" for one in self.dimensions)]
+
+    def probes(self) -> list[list[str]]:
+        """Jobs that hold every value of each dimension, or its ends: what is wrong with any shows in one of these."""
+        first = {dimension.key: dimension.probes()[0] for dimension in self.dimensions}
+        jobs = [self.overrides(first)]
+        for dimension in self.dimensions:
+            jobs += [self.overrides(first | {dimension.key: value}) for value in dimension.probes()[1:]]
+        return jobs
+
+    def told(self) -> dict[str, Any]:
+        """All of it as plain values, to compare and to show."""
+        spaces = {one.key: str(one) for one in self.dimensions}
+        return {"fixed": list(self.fixed), "space": spaces}
+
+
+def space_of(overrides: Sequence[Override]) -> Space:
+    """The space of a command's overrides; of several of one key the last counts.
+
+    Raises LoraExpError where there is nothing to search, or for what can't be searched.
+    """
+    last = {override.get_key_element(): override for override in overrides}
+    fixed = [f"{key}={one.get_value_element_as_str()}" for key, one in last.items() if not one.is_sweep_override()]
+    dimensions = [_dimension(key, one) for key, one in last.items() if one.is_sweep_override()]
+    if not dimensions:
+        raise LoraExpError(
+            f"hydra/sweeper=optuna: needs a space to search, such as adapter.rank={SYNTAX.split(', ')[0]}"
+        )
+    return Space(tuple(fixed), tuple(dimensions))
+
+
+def _dimension(key: str, override: Override) -> Dimension:
+    given = override.input_line or key
+    group = override.key_or_group.partition("/")[0].partition(".")[0]
+    if group not in SEARCHED or override.is_delete():
+        raise LoraExpError(f"{given}: can't be searched; only keys of {', '.join(SEARCHED)} can")
+    sweep: Any = override.value()
+    tags = set(getattr(sweep, "tags", ()))
+    if tags - {"log"} or (tags and not override.is_interval_sweep()):
+        raise LoraExpError(f"{given}: must be like {SYNTAX}")
+    if override.is_interval_sweep():
+        low, high = sweep.start, sweep.end
+        # int(interval(...)) may leave one end as it was written.
+        if isinstance(low, int) != isinstance(high, int):
+            low, high = float(low), float(high)
+        if not (math.isfinite(low) and math.isfinite(high) and low < high and (low > 0 or not tags)):
+            raise LoraExpError(
+                f"{given}: must go from a number to a larger one{', above 0 with tag(log,...)' * bool(tags)}"
+            )
+        return Interval(key, low, high, log=bool(tags))
+    if override.is_range_sweep():
+        numbers = tuple(sorted(float(n) if isinstance(n, float) else int(n) for n in sweep.range()))
+        if not numbers:
+            raise LoraExpError(f"{given}: has no values")
+        return Range(key, numbers)
+    values = tuple(dict.fromkeys(override.sweep_string_iterator()))
+    if not values:
+        raise LoraExpError(f"{given}: has no values")
+    return Choice(key, values)
+
+
+def _place(unit: float, count: int) -> int:
+    return min(int(unit * count), count - 1)

@@ -1,0 +1,87 @@
+"""Runs read back from the tracking store, in which nothing is changed."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_exp.config.settings import TrackingSettings
+from lora_exp.errors import LoraExpError
+from lora_exp.storage.result import RESULT
+from lora_exp.storage.sweep_file import failure_of, write_whole
+from lora_exp.tracking.connection import existing, one_line
+
+
+def fetch_run(settings: TrackingSettings, run: str, names: Sequence[str]) -> dict[str, bytes]:
+    """Those of the artifacts `names` that a recorded run has, by name.
+
+    Raises LoraExpError when there is no such store, or no such run in it.
+    """
+    settings = existing(settings, f"run {run}")
+    with one_line(settings.uri):
+        from mlflow import MlflowClient
+
+        return _artifacts(settings, MlflowClient(settings.uri).get_run(run), names)
+
+
+def fetch_experiment(settings: TrackingSettings, folder: Path) -> list[tuple[Path, str]]:
+    """Write what `settings.experiment` holds of each run into `folder`/RUN; the folders and names of their sweeps.
+
+    A folder has `result.json`, or `failure.json` of a run that failed. The order is that in which runs were made.
+    Raises LoraExpError when there is no such store or experiment, or no run in it.
+    """
+    settings = existing(settings, f"experiment {settings.experiment}")
+    with one_line(settings.uri):
+        from mlflow import MlflowClient
+
+        client = MlflowClient(settings.uri)
+        experiment = client.get_experiment_by_name(settings.experiment)
+        if experiment is None:
+            there = ", ".join(one.name for one in client.search_experiments())
+            raise LoraExpError(f"tracking.experiment={settings.experiment}: is not in {settings.uri}; there: {there}")
+        runs = _all_runs(client, experiment.experiment_id)
+        sweeps = {run.info.run_id: run.info.run_name for run in runs if run.data.tags.get("kind") == "sweep"}
+        found = []
+        for run in runs:
+            place = folder / run.info.run_id
+            if run.data.tags.get("kind") == "run" and _write(settings, run, place):
+                found.append((place, sweeps.get(run.data.tags.get("mlflow.parentRunId"), settings.experiment)))
+    if not found:
+        raise LoraExpError(f"tracking.experiment={settings.experiment}: has no run of lora-exp")
+    return found
+
+
+def _all_runs(client: Any, experiment_id: str) -> list[Any]:
+    runs: list[Any] = []
+    token: str | None = ""
+    while token is not None:  # page by page
+        page = client.search_runs([experiment_id], order_by=["attributes.start_time ASC"], page_token=token or None)
+        runs += page
+        token = page.token
+    return runs
+
+
+def _write(settings: TrackingSettings, run: Any, folder: Path) -> bool:
+    """Write the run's result or why it has none; False where neither is known (it may still be running)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = _artifacts(settings, run, [RESULT])
+    tags = run.data.tags
+    if RESULT in files:
+        write_whole(folder / RESULT, files[RESULT])
+    elif "error" in tags:
+        failure_of(folder, run.info.run_name, tags["error"], shlex.split(tags.get("overrides", "")))
+    else:
+        return False
+    return True
+
+
+def _artifacts(settings: TrackingSettings, run: Any, names: Sequence[str]) -> dict[str, bytes]:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=settings.uri)
+    present = {artifact.path for artifact in artifacts.list_artifacts()}.intersection(names)
+    with tempfile.TemporaryDirectory() as folder:
+        return {name: Path(artifacts.download_artifacts(name, folder)).read_bytes() for name in present}

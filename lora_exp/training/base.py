@@ -1,0 +1,110 @@
+"""Trained bases: taken from the store, or trained once while other processes that want the same one wait."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from lora_exp.config.fields import CLASSES
+from lora_exp.config.spec import ModelSpec, RunSpec
+from lora_exp.model.base import BaseModel, assemble, train
+from lora_exp.model.data import ImageData, Split
+from lora_exp.storage.store import Store
+from lora_exp.training.evaluation import Predictions, predict_base
+
+log = logging.getLogger(__name__)
+
+WEIGHTS, SHA256, SAID, SECONDS = "base.safetensors", "sha256.txt", "predictions.safetensors", "seconds.txt"
+
+
+@dataclass(frozen=True)
+class TrainedBase:
+    """A base, what it says of the test (and validation) images, and the seconds its training took."""
+
+    model: BaseModel
+    test: Predictions
+    validation: Predictions | None
+    seconds: float
+
+
+def trained_base(spec: RunSpec, data: ImageData, store: Store, key: str, device: torch.device) -> TrainedBase:
+    """The base of `spec`, stored under `key`; an entry that is whole but no such base is set aside and made anew.
+
+    Raises FloatingPointError when its training diverges.
+    """
+    with store.lock("bases", key):
+        files = store.get("bases", key)
+        if files is not None:
+            try:
+                return read_base(spec, data, files, device)
+            except ValueError as error:
+                store.set_aside("bases", key, str(error))
+        files = _train(spec, data)
+        store.put("bases", key, files)
+    return read_base(spec, data, files, device)
+
+
+def stored_model(spec: ModelSpec, files: Mapping[str, bytes], device: torch.device) -> BaseModel:
+    """The model in the files of a base.
+
+    Raises ValueError, of one line, when they don't hold that: shapes, types, values or hash are not right.
+    """
+    try:
+        weights = {name: tensor.to(device) for name, tensor in load(files[WEIGHTS]).items()}
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{WEIGHTS}: holds no weights ({error})") from error
+    model = assemble(spec, weights)
+    if model.sha256().encode() != files.get(SHA256):
+        raise ValueError(f"{WEIGHTS}: holds other weights than {SHA256} says")
+    return model
+
+
+def read_base(spec: RunSpec, data: ImageData, files: Mapping[str, bytes], device: torch.device) -> TrainedBase:
+    """The trained base in the files of a base. Raises ValueError, of one line, when they are not those of `spec`."""
+    model = stored_model(spec.model, files, device)
+    try:
+        said = load(files[SAID])
+        seconds = float(files[SECONDS])
+        test = _predictions(said, "test", data.test)
+        validation = None if data.validation is None else _predictions(said, "validation", data.validation)
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{SAID}: holds no predictions ({error})") from error
+    return TrainedBase(model, test, validation, seconds)
+
+
+def _train(spec: RunSpec, data: ImageData) -> dict[str, bytes]:
+    log.info("training base %s on %d images", spec.model.label or "without hidden layers", len(data.train.labels))
+    started = time.perf_counter()
+    model = train(spec.model, spec.base, data.train)
+    seconds = time.perf_counter() - started
+    said = _tensors(predict_base(model, data.test), "test")
+    if data.validation is not None:
+        said |= _tensors(predict_base(model, data.validation), "validation")
+    weights = {name: tensor.cpu().contiguous() for name, tensor in model.tensors().items()}
+    sha256, took = model.sha256().encode(), repr(seconds).encode()
+    return {WEIGHTS: save(weights), SHA256: sha256, SAID: save(said), SECONDS: took}
+
+
+def _tensors(said: Predictions, split: str) -> dict[str, torch.Tensor]:
+    parts = {"predicted": said.predicted, "confidence": said.confidence, "losses": said.losses}
+    return {f"{split}_{name}": tensor for name, tensor in parts.items()}
+
+
+def _predictions(tensors: dict[str, torch.Tensor], split: str, of: Split) -> Predictions:
+    said = Predictions(*(tensors[f"{split}_{part}"] for part in ("predicted", "confidence", "losses")))
+    kinds = {"predicted": torch.uint8, "confidence": torch.float32, "losses": torch.float32}
+    for part, kind in kinds.items():
+        tensor = getattr(said, part)
+        if (
+            tensor.shape != of.labels.shape
+            or tensor.dtype != kind
+            or (part == "predicted" and int(tensor.max()) >= CLASSES)
+        ):
+            raise ValueError(f"{SAID}: {split}_{part} must be a {kind} tensor with a value for each image")
+    return said
