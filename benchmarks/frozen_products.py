@@ -22,7 +22,7 @@ from lora_exp.config.spec import AdapterSpec, DataSpec, FinetuneSpec, ModelSpec
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import assemble, initial_weights
 from lora_exp.model.data import load
-from lora_exp.training.evaluation import frozen_first_layer, others
+from lora_exp.training.evaluation import frozen_first_layer, other_classes
 from lora_exp.training.loop import Job, TrainingImages, batch_order, fine_tune
 
 STEPS, JOBS, BATCH = 100, 25, 10
@@ -37,7 +37,7 @@ jobs = []
 for number in range(JOBS):
     how = FinetuneSpec((number % 10,), steps=STEPS, seed=number)
     plan = adapter_plan(AdapterSpec(rank=(1, 2, 4, 8, 16)[number // 5]), layer_shapes(model), number)
-    target, rest = train.of_classes(how.digit), train.of_classes(others(how.digit))
+    target, rest = train.of_classes(how.digit), train.of_classes(other_classes(how.digit))
     jobs.append(Job(plan, how.learning_rate, batch_order(how, STEPS, target, rest)))
 square = torch.randn(2048, 2048)
 

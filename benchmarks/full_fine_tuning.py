@@ -24,7 +24,7 @@ from lora_exp.config.spec import AdapterSpec, DataSpec, FinetuneSpec, ModelSpec
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import BaseModel, assemble, initial_weights
 from lora_exp.model.data import load
-from lora_exp.training.evaluation import frozen_first_layer, others
+from lora_exp.training.evaluation import frozen_first_layer, other_classes
 from lora_exp.training.loop import Job, TrainingImages, batch_order, fine_tune
 
 BATCH, JOBS, PACKS = 10, 16, (1, 2, 4, 8)
@@ -40,7 +40,7 @@ jobs = []
 for number in range(JOBS):
     how = FinetuneSpec((number % 10,), steps=steps, batch_size=BATCH, seed=number)
     plan = adapter_plan(AdapterSpec("full"), layer_shapes(model), number)
-    target, rest = train.of_classes(how.digit), train.of_classes(others(how.digit))
+    target, rest = train.of_classes(how.digit), train.of_classes(other_classes(how.digit))
     jobs.append(Job(plan, how.learning_rate, batch_order(how, steps, target, rest)))
 
 

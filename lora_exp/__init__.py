@@ -25,7 +25,7 @@ def __getattr__(name: str) -> object:
 
         return load_base
     if name == "plain_module":
-        from lora_exp.model.torch_module import plain_module
+        from lora_exp.model.base import plain_module
 
         return plain_module
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,10 @@
-"""Which arithmetic the matrix products use, and what that promises about bits.
+"""Matrix products and random generators whose bits depend neither on other jobs nor on the number of threads.
 
-MKL chooses kernels by the shape of a product unless it is asked for conditional numerical reproducibility
-(oneMKL Developer Guide, "Obtaining Numerically Reproducible Results"): with `<code path>,STRICT` and one
-thread per product a row of a product has the same bits whatever the other rows are. It reads the request
-once, when it is loaded.
+By default MKL chooses a kernel by the shape of the product. With conditional numerical reproducibility, requested as
+`MKL_CBWR=<code path>,STRICT` (oneMKL Developer Guide, "Obtaining Numerically Reproducible Results"), and one thread per
+product, the bits of a row don't depend on the other rows. MKL reads the request once, when it is loaded.
+
+Shapes: I inputs and O outputs of a layer.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ if TYPE_CHECKING:
 
 
 def request_reproducible_products() -> None:
-    """Ask MKL for one code path; call before torch is imported. A request made by the user is left alone."""
+    """Request one code path from MKL, unless the user has requested one; call before torch is imported."""
     os.environ.setdefault("MKL_CBWR", f"{widest_code_path()},STRICT")
 
 
 def requested() -> str:
-    """The request that MKL was given, or would have been."""
+    """Return the request in force: the value of MKL_CBWR."""
     return os.environ.get("MKL_CBWR", "")
 
 
 def widest_code_path() -> str:
-    """AVX512 where the processor has it, else AVX2."""
+    """Return AVX512 if the processor has it, else AVX2."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:  # not Linux
@@ -39,20 +40,20 @@ def widest_code_path() -> str:
     return "AVX512" if "avx512f" in flags and "avx512vl" in flags else "AVX2"
 
 
-# Below 4 rows (10 where two threads share a narrow product) some processors take other kernels whatever is asked.
-LEAST_ROWS = 16
-# A low-rank product is padded with zeros to such a rank: it keeps every product out of matrix-vector kernels, whose
-# bits differ, and makes a job's products the same in every pack it may be in.
+# Below 4 rows (10 if two threads share a narrow product) some processors use other kernels in spite of the request.
+MIN_ROWS = 16
+# Ranks are padded with zeros to a multiple of this. No product then uses a matrix-vector kernel, whose bits differ, and
+# the products of a job have the same shape in every pack.
 RANK_MULTIPLE = 8
 ANY_PACK = "same bits alone or in any pack"
 SAME_PACK = "same bits in the same pack; across packs within rounding"
 
 
 def promise(shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
-    """Find out whether rows of this build's matrix products depend on the other rows; what a run may claim.
+    """Test whether the bits of a row depend on the other rows, and return what a run may promise about its bits.
 
-    Tries the products of a model whose layers have weights of these shapes [O, I], and of low-rank updates of them, on
-    one thread: few rows alone, and many.
+    The test computes, on one thread, the products of a model whose layer weights have these shapes [O, I], and those of
+    low-rank updates, for few rows and for many.
     """
     import torch
 
@@ -63,7 +64,7 @@ def promise(shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
         for position, (outputs, inputs) in enumerate(shapes):
             weight = torch.randn(outputs, inputs, generator=random)
             a, b = (torch.randn(RANK_MULTIPLE, side, generator=random) for side in (inputs, outputs))
-            # Forward, and back, but not to the images; low-rank products are made for a stack of jobs.
+            # The forward product of each layer, and the backward product of all but the first.
             shared = (weight.t(), weight) if position else (weight.t(),)
             frozen = (_depends_on_others(torch.mm, factor, random) for factor in shared)
             low_rank = (_depends_on_others(_stacked, factor, random) for factor in (a.t(), b, b.t(), a))
@@ -75,17 +76,17 @@ def promise(shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
 def _depends_on_others(
     product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], factor: torch.Tensor, random: torch.Generator
 ) -> bool:
-    """Whether the bits of a row of a product depend on how many other rows there are."""
+    """Whether the bits of a row of `product` depend on the number of rows."""
     import torch
 
     rows = torch.randn(160, len(factor), generator=random)
     whole = product(rows, factor)
-    cuts = (torch.split(rows, few) for few in (LEAST_ROWS, 20, 70))
+    cuts = (torch.split(rows, few) for few in (MIN_ROWS, 20, 70))
     return not all(torch.equal(torch.cat([product(part, factor) for part in parts]), whole) for parts in cuts)
 
 
 def _stacked(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """The product of the last of as many jobs as there are tens of rows."""
+    """Compute the product for a stack of jobs, one for every ten rows, and return that of the last job."""
     import torch
 
     jobs = len(rows) // 10
@@ -94,7 +95,7 @@ def _stacked(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def on_threads(threads: int) -> Iterator[None]:
-    """A block whose products run on so many threads, whatever is usual on the machine; those of a pack run on one."""
+    """Run the products of a `with` block on so many threads. Those of a pack run on one."""
     import torch
 
     before = torch.get_num_threads()
@@ -106,34 +107,34 @@ def on_threads(threads: int) -> Iterator[None]:
 
 
 def frozen_product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """hidden [..., I] times weight' plus bias: [..., O], one matrix product over the rows of all jobs."""
+    """Compute `hidden @ weight.T + bias` [..., O] of hidden [..., I], as one product over the rows of all jobs."""
     import torch
 
     rows = hidden.reshape(-1, hidden.shape[-1])
-    outputs = hidden.new_empty(max(len(rows), LEAST_ROWS), len(weight))
-    torch.addmm(bias, _enough(rows), weight.t(), out=outputs)
+    outputs = hidden.new_empty(max(len(rows), MIN_ROWS), len(weight))
+    torch.addmm(bias, _with_min_rows(rows), weight.t(), out=outputs)
     return outputs[: len(rows)].view(*hidden.shape[:-1], -1)
 
 
 def rowwise_product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """rows [..., O] times matrix [O, I]: the gradient [..., I] of what went into a frozen layer, for one."""
+    """Compute rows [..., O] times matrix [O, I]: for example the gradient [..., I] of a frozen layer's input."""
     flat = rows.reshape(-1, rows.shape[-1])
-    return (_enough(flat) @ matrix)[: len(flat)].view(*rows.shape[:-1], -1)
+    return (_with_min_rows(flat) @ matrix)[: len(flat)].view(*rows.shape[:-1], -1)
 
 
-def _enough(rows: torch.Tensor) -> torch.Tensor:
-    """Few rows would take other kernels, whose bits differ: repeat the first until there are LEAST_ROWS."""
+def _with_min_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Repeat the first row until there are MIN_ROWS: products of fewer rows use other kernels, whose bits differ."""
     import torch
 
-    missing = LEAST_ROWS - len(rows)
+    missing = MIN_ROWS - len(rows)
     return torch.cat([rows, rows[:1].expand(missing, -1)]) if missing > 0 else rows
 
 
 def generator(purpose: str, *parts: object) -> torch.Generator:
-    """A CPU generator seeded by a hash of `purpose` and `parts`: the same in any process, on any device.
+    """Return a CPU generator seeded with a hash of `purpose` and `parts`: the same in any process, for any device.
 
-    Never by a position in a pack or sweep: jobs that differ only in rank, alpha or learning rate draw the same images
-    in the same order (common random numbers), so that differences between them are differences of the setting.
+    Callers never pass a position in a pack or sweep. Jobs that differ only in rank, alpha or learning rate draw the
+    same images in the same order (common random numbers), so differences between them come from the setting alone.
     """
     import torch
 

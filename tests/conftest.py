@@ -18,7 +18,7 @@ from lora_exp.model import data
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import BaseModel, train
 from lora_exp.model.data import ImageData
-from lora_exp.training.evaluation import frozen_first_layer, others
+from lora_exp.training.evaluation import frozen_first_layer, other_classes
 from lora_exp.training.loop import FineTuned, Job, TrainingImages, batch_order, fine_tune, step_count
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def make_job(mnist: ImageData) -> MakeJob:
     """(AdapterSpec, FinetuneSpec) -> a job on the small base."""
 
     def make(adapter: AdapterSpec, finetune: FinetuneSpec) -> Job:
-        target, rest = (mnist.train.of_classes(d) for d in (finetune.digit, others(finetune.digit)))
+        target, rest = (mnist.train.of_classes(d) for d in (finetune.digit, other_classes(finetune.digit)))
         order = batch_order(finetune, step_count(finetune, len(target)), target, rest)
         return Job(adapter_plan(adapter, layer_shapes(SMALL), finetune.seed), finetune.learning_rate, order)
 

@@ -26,10 +26,10 @@ HOOK = """
 import os, signal, sys
 
 def install():
-    from lora_exp.training import pack as bench
+    from lora_exp.training import pack as pack_module
     from lora_exp.storage.store import Store
 
-    tune, put = bench.fine_tune, Store.put
+    tune, put = pack_module.fine_tune, Store.put
 
     def faulty(base, jobs, data, *more):
         for job in jobs:
@@ -50,7 +50,7 @@ def install():
         with open(os.environ["COMPUTED"], "a") as file:
             file.write(f"{kind} {key}\\n")
 
-    bench.fine_tune, Store.put = faulty, noted
+    pack_module.fine_tune, Store.put = faulty, noted
 
 if "COMPUTED" in os.environ:
     install()

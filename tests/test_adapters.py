@@ -15,7 +15,6 @@ from lora_exp.config.spec import AdapterSpec, FinetuneSpec, ModelSpec
 from lora_exp.model.base import BaseModel, assemble, initial_weights, plain_logits
 from lora_exp.model.data import ImageData
 from lora_exp.training.evaluation import frozen_first_layer
-from lora_exp.training.loop import pack_logits
 
 RANKS = [1, 3, 8, 9, 16, 64]
 MODELS = [ModelSpec((96, 64)), ModelSpec((50,)), ModelSpec(()), ModelSpec((20,), channels=(4, 8))]
@@ -61,7 +60,7 @@ def test_a_fresh_pack_says_exactly_what_its_base_says(mnist: ImageData, spec: Mo
     images = mnist.test.images[:40]
     jobs = len(plans)
     fresh, off = (
-        pack_logits(base, pack, images.expand(jobs, -1, -1), first_of(base, images, jobs))
+        pack.logits(base, images.expand(jobs, -1, -1), first_of(base, images, jobs))
         for pack in (AdapterPack.initial(plans, base), AdapterPack(()))
     )
     # DoRA's |W| is summed in another order where it starts and where it is used.

@@ -158,7 +158,7 @@ def test_a_sweep_with_one_bad_job_is_refused_before_anything_runs(lab: Path) -> 
         (["adapter.rnk=4"], "adapter.rnk: no such key"),
         (["finetune.digit=12"], "finetune.digit=12: must be a digit"),
         (["finetune.replay=1.5"], "finetune.replay=1.5: must be a share"),
-        (["adapter.layers=[conv]"], "adapter.layers=conv: matches no layer; there are linear1, linear2"),
+        (["adapter.layers=[conv]"], "adapter.layers=conv: matches no layer; the layers are linear1, linear2"),
         (["device=cuda"], "device=cuda: this machine has none"),
         (["store.folder=/dev/null/store"], "store.folder=/dev/null/store: must be a folder"),
         (["data.root=/dev/null/data"], "data.root=/dev/null/data: must be a folder"),

@@ -16,10 +16,10 @@ import torch
 from torchvision.datasets import mnist as torchvision_mnist
 
 import lora_exp
-from lora_exp.config.spec import DataSpec
+from lora_exp.config.spec import MEAN, STD, DataSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.model import data
-from lora_exp.model.data import EMBEDDED, MEAN, MNIST_SHA256, STD, ImageData
+from lora_exp.model.data import EMBEDDED, MNIST_SHA256, ImageData
 
 CPU = torch.device("cpu")
 MNIST = DataSpec("mnist")
@@ -108,7 +108,7 @@ def test_of_classes_lists_the_images_with_these_labels_in_order(mnist: ImageData
 def test_a_later_start_imports_no_torchvision(data_root: Path, mnist: ImageData) -> None:
     code = (
         "import sys, torch; from pathlib import Path\n"
-        "from lora_exp import data; from lora_exp.config.spec import DataSpec\n"
+        "from lora_exp.model import data; from lora_exp.config.spec import DataSpec\n"
         "print(data.load(DataSpec('mnist'), Path(sys.argv[1]), torch.device('cpu')).sha256)\n"
         "print('torchvision' in sys.modules)"
     )
@@ -144,8 +144,8 @@ def test_a_damaged_idx_file_is_refused_in_one_line_that_names_it(copied_root: Pa
     for wrong in (content[:-100], content[:-1] + bytes([content[-1] ^ 1]), b""):
         file.write_bytes(wrong)
         line = refusal(MNIST, copied_root)
-        assert line.startswith(f"data.root={copied_root}: file {file} has SHA-256 ")
-        assert "delete it and it is unpacked anew" in line
+        assert line.startswith(f"data.root={copied_root}: file {file} is damaged; delete it")
+        assert data.damaged_unpacked_files(copied_root) == [file]
         assert not (copied_root / "mnist.safetensors").exists()
     file.unlink()
     data.load(MNIST, copied_root, CPU)
@@ -163,7 +163,7 @@ def test_a_data_set_that_cannot_be_had_is_refused_in_one_line_that_says_which_fi
     line = refusal(DataSpec(name), tmp_path)
     folder = {"fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "qmnist": "QMNIST"}[name]
     prefix = "qmnist-train" if name == "qmnist" else "train"
-    assert line.startswith(f"data={name}: not in {tmp_path / folder / 'raw'} and no download possible")
+    assert line.startswith(f"data={name}: not in {tmp_path / folder / 'raw'}, and the download failed")
     assert f"{prefix}-images-idx3-ubyte.gz" in line
     assert f"{prefix}-labels-idx" in line
 

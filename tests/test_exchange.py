@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_exp import AdaptedClassifier, load_base, load_sweep, plain_module
-from lora_exp.adapters.adapter_file import METADATA
+from lora_exp.adapters.adapted import METADATA
 from lora_exp.errors import LoraExpError
 from lora_exp.model.base import plain_logits
 from lora_exp.model.data import ImageData
@@ -282,7 +282,7 @@ def test_a_base_that_is_not_in_the_store_is_one_line_with_the_command_that_makes
         ("export {tiny}/0 adapter.rank=2", "adapter.rank=2: must be GROUP.KEY=VALUE of"),
         ("export {tiny}/0 device=cpu", "device=cpu: must be GROUP.KEY=VALUE of"),
         ("export {tiny}/0 device.name=tpu", "device.name=tpu: must be one of auto"),
-        ("merge {damaged}", "adapter.safetensors: is not an adapter that can be read"),
+        ("merge {damaged}", "adapter.safetensors: is not a readable adapter file"),
         ("merge {tiny}/none", "{tiny}/none: holds no result.json"),
         ("import {absent} model=tiny", "{absent}/adapter_config.json: can't be read"),
         (
@@ -294,7 +294,7 @@ def test_a_base_that_is_not_in_the_store_is_one_line_with_the_command_that_makes
         ("import {other} model=tiny finetune.steps=9", "finetune.steps=9: the adapter is trained already"),
         ("import {other} model=huge", "model=huge: no such option"),
         ("import {other} {base} --into {tiny}/0", "{tiny}/0: holds no sweep.json"),
-        ("import {bad} {base}", "{bad}/adapter_config.json: fan_in_fan_out=true: is not supported here"),
+        ("import {bad} {base}", "{bad}/adapter_config.json: fan_in_fan_out=true: is not supported"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(

@@ -103,7 +103,7 @@ def test_what_is_in_the_store_is_not_computed_again(run: Run, data_root: Path, t
     laboratory = Laboratory(store, data_root, torch.device("cpu"), 1, 2**30)
     first = dict(laboratory.run(grid()[:2]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "Bench", None)  # would fail if anything were trained
+        patch.setattr(experiment, "PackTrainer", None)  # would fail if anything were trained
         assert dict(laboratory.run(grid()[:2])) == first
 
 
@@ -113,14 +113,16 @@ def test_a_pack_that_raises_fails_its_own_jobs_only(
     store = Store(tmp_path)
     store.prepare()
     specs = [*grid()[:4], dataclasses.replace(grid()[6], model=ModelSpec((32,)))]
-    original = experiment.Bench.run_pack
+    original = experiment.PackTrainer.train
 
-    def broken(self: experiment.Bench, pack: list[RunSpec], progress: object, begin: Sequence[Checkpoint]) -> object:
+    def broken(
+        self: experiment.PackTrainer, pack: list[RunSpec], progress: object, checkpoints: Sequence[Checkpoint]
+    ) -> object:
         if pack[0].model == MODEL:
             raise RuntimeError("out of luck")
-        return original(self, pack, None, begin)
+        return original(self, pack, None, checkpoints)
 
-    monkeypatch.setattr(experiment.Bench, "run_pack", broken)
+    monkeypatch.setattr(experiment.PackTrainer, "train", broken)
     found = dict(Laboratory(store, data_root, torch.device("cpu"), 1, 2**30).run(specs))
     assert [isinstance(found[spec], Failure) for spec in specs] == [True] * 4 + [False]
     failure = found[specs[0]]

@@ -1,6 +1,6 @@
 """python -m pytest tests/test_halving.py
 
-Successive halving: losers leave, on validation errors alone, and nobody's bits change.
+Successive halving: jobs stop because of their validation errors alone, and the bits of the others don't change.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from lora_exp.model.base import BaseModel
 from lora_exp.storage.objectives import error_of
 from lora_exp.storage.result import read
 from lora_exp.storage.sweep_folder import load_sweep, read_sweep
-from lora_exp.training.checkpoint import decoded
-from lora_exp.training.halving import Halving, Stopped, from_dict, judged, rungs, survivors, to_dict
+from lora_exp.training.checkpoint import Checkpoint
+from lora_exp.training.halving import Stopped, from_dict, rungs, select, survivors, to_dict
 from lora_exp.training.loop import TrainingImages, fine_tune
 
 GRID = ("adapter.rank=1,2,4", "finetune.learning_rate=0.0003,0.001,0.003", "finetune.digit=3,4")
@@ -37,10 +37,10 @@ def spec(rank: int, digit: int = 3, seed: int = 0) -> RunSpec:
 
 
 def test_rungs_grow_by_eta_and_end_before_the_job_does() -> None:
-    assert rungs(Halving(3, 10, "target_error"), 100) == [10, 30, 90]
-    assert rungs(Halving(2, 25, "target_error"), 100) == [25, 50]
-    assert rungs(Halving(1.5, 10, "target_error"), 30) == [10, 15, 22]
-    assert rungs(Halving(3, 100, "target_error"), 100) == []
+    assert rungs(10, 3, 100) == [10, 30, 90]
+    assert rungs(25, 2, 100) == [25, 50]
+    assert rungs(10, 1.5, 30) == [10, 15, 22]
+    assert rungs(100, 3, 100) == []
 
 
 def test_those_with_the_lowest_errors_go_on_and_a_diverged_job_only_where_all_did() -> None:
@@ -53,9 +53,9 @@ def test_those_with_the_lowest_errors_go_on_and_a_diverged_job_only_where_all_di
 
 def test_jobs_compete_with_those_of_their_own_digit_and_seed_only() -> None:
     errors = {spec(r, digit, seed): 0.1 * r + digit for r in (1, 2) for digit in (3, 4) for seed in (0, 1)}
-    on, out = judged(Halving(2, 10, "target_error"), 10, errors, dict.fromkeys(errors, 100))
-    assert set(on) == {spec(1, digit, seed) for digit in (3, 4) for seed in (0, 1)}
-    assert out[spec(2, 4, 1)] == Stopped(10, 100, "target_error", 4.2, 4.1, 2)
+    continuing, stopped = select(errors, 2, "target_error", 10, dict.fromkeys(errors, 100))
+    assert set(continuing) == {spec(1, digit, seed) for digit in (3, 4) for seed in (0, 1)}
+    assert stopped[spec(2, 4, 1)] == Stopped(10, 100, "target_error", 4.2, 4.1, 2)
 
 
 def test_a_reason_comes_back_from_json_as_it_was() -> None:
@@ -93,11 +93,11 @@ def test_training_that_paused_has_the_same_bits_as_training_that_did_not(
         jobs = in_trainer_order([make_job(a.used(), f) for a, f in zip(adapters, finetunes, strict=False)])
         whole = fine_tune(small_base, jobs, images)
         short = fine_tune(small_base, [replace(job, order=job.order[:pause]) for job in jobs], images)
-        kept = [decoded(checkpoint.encoded()) for checkpoint in short.checkpoints()]
+        checkpoints = [Checkpoint.decode(checkpoint.encode()) for checkpoint in short.checkpoints()]
         # They go on in packs of their own choice.
         for part in (slice(0, 1), slice(1, None)):
             if jobs[part]:
-                resumed = fine_tune(small_base, jobs[part], images, begin=kept[part])
+                resumed = fine_tune(small_base, jobs[part], images, checkpoints=checkpoints[part])
                 assert all(map(torch.equal, resumed.losses, whole.losses[part]))
                 layers = [layer.shape for layer in small_base.layers]
                 ours, theirs = resumed.pack.factors(layers), whole.pack.factors(layers)[part]

@@ -22,7 +22,6 @@ from lora_exp.errors import LoraExpError
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import BaseModel, assemble, initial_weights, plain_logits
 from lora_exp.model.data import ImageData
-from lora_exp.training.loop import pack_logits
 from lora_exp.training.packing import JobSize, plan_packs
 
 REFERENCE, CNN = ModelSpec((1000, 2000)), ModelSpec((30,), channels=(4, 6))
@@ -129,8 +128,8 @@ def test_an_adapter_that_was_never_trained_changes_nothing_but_rounding(
     base = untrained(spec)
     plan = adapter_plan(AdapterSpec(method, rank=7, alpha=3.0), layer_shapes(spec), seed=0)
     images = mnist.test.images[:50]
-    said = pack_logits(base, AdapterPack.initial([plan], base), images[None], None)[0]
-    torch.testing.assert_close(said, plain_logits(base, images), rtol=1e-5, atol=1e-5)
+    logits = AdapterPack.initial([plan], base).logits(base, images[None], None)[0]
+    torch.testing.assert_close(logits, plain_logits(base, images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [1, 4, 10])

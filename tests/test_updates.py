@@ -21,10 +21,9 @@ from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan, adapter_plan
 from lora_exp.config.spec import AdapterSpec, ModelSpec
 from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.base import BaseModel, Layer, assemble, initial_weights, is_rectified
+from lora_exp.model.base import BaseModel, Layer, assemble, initial_weights
 from lora_exp.numerics import generator
 from lora_exp.training.evaluation import frozen_first_layer
-from lora_exp.training.loop import pack_logits
 
 with warnings.catch_warnings():
     # PEFT's own imports emit DeprecationWarnings.
@@ -182,7 +181,7 @@ def test_a_mixed_pack_has_the_logits_and_gradients_of_plain_torch_models(
     onwards = noise(len(plans), BATCH, 10, dtype=dtype, seed=3)
     stacks = [stack.requires_grad_() for stack in pack.stacks()]
     first = frozen_first_layer(base, images)
-    found = pack_logits(base, pack, images, None if first is None else first.clone(), training=True)
+    found = pack.logits(base, images, None if first is None else first.clone(), training=True)
     grads = torch.autograd.grad(found, stacks, onwards.clone())
 
     reference = [{name: double(value) for name, value in own.items()} for own in factors]
@@ -213,7 +212,7 @@ def plain(base: BaseModel, plan: AdapterPlan, own: Factors, images_BI: torch.Ten
                 norm = (layer.weight.double() + done.scaling * b @ a).detach().norm(dim=1)
                 outputs = outputs * (own[f"{layer.name}.magnitude"] / norm)[:, None, None]
             hidden = outputs + bias[:, None, None]
-        hidden = hidden.relu() if is_rectified(base, at) else hidden
+        hidden = hidden.relu() if base.is_rectified(at) else hidden
     return hidden
 
 

@@ -1,4 +1,4 @@
-"""How the factors of one adapter start. Whatever the method, an adapter that was never trained changes nothing.
+"""The initial factors of one adapter. With every method, an untrained adapter leaves the base's outputs unchanged.
 
 Shapes: I inputs and O outputs of a layer, r rank.
 """
@@ -18,29 +18,29 @@ Factors = dict[str, torch.Tensor]
 
 
 def initial_factors(plan: AdapterPlan, base: BaseModel) -> Factors:
-    """`<layer>.<part>` of every adapted layer, on the CPU.
+    """Return the initial factors, named `<layer>.<part>`, on the CPU.
 
-    Parts: A [r, I] and B [O, r] of a low-rank product; magnitude [O] of DoRA; weight [O, I] and bias [O] where those
-    are trained themselves. A of layer k is drawn from a generator of (seed, k) row by row, so that adapters of
-    different rank share their first rows.
+    Parts: A [r, I] and B [O, r] of a low-rank product; magnitude [O] of DoRA; weight [O, I] and bias [O] if those are
+    trained. A of layer k is drawn row by row from a generator of (seed, k), so adapters of different rank share their
+    first rows.
     """
     factors: Factors = {}
     for at, (own, layer) in enumerate(zip(plan.layers, base.layers, strict=True)):
         if own.update == "none":
             continue
-        parts = UPDATES[own.update].start(layer.weight, layer.bias)
+        parts = UPDATES[own.update].initial_parts(layer.weight, layer.bias)
         if own.rank:
-            parts["A"], parts["B"] = _principal(own, layer) if plan.start == "principal" else _drawn(plan, at, layer)
+            parts["A"], parts["B"] = _principal(own, layer) if plan.start == "principal" else _random(plan, at, layer)
         factors |= {f"{layer.name}.{part}": value.cpu() for part, value in parts.items()}
     return factors
 
 
-def _drawn(plan: AdapterPlan, at: int, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
-    """A is drawn, B = 0 (Hu et al. 2021, section 4.1)."""
+def _random(plan: AdapterPlan, at: int, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw A and set B = 0 (Hu et al. 2021, section 4.1)."""
     outputs, inputs = layer.weight.shape
     rank = plan.layers[at].rank
     random = generator("adapter initialisation", plan.seed, at)
-    if plan.start == "kaiming":  # uniform in +-1/sqrt(I), as PEFT draws A
+    if plan.start == "kaiming":  # uniform in +-1/sqrt(I), like PEFT
         a = torch.rand(rank, inputs, generator=random).mul_(2).sub_(1).mul_(inputs**-0.5)
     elif plan.start == "orthogonal":
         a = torch.cat([_orthonormal(rows) for rows in torch.split(_normal(rank, inputs, random), inputs)])
@@ -50,22 +50,22 @@ def _drawn(plan: AdapterPlan, at: int, layer: Layer) -> tuple[torch.Tensor, torc
 
 
 def _normal(rank: int, inputs: int, random: torch.Generator) -> torch.Tensor:
-    """Row by row: torch draws the last 16 numbers of a tensor in another way, so the whole depends on its size."""
+    """Draw row by row: torch draws the last 16 numbers of a tensor differently, so they would depend on its size."""
     return torch.stack([torch.randn(inputs, generator=random) for _ in range(rank)])
 
 
 def _orthonormal(rows: torch.Tensor) -> torch.Tensor:
-    """Orthonormal rows by Gram and Schmidt's way, so that the first don't depend on how many follow."""
+    """Orthonormalise rows in order (Gram-Schmidt), so that the first rows don't depend on the number of rows."""
     q, r = torch.linalg.qr(rows.T)
     signed: torch.Tensor = q * r.diagonal().sign()
     return signed.T.contiguous()
 
 
 def _principal(own: LayerPlan, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
-    """The layer's largest singular triples, trained, and once more, frozen and negative (PiSSA).
+    """Return the layer's largest singular triples twice: trained, and frozen with a negative sign (PiSSA).
 
-    PiSSA takes them out of the base and puts a trainable copy in their place (Meng et al. 2024, equations 2 to 4);
-    here the base stays as it is and the frozen negative copy takes them out.
+    PiSSA removes these triples from the base and trains a copy of them (Meng et al. 2024, equations 2 to 4). Here the
+    base stays unchanged, and the frozen negative copy removes them.
     """
     left, values, right = _singular(layer.weight)
     root = (values[: own.rank] / own.scaling).sqrt()
@@ -73,7 +73,7 @@ def _principal(own: LayerPlan, layer: Layer) -> tuple[torch.Tensor, torch.Tensor
     return torch.cat([a, a]), torch.cat([b, -b], dim=1)
 
 
-@functools.lru_cache(maxsize=16)  # by identity of the weight: once a layer and base
+@functools.lru_cache(maxsize=16)  # keyed by the identity of the weight
 def _singular(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     left, values, right = torch.linalg.svd(weight.cpu(), full_matrices=False)
     return left, values, right

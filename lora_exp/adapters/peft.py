@@ -1,6 +1,6 @@
-"""The files of a PEFT adapter: factors to the content of such a folder, and such a folder to factors.
+"""Adapters in PEFT's file format: write and read the files of an adapter folder.
 
-No code of PEFT is used, and nothing but JSON and safetensors is read. Shapes: I inputs and O outputs of a layer,
+This module uses no code of PEFT and reads nothing but JSON and safetensors. Shapes: I inputs and O outputs of a layer,
 C channels and kernel k of a convolution (I is C*k*k), r rank.
 """
 
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from lora_exp.adapters.initialisation import Factors
 from lora_exp.config.fields import is_int, is_number
 from lora_exp.config.spec import AdapterSpec
 from lora_exp.model.architecture import LayerShape
@@ -26,7 +27,7 @@ T = TypeVar("T")
 ADAPTER_MODEL, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 PARTS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-# Options with what PEFT takes where they are absent.
+# Known options with PEFT's defaults.
 OPTIONS: dict[str, Any] = {
     "peft_type": None,
     "target_modules": None,
@@ -40,21 +41,24 @@ OPTIONS: dict[str, Any] = {
     "bias": "none",
     "init_lora_weights": True,
 }
-# These say nothing of what the adapter computes. Any other option must be off.
+# Options that do not change what the adapter computes. Any other option must be off.
 WITHOUT_EFFECT = {
     *("peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
     *("qalora_group_size", "megatron_core"),
 }
-# Of init_lora_weights: others (pissa, olora, loftq, ...) change the base's weights.
-STARTS = (True, False, "gaussian", "orthogonal")
-PATTERN_LIMIT = 60  # characters; a pattern so short is matched at once whatever it is
+# Allowed values of init_lora_weights: others (pissa, olora, loftq, ...) change the base's weights.
+INITIALISATIONS = (True, False, "gaussian", "orthogonal")
+MAX_PATTERN = 60  # characters; no pattern this short takes long to match
 
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """`factors` as `initialisation.initial_factors` has them, `scaling` by layer, and the spec that gives the same."""
+    """An adapter read from PEFT's format.
 
-    factors: dict[str, torch.Tensor]
+    `factors` are those of `initialisation.initial_factors`, `scaling` is by layer, and `spec` is the equivalent spec.
+    """
+
+    factors: Factors
     scaling: dict[str, float]
     spec: AdapterSpec
 
@@ -62,14 +66,14 @@ class PeftAdapter:
 def peft_files(
     factors: Mapping[str, torch.Tensor], scaling: Mapping[str, float], layers: Sequence[LayerShape], dropout: float
 ) -> dict[str, bytes]:
-    """The files of the folder, by name, for low-rank factors with or without magnitudes.
+    """Encode low-rank factors, with or without magnitudes, as the files of an adapter folder, by name.
 
-    Whatever the method, the adapter is written as plain LoRA, with the alpha that gives each layer its scaling.
+    The files describe plain LoRA (or DoRA) for every method, with the alpha that gives each layer its scaling.
     """
     adapted = [layer for layer in layers if f"{layer.name}.A" in factors]
     ranks = {layer.name: len(factors[f"{layer.name}.A"]) for layer in adapted}
-    rank, rank_pattern = _usual_and_others(ranks)
-    alpha, alpha_pattern = _usual_and_others({name: scaling[name] * ranks[name] for name in ranks})
+    rank, rank_pattern = _split_pattern(ranks)
+    alpha, alpha_pattern = _split_pattern({name: scaling[name] * ranks[name] for name in ranks})
     config = {
         "peft_type": "LORA",
         "task_type": None,
@@ -97,23 +101,23 @@ def peft_files(
 
 
 def read_folder(folder: Path, layers: Sequence[LayerShape]) -> PeftAdapter:
-    """The adapter in a folder that PEFT wrote, for a model of these layers.
+    """Read an adapter folder that PEFT wrote, for a model with these layers.
 
-    Raises ValueError, of one line that names file and key, for whatever isn't LoRA, rsLoRA or DoRA on these layers.
+    Raises ValueError, in one line that names file and key, for anything but LoRA, rsLoRA or DoRA on these layers.
     """
     file = folder / ADAPTER_CONFIG
     config = _read_config(file)
     named = {layer.name: layer for layer in layers}
     targets = _targets(file, config["target_modules"], list(named))
-    ranks = {name: _own(file, config, "r", "rank_pattern", name) for name in targets}
-    alphas = {name: float(_own(file, config, "lora_alpha", "alpha_pattern", name)) for name in targets}
+    ranks = {name: _rank_or_alpha(file, config, "r", "rank_pattern", name) for name in targets}
+    alphas = {name: float(_rank_or_alpha(file, config, "lora_alpha", "alpha_pattern", name)) for name in targets}
     dora, rslora = config["use_dora"], config["use_rslora"]
-    if dora and rslora:  # here DoRA is scaled by alpha / r
+    if dora and rslora:  # this project scales DoRA by alpha / r
         alphas = {name: alpha * ranks[name] ** 0.5 for name, alpha in alphas.items()}
     shapes = {name: _shapes(named[name], ranks[name]) for name in targets}
     factors = _read_factors(folder / ADAPTER_MODEL, shapes, ("A", "B", "magnitude") if dora else ("A", "B"))
-    rank, rank_pattern = _usual_and_others(ranks)
-    alpha, alpha_pattern = _usual_and_others(alphas)
+    rank, rank_pattern = _split_pattern(ranks)
+    alpha, alpha_pattern = _split_pattern(alphas)
     spec = AdapterSpec(
         method="dora" if dora else "rslora" if rslora else "lora",
         rank=rank,
@@ -127,7 +131,7 @@ def read_folder(folder: Path, layers: Sequence[LayerShape]) -> PeftAdapter:
 
 
 def _shapes(layer: LayerShape, rank: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each part in PEFT's file: those of a convolution are kernels."""
+    """Return the shape of each part in PEFT's file, which stores parts of a convolution as kernels."""
     if layer.convolution is None:
         return {"A": (rank, layer.inputs), "B": (layer.outputs, rank), "magnitude": (layer.outputs,)}
     channels, kernel = layer.convolution.channels, layer.convolution.kernel
@@ -138,24 +142,24 @@ def _shapes(layer: LayerShape, rank: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _usual_and_others(by_layer: Mapping[str, T]) -> tuple[T, dict[str, T]]:
-    """The value that most layers have, and by name those of layers that have another."""
+def _split_pattern(by_layer: Mapping[str, T]) -> tuple[T, dict[str, T]]:
+    """Return the most frequent value, and the other values by layer."""
     values = list(by_layer.values())
-    usual = max(values, key=values.count)
-    return usual, {name: own for name, own in by_layer.items() if own != usual}
+    most_frequent = max(values, key=values.count)
+    return most_frequent, {name: value for name, value in by_layer.items() if value != most_frequent}
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    """The config with PEFT's defaults, each option known and of its type."""
+    """Read the config, check each option, and add PEFT's defaults."""
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: can't be read ({_line(error)})") from error
     if not isinstance(given, dict):
-        raise ValueError(f"{file}: must hold the options of an adapter")
+        raise ValueError(f"{file}: must be a JSON object with the options of an adapter")
     for name in sorted(set(given) - set(OPTIONS) - WITHOUT_EFFECT):
         if not _is_off(given[name]):
-            raise ValueError(f"{file}: {name}={_shown(given[name])}: is not supported here, must be off")
+            raise ValueError(f"{file}: {name}={_shown(given[name])}: is not supported; turn it off")
     config = OPTIONS | given
     checks: dict[str, tuple[bool, str]] = {
         "peft_type": (config["peft_type"] == "LORA", "LORA"),
@@ -163,7 +167,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         "use_rslora": (isinstance(config["use_rslora"], bool), "true or false"),
         "use_dora": (isinstance(config["use_dora"], bool), "true or false"),
         "init_lora_weights": (
-            config["init_lora_weights"] in STARTS and not is_number(config["init_lora_weights"]),
+            config["init_lora_weights"] in INITIALISATIONS and not is_number(config["init_lora_weights"]),
             "true, false, gaussian or orthogonal; others change the base's weights",
         ),
         "rank_pattern": (isinstance(config["rank_pattern"], dict), "a mapping of layers or patterns to ranks"),
@@ -180,28 +184,28 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _targets(file: Path, given: Any, names: list[str]) -> list[str]:
-    """The layers that are adapted, in the order of the model."""
+    """List the adapted layers in the order of the model."""
     if isinstance(given, str):
         found = [name for name in names if _matches(file, "target_modules", given, name)]
         if not found:
-            raise ValueError(f"{file}: target_modules={_shown(given)}: matches no layer; there are {', '.join(names)}")
+            raise ValueError(f"{file}: target_modules={_shown(given)}: matches no layer of {', '.join(names)}")
         return found
     if not isinstance(given, list) or not given:
         raise ValueError(f"{file}: target_modules={_shown(given)}: must be a list of layers, or a pattern")
     for name in given:
         if name not in names:
             raise ValueError(
-                f"{file}: target_modules={_shown(name)}: the model has no such layer; there are {', '.join(names)}"
+                f"{file}: target_modules={_shown(name)}: the model has no such layer; its layers are {', '.join(names)}"
             )
     return [name for name in names if name in given]
 
 
-def _own(file: Path, config: Mapping[str, Any], key: str, patterns: str, layer: str) -> Any:
-    """The rank or alpha of a layer: that of the first pattern that matches, as PEFT has it."""
+def _rank_or_alpha(file: Path, config: Mapping[str, Any], key: str, patterns: str, layer: str) -> Any:
+    """Return the rank or alpha of a layer: that of the first pattern that matches, as in PEFT."""
     name, value = key, config[key]
-    for pattern, own in config[patterns].items():
+    for pattern, pattern_value in config[patterns].items():
         if _matches(file, patterns, rf"(?:.*\.)?(?:{pattern})", layer):
-            name, value = f"{patterns}.{pattern}", own
+            name, value = f"{patterns}.{pattern}", pattern_value
             break
     if key == "r" and not (is_int(value) and value >= 1):
         raise ValueError(f"{file}: {name}={_shown(value)}: must be an integer of at least 1")
@@ -212,17 +216,15 @@ def _own(file: Path, config: Mapping[str, Any], key: str, patterns: str, layer: 
 
 def _matches(file: Path, key: str, pattern: str, layer: str) -> bool:
     try:
-        if len(pattern) > PATTERN_LIMIT:
-            raise ValueError(f"is longer than {PATTERN_LIMIT} characters")
+        if len(pattern) > MAX_PATTERN:
+            raise ValueError(f"is longer than {MAX_PATTERN} characters")
         return re.fullmatch(pattern, layer) is not None
     except (re.error, ValueError, RecursionError, OverflowError) as error:
-        raise ValueError(f"{file}: {key}: {_shown(pattern)} can't be used as a pattern ({_line(error)})") from error
+        raise ValueError(f"{file}: {key}: {_shown(pattern)} is not a valid pattern ({_line(error)})") from error
 
 
-def _read_factors(
-    file: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], parts: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    """Exactly the expected tensors, as matrices: A [r, I], B [O, r], magnitude [O]."""
+def _read_factors(file: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], parts: Sequence[str]) -> Factors:
+    """Read exactly the expected tensors, as matrices: A [r, I], B [O, r], magnitude [O]."""
     expected = {
         f"{PREFIX}{layer}.{PARTS[part]}": (f"{layer}.{part}", own[part])
         for layer, own in shapes.items()

@@ -1,4 +1,4 @@
-"""One adapter before it is trained: what its method does to each layer, and how many parameters that takes.
+"""The plan of one adapter: what its method does to each layer, and how many parameters that trains.
 
 Shapes: I inputs and O outputs of a layer, r rank.
 """
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What is done to one layer: `rank` rows of the factors are trained and `kept` follow that are not."""
+    """The update of one layer. Its factors have `rank` trained rows, then `kept` frozen rows."""
 
     update: str = "none"
     rank: int = 0
@@ -32,19 +32,19 @@ class LayerPlan:
 
     @property
     def padded(self) -> int:
-        """Rows of the factors, zeros included."""
+        """Rows of the factors, including padding."""
         return -(-(self.rank + self.kept) // RANK_MULTIPLE) * RANK_MULTIPLE
 
     def parameters(self, outputs: int, inputs: int) -> int:
-        """Trained parameters of a layer with weight [O, I] and bias [O]."""
+        """Count the trained parameters of a layer with weight [O, I] and bias [O]."""
         return 0 if self.update == "none" else UPDATES[self.update].parameters(self.rank, outputs, inputs)
 
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """What is done to every layer, and how the factors start and learn.
+    """The updates of all layers, and how the factors start and learn.
 
-    `start` is an initialisation or "principal"; `faster` (a part, a ratio) learns at a rate of its own.
+    `start` is an initialisation or "principal". `faster` names a part and the ratio of its learning rate to the job's.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -56,25 +56,25 @@ class AdapterPlan:
 
     @property
     def shape(self) -> tuple[tuple[str, int], ...]:
-        """Jobs of equal shape are stacked: update and padded rank per layer, and whether there is dropout."""
+        """Update and padded rank per layer, and whether there is dropout. Jobs of equal shape can be stacked."""
         per_layer = tuple((layer.update, layer.padded) for layer in self.layers)
         return (*per_layer, ("dropout", int(self.dropout > 0)))
 
     @property
     def owns_weights(self) -> bool:
-        """Whether the job has weights of its own below the last layer, so that nothing can be shared with others."""
+        """Whether the job trains weights below the last layer, so that it shares no frozen product with other jobs."""
         return any(layer.update == "dense" for layer in self.layers[:-1])
 
     def rate_ratio(self, part: str) -> float:
-        """By how much the learning rate of a part (A, B, ...) differs from the job's."""
+        """Return the ratio of the learning rate of a part (A, B, ...) to the job's."""
         return self.faster[1] if self.faster is not None and self.faster[0] == part else 1.0
 
 
 def adapter_plan(spec: AdapterSpec, layers: Sequence[LayerShape], seed: int) -> AdapterPlan:
     """Apply the patterns of `spec` to the layers of a model.
 
-    A rank above the smaller side of a layer's weight is allowed, with a warning. Raises LoraExpError when a pattern
-    matches no layer.
+    Logs a warning for a rank above the smaller side of a layer's weight. Raises LoraExpError when a pattern matches no
+    layer.
     """
     names = [layer.name for layer in layers]
     for key, patterns in (
@@ -84,7 +84,7 @@ def adapter_plan(spec: AdapterSpec, layers: Sequence[LayerShape], seed: int) -> 
     ):
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
-                raise LoraExpError(f"adapter.{key}={pattern}: matches no layer; there are {', '.join(names)}")
+                raise LoraExpError(f"adapter.{key}={pattern}: matches no layer; the layers are {', '.join(names)}")
     method = METHODS[spec.method]
     return AdapterPlan(
         tuple(_layer_plan(spec, layer, layer is layers[-1]) for layer in layers),
@@ -111,12 +111,12 @@ def _layer_plan(spec: AdapterSpec, layer: LayerShape, is_last: bool) -> LayerPla
     scaling, side = spec.scaling_at(rank, alpha), min(layer.outputs, layer.inputs)
     if rank > side:
         _warn_of_rank(spec.method, rank, layer.name, side)
-        # There are no more singular triples than that.
+        # A weight has no more singular triples than that.
         rank = side if method.principal else rank
     return LayerPlan(method.update, rank, rank if method.principal else 0, scaling)
 
 
-@functools.cache  # once a process for each layer and rank, not once a job
+@functools.cache  # warns once per process for each layer and rank, not once per job
 def _warn_of_rank(method: str, rank: int, layer: str, side: int) -> None:
-    what = f"{method} takes {side}" if METHODS[method].principal else "a higher one adds parameters but no freedom"
+    what = f"{method} uses {side}" if METHODS[method].principal else "more adds parameters but no expressiveness"
     log.warning("adapter.rank=%d is above the smaller side of %s (%d): %s", rank, layer, side, what)

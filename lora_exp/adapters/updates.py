@@ -1,15 +1,16 @@
-"""How a layer is changed for n stacked jobs: outputs and gradients by hand, in place.
+"""The kinds of change to a layer, for n stacked jobs: outputs and gradients, written by hand and in place.
 
-By hand, because at this size memory, not arithmetic, sets the pace of everything but the frozen product: plain autograd
-was a tenth slower (docs/performance.md). Each update is a small final class; these three make a step:
+At this size memory traffic limits everything but the frozen product, and plain autograd was 10 % slower
+(docs/performance.md). Each update is a small final class. Three methods make up a training step:
 
-- `forward` finds the frozen product plus bias in `outputs`, turns it into the adapted layer's output, and returns what
-  the gradients need;
-- `gradients` gives the gradient of every trained part, and leaves in `grad` what reaches the frozen product;
-- `into_hidden` finds in `grad_hidden` what came through the frozen product and adds what came past it.
+- `forward` gets the frozen product plus bias in `outputs`, turns it into the adapted layer's output in place, and
+  returns the tensors that `gradients` needs;
+- `gradients` returns the gradient of every trained part, and leaves in `grad` the gradient of the frozen product;
+- `input_gradient` gets in `grad_hidden` the input's gradient through the frozen product, and adds the gradient through
+  the parts.
 
-Shapes: n jobs, B rows of a batch, I inputs and O outputs of the layer, R padded rank. A is [n, R, I]; B is kept
-transposed, [n, R, O], so that the real rows of both factors come first.
+Shapes: n jobs, B rows of a batch, I inputs and O outputs of the layer, R padded rank, r rank. A is [n, R, I]. B is
+stored transposed, [n, R, O], so that the unpadded rows of both factors come first.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ Parts = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """One layer of one group of stacked jobs: the frozen layer, the trained parts, and what else a step needs.
+class AdaptedLayer:
+    """One layer of a group of stacked jobs: the frozen layer, the trained parts, and what else a step needs.
 
-    `scaling` is [n, 1, 1]; `mask` (None without dropout) multiplies what goes into A: [n, B, I]; `buffers` are as the
-    parts, memory for gradients that are too large to be made anew in each step.
+    `scaling` is [n, 1, 1]. `mask` [n, B, I] multiplies the input of A; None without dropout. `buffers` are memory, by
+    name of the part, for gradients that are too large to allocate in each step.
     """
 
     weight: torch.Tensor
@@ -46,35 +47,37 @@ class Adapted:
 
 
 class Update(Protocol):
-    """See the top of this file; `parts` names the trained tensors in the order of their gradients."""
+    """One kind of change; see the top of this file."""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Such as A and B."""
+        """Names of the trained tensors (A, B, ...), in the order of their gradients."""
         ...
 
     def parameters(self, rank: int, outputs: int, inputs: int) -> int:
-        """Trained parameters of one layer of one job."""
+        """Count the trained parameters of one layer of one job."""
         ...
 
-    def start(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The parts other than A and B as they start, for one job; A and B are those of `initialisation.py`."""
+    def initial_parts(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the initial parts of one job, except A and B, which `initialisation.py` makes."""
         ...
 
     def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
-        """Weight [O, I] and bias [O] with one job's update made part of them; its A is [r, I], its B [O, r]."""
+        """Return weight [O, I] and bias [O] with one job's update merged into them; its A is [r, I], its B [O, r]."""
         ...
 
-    def forward(self, layer: Adapted, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
-        """hidden [n, B, I]; outputs [n, B, O], changed in place."""
+    def forward(self, layer: AdaptedLayer, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
+        """Change outputs [n, B, O] of hidden [n, B, I] in place; return what `gradients` needs."""
         ...
 
-    def gradients(self, layer: Adapted, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
-        """The parts' gradients, and what `into_hidden` takes up; grad [n, B, O] may be changed in place."""
+    def gradients(self, layer: AdaptedLayer, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
+        """Return the parts' gradients and what `input_gradient` needs; may change grad [n, B, O] in place."""
         ...
 
-    def into_hidden(self, layer: Adapted, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor) -> None:
-        """grad_hidden [n, B, I], changed in place."""
+    def input_gradient(
+        self, layer: AdaptedLayer, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor
+    ) -> None:
+        """Add to grad_hidden [n, B, I] in place."""
 
 
 class LowRank:
@@ -86,29 +89,31 @@ class LowRank:
         """A and B."""
         return rank * (outputs + inputs)
 
-    def start(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Nothing besides A and B."""
+    def initial_parts(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+        """No part besides A and B."""
         return {}
 
     def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
         """W + scaling B A."""
         return weight + scaling * (parts["B"] @ parts["A"]), bias
 
-    def forward(self, layer: Adapted, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
+    def forward(self, layer: AdaptedLayer, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
         """outputs + scaling (hidden A') B'."""
-        shown = hidden if layer.mask is None else hidden * layer.mask
-        inner = torch.bmm(shown, layer.parts["A"].transpose(1, 2)).mul_(layer.scaling)
+        dropped = hidden if layer.mask is None else hidden * layer.mask
+        inner = torch.bmm(dropped, layer.parts["A"].transpose(1, 2)).mul_(layer.scaling)
         torch.baddbmm(outputs, inner, layer.parts["B"], out=outputs)
-        return inner, shown
+        return inner, dropped
 
-    def gradients(self, layer: Adapted, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
-        """Of A and B."""
-        inner, shown = saved
+    def gradients(self, layer: AdaptedLayer, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
+        """Those of A and B."""
+        inner, dropped = saved
         grad_inner = torch.bmm(grad, layer.parts["B"].transpose(1, 2)).mul_(layer.scaling)
-        return (torch.bmm(grad_inner.transpose(1, 2), shown), torch.bmm(inner.transpose(1, 2), grad)), (grad_inner,)
+        return (torch.bmm(grad_inner.transpose(1, 2), dropped), torch.bmm(inner.transpose(1, 2), grad)), (grad_inner,)
 
-    def into_hidden(self, layer: Adapted, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor) -> None:
-        """Adds what came through A, and through the dropout before it."""
+    def input_gradient(
+        self, layer: AdaptedLayer, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor
+    ) -> None:
+        """Add the gradient through A and the dropout before it."""
         (grad_inner,) = carried
         if layer.mask is None:
             torch.baddbmm(grad_hidden, grad_inner, layer.parts["A"], out=grad_hidden)
@@ -122,18 +127,18 @@ LOW_RANK = LowRank()
 class Dora:
     """m V / |V| with V = W + scaling B A and |V| the norm of each output's row (Liu et al. 2024, equation 5).
 
-    |V| counts as a constant in the gradient (section 4.3). It is found without forming V of every job:
+    |V| is a constant in the gradient (section 4.3). It is computed without forming V for every job:
     |w + s b A|^2 = |w|^2 + 2 s b (A w') + s^2 b (A A') b'.
     """
 
     parts = ("A", "B", "magnitude")
 
     def parameters(self, rank: int, outputs: int, inputs: int) -> int:
-        """A, B and one magnitude an output."""
+        """A, B and one magnitude per output."""
         return rank * (outputs + inputs) + outputs
 
-    def start(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The norm of each output's row."""
+    def initial_parts(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The norm of each row of the weight."""
         return {"magnitude": _row_squares(weight).sqrt()}
 
     def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
@@ -141,8 +146,8 @@ class Dora:
         direction, _ = LOW_RANK.merged(weight, bias, parts, scaling)
         return direction * (parts["magnitude"] / direction.norm(dim=1))[:, None], bias
 
-    def forward(self, layer: Adapted, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
-        """The low-rank update, then each output times m / |V|; the bias stays as it is."""
+    def forward(self, layer: AdaptedLayer, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
+        """Apply the low-rank update, then multiply each output without its bias by m / |V|."""
         a, b = layer.parts["A"], layer.parts["B"]
         cross = (b * rowwise_product(a, layer.weight.t())).sum(1)
         square = (b * torch.bmm(torch.bmm(a, a.transpose(1, 2)), b)).sum(1)
@@ -154,17 +159,19 @@ class Dora:
         outputs.addcmul_(ratio - 1, without_bias)
         return *low_rank, without_bias, ratio, norm
 
-    def gradients(self, layer: Adapted, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
-        """Of A, B and the magnitude."""
-        inner, shown, without_bias, ratio, norm = saved
+    def gradients(self, layer: AdaptedLayer, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
+        """Those of A, B and the magnitude."""
+        inner, dropped, without_bias, ratio, norm = saved
         grad_magnitude = (grad * without_bias).sum(1) / norm
         grad *= ratio
-        grads, carried = LOW_RANK.gradients(layer, hidden, grad, (inner, shown))
+        grads, carried = LOW_RANK.gradients(layer, hidden, grad, (inner, dropped))
         return (*grads, grad_magnitude), carried
 
-    def into_hidden(self, layer: Adapted, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor) -> None:
-        """As the low-rank update."""
-        LOW_RANK.into_hidden(layer, grad, carried, grad_hidden)
+    def input_gradient(
+        self, layer: AdaptedLayer, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor
+    ) -> None:
+        """The same as for the low-rank update."""
+        LOW_RANK.input_gradient(layer, grad, carried, grad_hidden)
 
 
 class Bias:
@@ -173,69 +180,73 @@ class Bias:
     parts = ("bias",)
 
     def parameters(self, rank: int, outputs: int, inputs: int) -> int:
-        """One an output."""
+        """One per output."""
         return outputs
 
-    def start(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The base's."""
+    def initial_parts(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Those of the base."""
         return {"bias": bias.clone()}
 
     def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
         """The job's own bias."""
         return weight, parts["bias"]
 
-    def forward(self, layer: Adapted, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
-        """Exactly the base's outputs as long as the bias is the base's."""
+    def forward(self, layer: AdaptedLayer, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
+        """Add the difference between the two biases: exactly zero before training."""
         outputs += (layer.parts["bias"] - layer.bias)[:, None]
         return ()
 
-    def gradients(self, layer: Adapted, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
-        """Of the bias."""
+    def gradients(self, layer: AdaptedLayer, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
+        """That of the bias."""
         return (grad.sum(1),), ()
 
-    def into_hidden(self, layer: Adapted, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor) -> None:
-        """Nothing goes past the frozen product."""
+    def input_gradient(
+        self, layer: AdaptedLayer, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor
+    ) -> None:
+        """Nothing to add: the whole gradient goes through the frozen product."""
 
 
 class Dense:
-    """Weight and bias of the layer are the job's own; nothing is shared, so its products are made job by job."""
+    """Weight and bias are trained. Jobs share no product, so each job has products of its own."""
 
     parts = ("weight", "bias")
 
     def parameters(self, rank: int, outputs: int, inputs: int) -> int:
-        """All of the layer's."""
+        """All weights and biases."""
         return outputs * inputs + outputs
 
-    def start(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The base's."""
+    def initial_parts(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Those of the base."""
         return {"weight": weight.clone(), "bias": bias.clone()}
 
     def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
         """The job's own weight and bias."""
         return parts["weight"], parts["bias"]
 
-    def forward(self, layer: Adapted, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
-        """Takes the place of whatever the frozen layer gave."""
+    def forward(self, layer: AdaptedLayer, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
+        """Overwrite the outputs of the frozen layer."""
         for own, rows, weight, bias in zip(outputs, hidden, *layer.parts.values(), strict=True):
             torch.addmm(bias, rows, weight.t(), out=own)
         return ()
 
-    def gradients(self, layer: Adapted, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
-        """Of weight and bias, in memory that every step uses again."""
+    def gradients(self, layer: AdaptedLayer, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
+        """Those of weight and bias, in memory that all steps share."""
         for own, rows, into in zip(grad, hidden, layer.buffers["weight"], strict=True):
             torch.mm(own.t(), rows, out=into)
         return (layer.buffers["weight"], grad.sum(1)), ()
 
-    def into_hidden(self, layer: Adapted, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor) -> None:
-        """Takes the place of what came through the frozen layer."""
+    def input_gradient(
+        self, layer: AdaptedLayer, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor
+    ) -> None:
+        """Overwrite the gradient through the frozen layer."""
         for own, weight, into in zip(grad, layer.parts["weight"], grad_hidden, strict=True):
             torch.mm(own, weight, out=into)
 
 
 UPDATES: dict[str, Update] = {"low_rank": LOW_RANK, "dora": Dora(), "bias": Bias(), "dense": Dense()}
-TINY = 1e-20  # of the square of a norm
+TINY = 1e-20  # smallest square of a norm
 
 
-@functools.lru_cache(maxsize=16)  # by identity of the weight
+@functools.lru_cache(maxsize=16)  # keyed by the identity of the weight
 def _row_squares(weight: torch.Tensor) -> torch.Tensor:
     return weight.square().sum(1)

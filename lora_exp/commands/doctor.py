@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
-import lzma
 import os
 import platform
 import shutil
@@ -21,7 +19,7 @@ from lora_exp.config.compose import composed, config_folder, read, without_hydra
 from lora_exp.config.settings import Settings, torch_device
 from lora_exp.config.spec import DATA_SETS
 from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.data import EMBEDDED, MNIST_SHA256
+from lora_exp.model.data import MNIST_SHA256, damaged_embedded_files, damaged_unpacked_files, read_prepared
 from lora_exp.storage.leases import alive_and_abandoned
 from lora_exp.storage.provenance import processor
 from lora_exp.storage.pruning import GIB, USERS, damage, entries
@@ -152,41 +150,23 @@ def _has(library: str) -> bool:
 
 
 def _embedded() -> Iterator[Finding]:
-    for name, expected in MNIST_SHA256.items():
-        path = EMBEDDED / f"{name}.xz"
-        if hashlib.sha256(lzma.decompress(path.read_bytes())).hexdigest() != expected:
-            yield Finding(f"{path} is not the published file; install lora-exp again", well=False)
-            return
-    yield Finding(f"the {len(MNIST_SHA256)} files in the package are the published ones")
+    damaged = damaged_embedded_files()
+    for path in damaged:
+        yield Finding(f"{path} is not the published file; install lora-exp again", well=False)
+    if not damaged:
+        yield Finding(f"the {len(MNIST_SHA256)} files in the package are the published ones")
 
 
 def _data_sets(root: Path) -> Iterator[Finding]:
     """Prepared data sets against the hash that they carry, and the unpacked files of MNIST."""
-    for name, expected in MNIST_SHA256.items():
-        path = root / "MNIST" / "raw" / name
-        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            yield Finding(f"{path} is damaged; delete it and it is unpacked anew", well=False)
+    for path in damaged_unpacked_files(root):
+        yield Finding(f"{path} is damaged; delete it and it is unpacked anew", well=False)
     prepared = [path for name in DATA_SETS if (path := root / f"{name}.safetensors").exists()]
     for path in prepared:
-        whole = _is_whole(path)
+        whole = read_prepared(path) is not None
         yield Finding(f"{path}: {'whole' if whole else 'is damaged; the next run makes it anew'}", whole)
     if not prepared:
         yield Finding(f"{root}: no data set prepared yet; the first run does that")
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a prepared file has the content that `data.py` gave it."""
-    from safetensors import SafetensorError, safe_open
-
-    total = hashlib.sha256()
-    try:
-        with safe_open(path, framework="numpy") as file:
-            for name in sorted(file.keys()):
-                total.update(name.encode())
-                total.update(file.get_tensor(name).tobytes())
-            return bool((file.metadata() or {}).get("sha256") == total.hexdigest())
-    except SafetensorError:
-        return False
 
 
 def _store(store: Store, full: bool) -> Iterator[Finding]:

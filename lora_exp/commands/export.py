@@ -10,13 +10,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from lora_exp.adapters.adapted import AdaptedClassifier
-from lora_exp.adapters.adapter_file import METADATA
+from lora_exp.adapters.adapted import METADATA, AdaptedClassifier
 from lora_exp.adapters.peft import ADAPTER_CONFIG, peft_files
 from lora_exp.config.methods import METHODS
 from lora_exp.errors import LoraExpError
-from lora_exp.model.base import BaseModel
-from lora_exp.model.torch_module import plain_module
+from lora_exp.model.base import BaseModel, plain_module
 from lora_exp.storage.result import ADAPTER, RunResult
 from lora_exp.storage.run_folder import load_base, read_run
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any
 
-CLASSES = 10
-
 
 def is_int(value: Any) -> bool:
     """A whole number; true and false are none."""
@@ -31,16 +29,6 @@ def is_text(value: Any) -> bool:
 def is_name(value: Any) -> bool:
     """Text that names a file or folder in another folder, wherever that is."""
     return is_text(value) and not {"/", "\\"} & set(value) and value not in (".", "..") and len(value.encode()) <= 200
-
-
-def is_digits(value: Any) -> bool:
-    """One digit, or one to nine different ones."""
-    digits = value if isinstance(value, list | tuple) else (value,)
-    return (
-        0 < len(digits) < CLASSES
-        and all(is_int(digit) and 0 <= digit < CLASSES for digit in digits)
-        and len(set(digits)) == len(digits)
-    )
 
 
 def is_pattern(value: Any, check: Callable[[Any], bool]) -> bool:

@@ -1,7 +1,7 @@
-"""The methods of fine-tuning that a run may choose, by name: what `adapter.method` may hold.
+"""The methods of fine-tuning by name: the values that `adapter.method` may have.
 
-A method says how it changes a layer (an update of `updates.py`), how its factors start, how they are scaled and how
-fast they learn. To add one, add an entry here and a file `conf/adapter/NAME.yaml` (docs/methods.md).
+A method defines how a layer changes (an update of `adapters/updates.py`) and how its factors start, scale and learn. To
+add a method, add an entry here and a file `conf/adapter/NAME.yaml` (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Keys of the config group `adapter`. A method ignores those that it does not use: they are set to their defaults, so
-# that a grid of methods and ranks holds full fine-tuning once, not once a rank.
+# Keys of the config group `adapter`. A key that a method does not use is set to its default, so that a grid of methods
+# and ranks contains full fine-tuning once, not once per rank.
 LOW_RANK = ("rank", "alpha", "rank_pattern", "alpha_pattern", "layers", "init", "init_std", "dropout")
 
 
@@ -18,9 +18,9 @@ LOW_RANK = ("rank", "alpha", "rank_pattern", "alpha_pattern", "layers", "init", 
 class Method:
     """One method of fine-tuning.
 
-    `update` names the change of a layer; `keys` the config keys it uses; `scaling` is the factor of the low-rank
-    product by alpha and rank; `principal` starts A and B as the layer's largest singular triples; `faster` names
-    the part of the adapter whose learning rate is `learning_rate_ratio` times that of the others.
+    `update` names the update of a layer, `keys` the config keys that the method uses. `scaling` computes the factor of
+    the low-rank product from alpha and rank. `principal` starts A and B at the layer's largest singular triples.
+    `faster` names the part whose learning rate is `learning_rate_ratio` times that of the other parts.
     """
 
     update: str
@@ -40,7 +40,8 @@ METHODS: dict[str, Method] = {
         scaling=lambda alpha, rank: alpha / rank**0.5,
     ),
     "dora": Method("dora", "Liu et al. 2024, equations 5 and 11, arXiv:2402.09353"),
-    # The negative half of its factors is frozen, so dropout would not leave the base what it is.
+    # Half of the factors are frozen and negative. With dropout they would not cancel the other half, so the base would
+    # change.
     "pissa": Method(
         "low_rank",
         "Meng et al. 2024, equations 2 to 5, arXiv:2404.02948",

@@ -14,7 +14,6 @@ from lora_exp.config.spec import checked
 from lora_exp.errors import LoraExpError
 from lora_exp.report.claims.catalogue import CLAIMS
 from lora_exp.storage.objectives import ERRORS, OBJECTIVES
-from lora_exp.training.halving import Halving
 
 if TYPE_CHECKING:
     import torch
@@ -165,7 +164,7 @@ class Settings:
         store = Store(Path(self.store.folder).absolute())
         store.prepare()
         root, how = Path(self.data.root).absolute(), self.halving
-        halving = None if how.eta is None else Halving(how.eta, how.first, how.objective)
+        halving = None if how.eta is None else how
         return Laboratory(store, root, device, self._threads(device), self._memory(device), self.crew(device), halving)
 
     def crew(self, device: torch.device) -> Crew | None:

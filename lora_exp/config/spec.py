@@ -13,14 +13,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lora_exp.config.fields import allow, flag, integer, is_alpha, is_digits, is_int, is_number, is_pattern, positive
+from lora_exp.config.fields import allow, flag, integer, is_alpha, is_int, is_number, is_pattern, positive
 from lora_exp.config.methods import METHODS
 from lora_exp.errors import LoraExpError
 
 T = TypeVar("T")
 
+# What all four data sets have in common: grey images of SIDE x SIDE pixels in CLASSES classes.
+CLASSES, SIDE = 10, 28
+TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
+# Mean and standard deviation of the MNIST training pixels. All data sets are normalised with them, so that a base
+# trained on one can be evaluated on another.
+MEAN, STD = 0.1307, 0.3081
 DATA_SETS = ("mnist", "fashion_mnist", "kmnist", "qmnist")
 INITIALISATIONS = ("gaussian", "kaiming", "orthogonal")
+
+
+def is_digits(value: Any) -> bool:
+    """Whether `value` is one digit, or a list of one to nine different digits."""
+    digits = value if isinstance(value, list | tuple) else (value,)
+    return (
+        0 < len(digits) < CLASSES
+        and all(is_int(digit) and 0 <= digit < CLASSES for digit in digits)
+        and len(set(digits)) == len(digits)
+    )
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from lora_exp.executors.remote import Files, PackTask, Progress
 from lora_exp.storage.store import Store
 from lora_exp.training.base import read_base
 from lora_exp.training.laboratory import Laboratory
-from lora_exp.training.pack import Bench
-from lora_exp.training.workload import Workload
+from lora_exp.training.pack import PackTrainer, plan_jobs
 
 # What `Laboratory.circumstances` lists.
 CIRCUMSTANCES = ("data", "code of lora_exp", "torch", "device", "MKL_CBWR")
@@ -67,10 +66,10 @@ def results(task: PackTask, base: Files, progress: Progress | None) -> Iterator[
     laboratory = Laboratory(Store(Path(task.store)), Path(task.data_root), device, threads=1, memory=0)
     _check_same(task.circumstances, laboratory.circumstances(specs[0]))
     data = laboratory.data(specs[0].data)
-    bench = Bench(specs, read_base(specs[0], data, base, device), Workload(specs, data))
-    facts = laboratory.facts(bench)
+    trainer = PackTrainer(read_base(specs[0], data, base, device), data, plan_jobs(specs, data))
+    facts = laboratory.facts(trainer)
     with numerics.on_threads(1):
-        for spec, files in laboratory.results(specs, bench, facts, progress):
+        for spec, files in laboratory.results(specs, trainer, facts, progress):
             yield laboratory.result_key(spec), files
 
 

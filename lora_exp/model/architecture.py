@@ -1,6 +1,7 @@
-"""The shape of a classifier, layer by layer: a convolution is a linear layer over patches of the image.
+"""The shape of a classifier, layer by layer. A convolution is a linear layer over patches of the image.
 
-Shapes: N images, I inputs and O outputs of a layer, L places of a convolution, C channels, S side of a square image.
+Shapes: P jobs, N images, I inputs and O outputs of a layer, L output positions of a convolution, C channels,
+S side of a square image, k side of a kernel.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_exp.config.fields import CLASSES
-from lora_exp.config.spec import ModelSpec
-from lora_exp.model.data import SIDE
+from lora_exp.config.spec import CLASSES, SIDE, ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -39,29 +38,30 @@ class Convolution:
         return (self.side - 1) // STRIDE + 1
 
     @property
-    def places(self) -> int:
-        """L: how many patches an image has, each of which gives one output a channel."""
+    def positions(self) -> int:
+        """L: output positions of an image, which is also its number of patches."""
         return self.side_out**2
 
     def patches(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [P, N, C*S*S] as rows [P, N*L, C*k*k] (im2col): the convolution is then a plain product."""
+        """Turn images [P, N, C*S*S] into rows [P, N*L, C*k*k] (im2col), so that the convolution is a matrix product."""
         from torch.nn import functional
 
         jobs, count = images.shape[:2]
         square = images.reshape(jobs * count, self.channels, self.side, self.side)
         columns = functional.unfold(square, self.kernel, padding=self.padding, stride=STRIDE)
-        # Of one image a job it would be a view, whose products take other kernels where the job is alone.
-        return columns.transpose(1, 2).reshape(jobs, count * self.places, -1).contiguous()
+        # With one image a job this would be a view, and products of a view use other kernels in a pack of one.
+        return columns.transpose(1, 2).reshape(jobs, count * self.positions, -1).contiguous()
 
     def image(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows [P, N*L, O] as images [P, N, O*S*S], channel by channel as torch has them."""
-        jobs, count, outputs = len(rows), rows.shape[1] // self.places, rows.shape[2]
-        return rows.view(jobs, count, self.places, outputs).transpose(2, 3).reshape(jobs, count, outputs * self.places)
+        """Turn rows [P, N*L, O] into images [P, N, O*L], channel by channel as in torch."""
+        jobs, outputs, positions = len(rows), rows.shape[2], self.positions
+        count = rows.shape[1] // positions
+        return rows.view(jobs, count, positions, outputs).transpose(2, 3).reshape(jobs, count, outputs * positions)
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer: its weight is a matrix [O, I]; that of a convolution is [O, C*k*k]."""
+    """One layer. Its weight is a matrix [O, I]; that of a convolution is [O, C*k*k]."""
 
     name: str
     outputs: int
@@ -69,9 +69,9 @@ class LayerShape:
     convolution: Convolution | None = None
 
     @property
-    def places(self) -> int:
-        """Rows of the layer's product that one image takes."""
-        return 1 if self.convolution is None else self.convolution.places
+    def positions(self) -> int:
+        """Rows of the layer's matrix product for one image."""
+        return 1 if self.convolution is None else self.convolution.positions
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
@@ -82,17 +82,17 @@ class LayerShape:
         return (self.outputs, self.convolution.channels, kernel, kernel)
 
     def rows(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the layer's matrix is multiplied with: [P, N*places, I] of activations [P, N, features]."""
+        """Turn activations [P, N, features] into the rows [P, N*L, I] of the layer's matrix product."""
         return hidden if self.convolution is None else self.convolution.patches(hidden)
 
     def activations(self, rows: torch.Tensor) -> torch.Tensor:
-        """Activations [P, N, features] of the layer's outputs [P, N*places, O]."""
+        """Turn the layer's outputs [P, N*L, O] into activations [P, N, features]."""
         return rows if self.convolution is None else self.convolution.image(rows)
 
 
 @functools.cache
 def layer_shapes(spec: ModelSpec) -> tuple[LayerShape, ...]:
-    """`conv1`, `conv2`, ..., then `linear1`, `linear2`, ..., from the image to the ten classes."""
+    """List the layers from the image to the ten classes: `conv1`, `conv2`, ..., then `linear1`, `linear2`, ..."""
     layers = []
     channels, side = 1, SIDE
     for number, outputs in enumerate(spec.channels, 1):

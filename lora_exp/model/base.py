@@ -1,4 +1,4 @@
-"""The classifiers and the training of the base.
+"""The base classifier: its weights, its training, and its form as an ordinary `torch.nn.Module`.
 
 Shapes: N images, I inputs of a layer, O its outputs, C classes.
 """
@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_exp.config.spec import BaseSpec, ModelSpec
-from lora_exp.model.architecture import LayerShape, layer_shapes
+from lora_exp.config.spec import SIDE, BaseSpec, ModelSpec
+from lora_exp.model.architecture import STRIDE, LayerShape, layer_shapes
 from lora_exp.model.data import Split
 from lora_exp.numerics import generator, on_threads
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 log = logging.getLogger(__name__)
+
+# Smaller bases train faster on one thread, where no thread waits for another.
+MIN_WEIGHTS_FOR_TWO_THREADS = 500_000
 
 
 @dataclass(frozen=True)
@@ -38,23 +43,27 @@ class Layer:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A trained classifier whose weights nobody changes any more."""
+    """A trained classifier with frozen weights."""
 
     layers: tuple[Layer, ...]
     rectify_logits: bool
 
     @property
     def parameters(self) -> int:
-        """How many weights and biases there are."""
+        """Number of weights and biases."""
         return sum(layer.weight.numel() + layer.bias.numel() for layer in self.layers)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Weights and biases by name (`linear1.weight`), as a state dict has them."""
+        """Weights and biases by name (`linear1.weight`), as in a state dict."""
         named = {}
         for layer in self.layers:
             named[f"{layer.name}.weight"] = layer.weight.view(layer.shape.torch_shape)
             named[f"{layer.name}.bias"] = layer.bias
         return named
+
+    def is_rectified(self, position: int) -> bool:
+        """Whether a ReLU follows layer `position`: every layer but the last, and the last if `rectify_logits`."""
+        return position < len(self.layers) - 1 or self.rectify_logits
 
     def sha256(self) -> str:
         """Hash of names, shapes and bytes of all weights and biases."""
@@ -66,7 +75,7 @@ class BaseModel:
 
 
 def assemble(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> BaseModel:
-    """The model of `spec` around given weights.
+    """Build the model of `spec` from given weights.
 
     Raises ValueError when a tensor is absent, has the wrong shape or type, or is not finite.
     """
@@ -86,7 +95,7 @@ def assemble(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> BaseModel:
 
 
 def initial_weights(spec: ModelSpec, seed: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Weights and biases uniform in +-1/sqrt(I), as `torch.nn.Linear` draws them, from a generator of their own."""
+    """Draw weights and biases uniformly from +-1/sqrt(I), like `torch.nn.Linear`, with a generator of their own."""
     import torch
 
     random = generator("base initialisation", seed)
@@ -99,12 +108,8 @@ def initial_weights(spec: ModelSpec, seed: int, device: torch.device) -> dict[st
     return tensors
 
 
-# A base of fewer weights trains faster on one thread: threads that wait for each other cost more than they share.
-WEIGHTS_FOR_TWO_THREADS = 500_000
-
-
 def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
-    """Train a base classifier on the images of `how.digits` (all where None) in `data`, and return it.
+    """Train a base classifier on the images of `how.digits` (None: all digits) in `data`.
 
     Raises FloatingPointError when the loss stops being finite.
     """
@@ -118,8 +123,8 @@ def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
         data = Split(data.images[chosen], data.labels[chosen])
     tensors = {k: v.requires_grad_() for k, v in initial_weights(spec, how.seed, data.images.device).items()}
     model = assemble(spec, tensors)
-    # Fixed, since the bits of narrow layers and small batches depend on it.
-    threads = 2 if model.parameters >= WEIGHTS_FOR_TWO_THREADS else 1
+    # The number of threads is fixed because the bits of narrow layers and small batches depend on it.
+    threads = 2 if model.parameters >= MIN_WEIGHTS_FOR_TWO_THREADS else 1
     optimizer = torch.optim.Adam(tensors.values(), lr=how.learning_rate, fused=True)
     order = generator("base order", how.seed)
     count = len(data.labels)
@@ -141,25 +146,46 @@ def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
 
 
 def plain_logits(model: BaseModel, images_NI: torch.Tensor) -> torch.Tensor:
-    """Logits [N, C] of the classifier without any adapter."""
+    """Compute the logits [N, C] of the base, without adapters."""
     from torch.nn import functional
 
     hidden = images_NI[None]
     for position, layer in enumerate(model.layers):
         rows = functional.linear(layer.shape.rows(hidden), layer.weight, layer.bias)
-        if is_rectified(model, position):
+        if model.is_rectified(position):
             rows = functional.relu(rows, inplace=True)
         hidden = layer.shape.activations(rows)
     return hidden[0]
 
 
-def is_rectified(model: BaseModel, position: int) -> bool:
-    """Whether a ReLU follows layer `position`: all but the last, and that too in the historical variant."""
-    return position < len(model.layers) - 1 or model.rectify_logits
+def plain_module(base: BaseModel) -> nn.Sequential:
+    """Return the base as a module with the same layer names and a copy of its weights; its state dict is `tensors()`.
+
+    The module takes normalised images [N, 784], or any shape [N, ...] with as many values, and returns logits [N, C].
+    """
+    from torch import nn
+
+    modules: OrderedDict[str, nn.Module] = OrderedDict(rows=nn.Flatten())
+    for position, layer in enumerate(base.layers):
+        shape, convolution = layer.shape, layer.shape.convolution
+        if convolution is None:
+            if position > 0 and base.layers[position - 1].shape.convolution is not None:
+                modules["flat"] = nn.Flatten()
+            modules[layer.name] = nn.Linear(shape.inputs, shape.outputs)
+        else:
+            if position == 0:
+                modules["square"] = nn.Unflatten(1, (convolution.channels, SIDE, SIDE))
+            kernel, padding = convolution.kernel, convolution.padding
+            modules[layer.name] = nn.Conv2d(convolution.channels, shape.outputs, kernel, STRIDE, padding)
+        if base.is_rectified(position):
+            modules[f"relu{position + 1}"] = nn.ReLU()
+    module = nn.Sequential(modules)
+    module.load_state_dict(base.tensors())
+    return module
 
 
 def layer_table(model: BaseModel, adapter_parameters: Sequence[int]) -> list[dict[str, object]]:
-    """One row a layer: name, weight shape, parameters of base and adapter, overhead in percent."""
+    """Return one row per layer: name, weight shape, parameters of base and adapter, overhead in percent."""
     rows = []
     for layer, added in zip(model.layers, adapter_parameters, strict=True):
         own = layer.weight.numel() + layer.bias.numel()

@@ -1,8 +1,8 @@
-"""Images and labels as tensors on the device, checked, split by class.
+"""Data sets as normalised tensors on the device.
 
-The first use of a data set reads its IDX files through torchvision and prepares one safetensors file;
-later starts read that file and import no torchvision. MNIST needs no network: its files ship with the
-package (`embedded/mnist`) and are unpacked into the data root.
+The first use of a data set reads its IDX files with torchvision and writes one safetensors file, the prepared file.
+Later runs read only that file and import no torchvision. MNIST needs no network: its files ship with the package
+(`embedded/mnist`) and are unpacked into the data root.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
-from lora_exp.config.fields import CLASSES
-from lora_exp.config.spec import DataSpec
+from lora_exp.config.spec import CLASSES, MEAN, SIDE, STD, TEST_IMAGES, TRAIN_IMAGES, DataSpec
 from lora_exp.errors import LoraExpError
 
 if TYPE_CHECKING:
@@ -29,10 +28,6 @@ MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-TRAIN_IMAGES, TEST_IMAGES, SIDE = 60_000, 10_000, 28
-# Mean and standard deviation of the MNIST training pixels; the usual constants, kept for all four data sets
-# so that a base of one can be shown images of another.
-MEAN, STD = 0.1307, 0.3081
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Split:
     labels: torch.Tensor
 
     def of_classes(self, digits: tuple[int, ...]) -> torch.Tensor:
-        """Indices [M] int64, on the CPU and ascending, of the images whose label is in `digits`."""
+        """Return the indices [M] of the images whose label is in `digits`: int64, ascending, on the CPU."""
         import torch
 
         wanted = torch.zeros(CLASSES, dtype=torch.bool)
@@ -53,7 +48,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """The three splits of a data set, and the SHA-256 of the whole of it."""
+    """The splits of a data set, and the SHA-256 of the whole set."""
 
     train: Split
     validation: Split | None
@@ -62,14 +57,14 @@ class ImageData:
 
 
 def load(spec: DataSpec, root: Path, device: torch.device) -> ImageData:
-    """Read data set `spec.name` from `root`, preparing it on first use.
+    """Read data set `spec.name` from `root`, and prepare it on first use.
 
-    The last `spec.validation` training images are held out; of the rest, the first `spec.limit` are kept.
-    Raises LoraExpError when the files are absent and can't be had, or are not what they should be.
+    The last `spec.validation` training images are held out for validation; of the rest, the first `spec.limit` are
+    kept. Raises LoraExpError when files are missing and can't be downloaded, or are damaged.
     """
     import torch
 
-    raw = _prepared(spec.name, root)
+    raw = _prepare(spec.name, root)
     train_end = TRAIN_IMAGES - spec.validation
     kept = train_end if spec.limit is None else min(spec.limit, train_end)
 
@@ -87,33 +82,51 @@ def load(spec: DataSpec, root: Path, device: torch.device) -> ImageData:
 
 
 def pictures(split: Split) -> NDArray[Any]:
-    """The pixels [N, 28, 28] uint8 that normalised images were made of."""
+    """Turn normalised images back into pixels [N, 28, 28] uint8."""
     pixels = split.images.mul(STD).add_(MEAN).mul_(255).round_()
     return pixels.to("cpu").byte().reshape(-1, SIDE, SIDE).numpy()
 
 
-def _prepared(name: str, root: Path) -> dict[str, torch.Tensor]:
-    """The uint8 tensors of a data set, from its prepared file, which is made when absent or damaged."""
-    from filelock import FileLock
+def read_prepared(path: Path) -> dict[str, torch.Tensor] | None:
+    """Read the uint8 tensors of a prepared file; None when the file is damaged."""
     from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file, save_file
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            sha256 = (file.metadata() or {}).get("sha256")
+    except SafetensorError:
+        return None
+    return tensors if sha256 == _sha256_of(tensors) else None
+
+
+def damaged_embedded_files() -> list[Path]:
+    """List the MNIST files of the package that are not the published ones."""
+    packed = {name: EMBEDDED / f"{name}.xz" for name in MNIST_SHA256}
+    return [path for name, path in packed.items() if _is_damaged(name, lzma.decompress(path.read_bytes()))]
+
+
+def damaged_unpacked_files(root: Path) -> list[Path]:
+    """List the MNIST files that are unpacked in data root `root` and are not the published ones."""
+    unpacked = {name: root / "MNIST" / "raw" / name for name in MNIST_SHA256}
+    return [path for name, path in unpacked.items() if path.exists() and _is_damaged(name, path.read_bytes())]
+
+
+def _prepare(name: str, root: Path) -> dict[str, torch.Tensor]:
+    """Return the uint8 tensors of a data set; write its prepared file when that is missing or damaged."""
+    from filelock import FileLock
+    from safetensors.torch import save_file
 
     target = root / f"{name}.safetensors"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{name}.lock"):
-            if target.is_file():
-                try:
-                    tensors: dict[str, torch.Tensor] = load_file(target)
-                    with safe_open(target, framework="pt") as opened:
-                        if (opened.metadata() or {}).get("sha256") == _sha256_of(tensors):
-                            return tensors
-                except SafetensorError:
-                    pass  # cut short or overwritten: prepared anew below
-            tensors = _read_idx(name, root)
-            temporary = target.with_suffix(".tmp")
-            save_file(tensors, temporary, metadata={"sha256": _sha256_of(tensors)})
-            temporary.replace(target)
+            tensors = read_prepared(target) if target.is_file() else None
+            if tensors is None:
+                tensors = _read_idx(name, root)
+                temporary = target.with_suffix(".tmp")
+                save_file(tensors, temporary, metadata={"sha256": _sha256_of(tensors)})
+                temporary.replace(target)
             return tensors
     except OSError as error:
         raise LoraExpError(f"data.root={root}: must be a folder that can be written to ({error.strerror})") from error
@@ -128,7 +141,7 @@ def _sha256_of(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def _read_idx(name: str, root: Path) -> dict[str, torch.Tensor]:
-    """The four uint8 tensors, read from IDX files by torchvision, which downloads what is absent."""
+    """Read the four uint8 tensors from IDX files with torchvision, which downloads missing files."""
     from torchvision import datasets  # takes 4 s to import
 
     classes: dict[str, Any] = {
@@ -139,7 +152,7 @@ def _read_idx(name: str, root: Path) -> dict[str, torch.Tensor]:
     }
     cls = classes[name]
     if name == "mnist":
-        _unpack_embedded(root / "MNIST" / "raw")
+        _unpack_embedded(root)
     folder = root / cls.__name__ / "raw"
     tensors = {}
     for part, expected in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
@@ -153,7 +166,7 @@ def _read_idx(name: str, root: Path) -> dict[str, torch.Tensor]:
                     f"data={name}: a file in {folder} is damaged; delete the folder and try again"
                 ) from error
             raise LoraExpError(
-                f"data={name}: not in {folder} and no download possible; put these files there: {', '.join(files)}"
+                f"data={name}: not in {folder}, and the download failed; put these files there: {', '.join(files)}"
             ) from error
         images, labels = loaded.data, loaded.targets
         labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST carries writer columns
@@ -171,18 +184,19 @@ def _file_names(cls: Any, part: str) -> list[str]:
     return [str(entry[0]).rsplit("/", 1)[-1] for entry in resources]
 
 
-def _unpack_embedded(folder: Path) -> None:
-    """Unpack the MNIST files into `folder` where they are absent; every file there must have its SHA-256."""
+def _unpack_embedded(root: Path) -> None:
+    """Unpack missing MNIST files into data root `root`. Raises LoraExpError when a file there is damaged."""
+    folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, expected in MNIST_SHA256.items():
+    for name in MNIST_SHA256:
         target = folder / name
         if not target.exists():
             temporary = target.with_suffix(".tmp")
             temporary.write_bytes(lzma.decompress((EMBEDDED / f"{name}.xz").read_bytes()))
             temporary.replace(target)
-        found = hashlib.sha256(target.read_bytes()).hexdigest()
-        if found != expected:
-            raise LoraExpError(
-                f"data.root={folder.parents[1]}: file {target} has SHA-256 {found[:12]}..., must be "
-                f"{expected[:12]}...; delete it and it is unpacked anew"
-            )
+    for path in damaged_unpacked_files(root):
+        raise LoraExpError(f"data.root={root}: file {path} is damaged; delete it, and the next run unpacks it again")
+
+
+def _is_damaged(name: str, content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() != MNIST_SHA256[name]

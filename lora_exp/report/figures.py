@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from lora_exp.config.fields import CLASSES
+from lora_exp.config.spec import CLASSES
 from lora_exp.report.gallery import changes, spread
 from lora_exp.storage.result import RunResult
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_exp.config.fields import CLASSES
+from lora_exp.config.spec import CLASSES
 from lora_exp.storage.result import RunResult
 
 

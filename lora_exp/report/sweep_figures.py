@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from lora_exp.config.fields import CLASSES
+from lora_exp.config.spec import CLASSES
 from lora_exp.report.figures import BLUE, FAINT, INK, ORANGE, empty_figure
 from lora_exp.storage.sweep_folder import digits_of
 

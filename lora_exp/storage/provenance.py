@@ -18,8 +18,9 @@ PACKAGE = Path(__file__).parents[1]
 BASE_MODULES = ("model/data", "model/architecture", "model/base", "numerics")
 RESULT_MODULES = (
     *BASE_MODULES,
-    *("config/methods", "adapters/plan", "adapters/initialisation", "adapters/updates", "adapters/pack"),
-    *("training/checkpoint", "training/loop", "training/evaluation", "training/workload", "training/pack"),
+    *("config/methods", "adapters/plan", "adapters/initialisation", "adapters/updates"),
+    *("adapters/layer", "adapters/pack"),
+    *("training/checkpoint", "training/loop", "training/evaluation", "training/pack"),
 )
 LIBRARIES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "pandas", "numpy", "safetensors")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,10 @@ UNKNOWN_COLUMNS = ("seed", "learning_rate", "batch_size", "replay", "steps", "ep
 
 @dataclass(frozen=True)
 class ClassErrors:
-    """A classifier on a labelled split of ten classes; `confusion[true][predicted]` counts images."""
+    """Errors of a classifier on a labelled split; `confusion[true][predicted]` counts images.
+
+    `error_rates` are shares of each class's images, 0 for a class without images.
+    """
 
     accuracy: float
     loss: float
@@ -36,6 +39,19 @@ class ClassErrors:
     errors: list[int]
     error_rates: list[float]
     confusion: list[list[int]]
+
+    @staticmethod
+    def of(confusion: list[list[int]], loss: float) -> ClassErrors:
+        """Derive every number from the confusion counts and the mean loss."""
+        counts = [sum(row) for row in confusion]
+        errors = [count - row[digit] for digit, (row, count) in enumerate(zip(confusion, counts, strict=True))]
+        rates = [wrong / count if count else 0.0 for wrong, count in zip(errors, counts, strict=True)]
+        images = sum(counts)
+        return ClassErrors((images - sum(errors)) / images, loss, counts, errors, rates, confusion)
+
+    def error_of(self, classes: Sequence[int]) -> float:
+        """Mean error rate of `classes`, with equal weight for each class."""
+        return sum(self.error_rates[digit] for digit in classes) / len(classes)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lora_exp.config.fields import CLASSES
+from lora_exp.config.spec import CLASSES
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import PREDICTIONS, RESULT, RunResult, read
 from lora_exp.storage.sweep_file import FAILURE, SWEEP, read_about

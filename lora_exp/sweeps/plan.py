@@ -13,7 +13,7 @@ from lora_exp.config.spec import RunSpec
 from lora_exp.model.base import train
 from lora_exp.model.data import Split
 from lora_exp.training.laboratory import Laboratory
-from lora_exp.training.workload import Workload
+from lora_exp.training.pack import plan_jobs
 
 TRIAL_BATCHES = 25
 
@@ -48,11 +48,11 @@ def _base_lines(laboratory: Laboratory, jobs: list[RunSpec], rate: float) -> tup
     else:
         training = _base_seconds(laboratory, first)
         said = f"to be trained, about {_duration(training)}"
-    work = Workload(jobs, laboratory.data(first.data))
+    planned = plan_jobs(jobs, laboratory.data(first.data))
     lines = [f"{name}: {said}"]
     spent = 0.0
-    for number, pack in enumerate(laboratory.packs(jobs, work), 1):
-        sizes = [work.size(spec) for spec in pack]
+    for number, pack in enumerate(laboratory.packs(jobs, planned), 1):
+        sizes = [planned[spec].size for spec in pack]
         methods = ", ".join(sorted({spec.adapter.method for spec in pack}))
         ranks, steps = [spec.adapter.rank for spec in pack], [size.steps for size in sizes]
         seconds = sum(size.cost for size in sizes) / rate

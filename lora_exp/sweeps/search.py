@@ -19,8 +19,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from lora_exp.config.compose import read, refusing
-from lora_exp.config.fields import CLASSES
-from lora_exp.config.spec import DataSpec
+from lora_exp.config.spec import CLASSES, DataSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.objectives import values_of
 from lora_exp.storage.sweep_file import SWEEP, note, read_about

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_exp.config.methods import METHODS
-from lora_exp.config.spec import PARTS
-from lora_exp.model.data import SIDE, TRAIN_IMAGES
+from lora_exp.config.spec import PARTS, SIDE, TRAIN_IMAGES
 from lora_exp.storage.result import RunResult
 
 # A tracker is slow a point (0.1 ms), and a chart on a screen shows no more.

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 
 from lora_exp.commands.export import adapted_run
 from lora_exp.config.fields import is_name
+from lora_exp.config.spec import MEAN, SIDE, STD
 from lora_exp.errors import LoraExpError
-from lora_exp.model.data import MEAN, SIDE, STD
-from lora_exp.model.torch_module import plain_module
+from lora_exp.model.base import plain_module
 from lora_exp.storage.provenance import versions
 from lora_exp.storage.result import PREDICTIONS, RunResult
 from lora_exp.storage.run_folder import read_run, run_settings

@@ -1,1 +1,13 @@
-"""TODO"""
+"""From specs to results.
+
+In reading order:
+
+- `laboratory`: from specs to stored results; calls everything else here
+- `base`: trained bases, from the store or trained once
+- `packing`: which jobs train together
+- `pack`: trains and evaluates one pack
+- `loop`: the fine-tuning loop
+- `checkpoint`: the state of a job's training, to continue from
+- `evaluation`: predictions and errors per class
+- `halving`: successive halving, which stops the worst jobs of a sweep early
+"""

@@ -1,4 +1,4 @@
-"""Trained bases: taken from the store, or trained once while other processes that want the same one wait."""
+"""Trained bases: read from the store, or trained once while other processes that need the same base wait."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from lora_exp.config.fields import CLASSES
-from lora_exp.config.spec import ModelSpec, RunSpec
+from lora_exp.config.spec import CLASSES, ModelSpec, RunSpec
 from lora_exp.model.base import BaseModel, assemble, train
 from lora_exp.model.data import ImageData, Split
 from lora_exp.storage.store import Store
@@ -20,12 +19,14 @@ from lora_exp.training.evaluation import Predictions, predict_base
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, SHA256, SAID, SECONDS = "base.safetensors", "sha256.txt", "predictions.safetensors", "seconds.txt"
+WEIGHTS, SHA256, PREDICTIONS, SECONDS = "base.safetensors", "sha256.txt", "predictions.safetensors", "seconds.txt"
+# The tensors of `Predictions` and their types.
+PREDICTION_TENSORS = {"predicted": torch.uint8, "confidence": torch.float32, "losses": torch.float32}
 
 
 @dataclass(frozen=True)
 class TrainedBase:
-    """A base, what it says of the test (and validation) images, and the seconds its training took."""
+    """A base, its predictions for the test and validation images, and the seconds of its training."""
 
     model: BaseModel
     test: Predictions
@@ -34,9 +35,9 @@ class TrainedBase:
 
 
 def trained_base(spec: RunSpec, data: ImageData, store: Store, key: str, device: torch.device) -> TrainedBase:
-    """The base of `spec`, stored under `key`; an entry that is whole but no such base is set aside and made anew.
+    """Return the base of `spec`, stored under `key`; train it when the store has none.
 
-    Raises FloatingPointError when its training diverges.
+    An entry that doesn't hold this base is set aside and replaced. Raises FloatingPointError when training diverges.
     """
     with store.lock("bases", key):
         files = store.get("bases", key)
@@ -51,9 +52,9 @@ def trained_base(spec: RunSpec, data: ImageData, store: Store, key: str, device:
 
 
 def stored_model(spec: ModelSpec, files: Mapping[str, bytes], device: torch.device) -> BaseModel:
-    """The model in the files of a base.
+    """Read the model from the files of a base.
 
-    Raises ValueError, of one line, when they don't hold that: shapes, types, values or hash are not right.
+    Raises ValueError, in one line, when shapes, types, values or hash of the weights are wrong.
     """
     try:
         weights = {name: tensor.to(device) for name, tensor in load(files[WEIGHTS]).items()}
@@ -66,15 +67,15 @@ def stored_model(spec: ModelSpec, files: Mapping[str, bytes], device: torch.devi
 
 
 def read_base(spec: RunSpec, data: ImageData, files: Mapping[str, bytes], device: torch.device) -> TrainedBase:
-    """The trained base in the files of a base. Raises ValueError, of one line, when they are not those of `spec`."""
+    """Read a trained base from its files. Raises ValueError, in one line, when they don't fit `spec`."""
     model = stored_model(spec.model, files, device)
     try:
-        said = load(files[SAID])
+        tensors = load(files[PREDICTIONS])
         seconds = float(files[SECONDS])
-        test = _predictions(said, "test", data.test)
-        validation = None if data.validation is None else _predictions(said, "validation", data.validation)
+        test = _predictions(tensors, "test", data.test)
+        validation = None if data.validation is None else _predictions(tensors, "validation", data.validation)
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{SAID}: holds no predictions ({error})") from error
+        raise ValueError(f"{PREDICTIONS}: holds no predictions ({error})") from error
     return TrainedBase(model, test, validation, seconds)
 
 
@@ -83,28 +84,28 @@ def _train(spec: RunSpec, data: ImageData) -> dict[str, bytes]:
     started = time.perf_counter()
     model = train(spec.model, spec.base, data.train)
     seconds = time.perf_counter() - started
-    said = _tensors(predict_base(model, data.test), "test")
+    predictions = _tensors(predict_base(model, data.test), "test")
     if data.validation is not None:
-        said |= _tensors(predict_base(model, data.validation), "validation")
+        predictions |= _tensors(predict_base(model, data.validation), "validation")
     weights = {name: tensor.cpu().contiguous() for name, tensor in model.tensors().items()}
-    sha256, took = model.sha256().encode(), repr(seconds).encode()
-    return {WEIGHTS: save(weights), SHA256: sha256, SAID: save(said), SECONDS: took}
+    return {
+        WEIGHTS: save(weights),
+        SHA256: model.sha256().encode(),
+        PREDICTIONS: save(predictions),
+        SECONDS: repr(seconds).encode(),
+    }
 
 
-def _tensors(said: Predictions, split: str) -> dict[str, torch.Tensor]:
-    parts = {"predicted": said.predicted, "confidence": said.confidence, "losses": said.losses}
-    return {f"{split}_{name}": tensor for name, tensor in parts.items()}
+def _tensors(predictions: Predictions, split: str) -> dict[str, torch.Tensor]:
+    return {f"{split}_{part}": getattr(predictions, part) for part in PREDICTION_TENSORS}
 
 
 def _predictions(tensors: dict[str, torch.Tensor], split: str, of: Split) -> Predictions:
-    said = Predictions(*(tensors[f"{split}_{part}"] for part in ("predicted", "confidence", "losses")))
-    kinds = {"predicted": torch.uint8, "confidence": torch.float32, "losses": torch.float32}
-    for part, kind in kinds.items():
-        tensor = getattr(said, part)
-        if (
-            tensor.shape != of.labels.shape
-            or tensor.dtype != kind
-            or (part == "predicted" and int(tensor.max()) >= CLASSES)
-        ):
-            raise ValueError(f"{SAID}: {split}_{part} must be a {kind} tensor with a value for each image")
-    return said
+    for part, dtype in PREDICTION_TENSORS.items():
+        tensor = tensors[f"{split}_{part}"]
+        if tensor.shape != of.labels.shape or tensor.dtype != dtype:
+            raise ValueError(f"{PREDICTIONS}: {split}_{part} must be a {dtype} tensor with a value for each image")
+    predictions = Predictions(*(tensors[f"{split}_{part}"] for part in PREDICTION_TENSORS))
+    if int(predictions.predicted.max()) >= CLASSES:
+        raise ValueError(f"{PREDICTIONS}: {split}_predicted must hold classes below {CLASSES}")
+    return predictions

@@ -1,4 +1,4 @@
-"""Where a job's training stands after some steps: enough to go on as if it had never paused, bit for bit."""
+"""The state of a job's training after some steps. Training that continues from it gives the same bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Trained values and Adam's two moments, part by part; the states of the generators of dropout; the losses [t]."""
+    """Trained values and Adam's two moments, per part; states of the dropout generators; losses [t] so far."""
 
     values: list[torch.Tensor]
     first: list[torch.Tensor]
@@ -22,35 +22,35 @@ class Checkpoint:
 
     @property
     def steps(self) -> int:
-        """Steps made so far."""
+        """Number of steps done."""
         return len(self.losses)
 
-    def encoded(self) -> bytes:
-        """The checkpoint as safetensors."""
+    def encode(self) -> bytes:
+        """Encode the checkpoint as safetensors."""
         lists = {"values": self.values, "first": self.first, "second": self.second, "dropout": self.dropout}
         tensors = {f"{name}.{at}": part.contiguous() for name, parts in lists.items() for at, part in enumerate(parts)}
         content: bytes = save(tensors | {"losses": self.losses})
         return content
 
+    @staticmethod
+    def decode(content: bytes) -> Checkpoint:
+        """Decode what `encode` returned. Raises ValueError for anything else."""
+        try:
+            tensors = load(content)
+            losses = tensors.pop("losses")
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"is not a checkpoint ({error})") from error
 
-def decoded(content: bytes) -> Checkpoint:
-    """The checkpoint that `encoded` wrote. Raises ValueError when it is none."""
-    try:
-        tensors = load(content)
-        losses = tensors.pop("losses")
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"holds no checkpoint ({error})") from error
+        def numbered(name: str) -> list[torch.Tensor]:
+            count = sum(key.startswith(f"{name}.") for key in tensors)
+            return [tensors[f"{name}.{at}"] for at in range(count)]
 
-    def numbered(name: str) -> list[torch.Tensor]:
-        own = [key for key in tensors if key.startswith(f"{name}.")]
-        return [tensors[f"{name}.{at}"] for at in range(len(own))]
-
-    return Checkpoint(numbered("values"), numbered("first"), numbered("second"), numbered("dropout"), losses)
+        return Checkpoint(numbered("values"), numbered("first"), numbered("second"), numbered("dropout"), losses)
 
 
 def common_steps(checkpoints: Sequence[Checkpoint]) -> int:
-    """The steps that all have made; 0 without any. Raises ValueError when they differ."""
+    """Return the number of steps of all checkpoints, 0 without any. Raises ValueError when they differ."""
     steps = {checkpoint.steps for checkpoint in checkpoints} or {0}
     if len(steps) > 1:
-        raise ValueError(f"the jobs of a pack stand at different steps: {sorted(steps)}")
+        raise ValueError(f"checkpoints of a pack must be at the same step, are at {sorted(steps)}")
     return steps.pop()

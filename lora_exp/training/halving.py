@@ -1,35 +1,42 @@
-"""Successive halving: which jobs of a sweep go on at each rung, judged on validation images, never on test images.
+"""Successive halving: at each rung the jobs with the lowest validation errors continue, and the others stop.
 
-Jobs compete that differ in adapter, learning rate and batch size only: the same digit, seed, base and data. At a rung
-all jobs of a group have made the same number of steps; those with the lowest validation errors go on, one in `eta`, and
-at the next rung, after `eta` times as many steps, they are judged again (Jamieson & Talwalkar 2016, "Non-stochastic
-best arm identification and hyperparameter optimization", Algorithm 1; with each group judged whole, so that what goes
-on does not depend on which pack was fastest).
+Jobs compete if they differ only in adapter, learning rate and batch size: same digit, seed, base and data. At a rung
+all jobs of a group have made the same number of steps. One in `eta` continues to the next rung, `eta` times as many
+steps from the start (Jamieson & Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter
+optimization", Algorithm 1). A group is compared as a whole, so the choice does not depend on which pack is fastest, and
+never on test images.
+
+The store keeps each job's checkpoint and errors at each rung. An interrupted sweep continues from there and makes the
+same choices.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_exp.config.spec import RunSpec
+from lora_exp.config.spec import RunSpec, digest
+from lora_exp.storage.objectives import error_of
+from lora_exp.storage.store import Store
+from lora_exp.training.checkpoint import Checkpoint
+from lora_exp.training.evaluation import class_errors
+from lora_exp.training.pack import PackTrainer, Progress
 
+if TYPE_CHECKING:
+    from lora_exp.config.settings import HalvingSettings
 
-@dataclass(frozen=True)
-class Halving:
-    """One job in `eta` goes on at each rung; the first rung is after `first` steps; `objective` is what is compared."""
-
-    eta: float
-    first: int
-    objective: str
+CHECKPOINT, RUNG = "checkpoint.safetensors", "rung.json"
+Files = dict[str, bytes]
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """A job that did not go on after `step` of `steps` steps: its validation error and the highest that went on.
+    """A job that stopped after `step` of `steps` steps: its validation error and the highest that continued.
 
     `rivals` counts the jobs of its group at that rung, itself included. Errors are rates from 0 to 1.
     """
@@ -51,52 +58,6 @@ class Stopped:
         )
 
 
-def rungs(halving: Halving, most_steps: int) -> list[int]:
-    """Steps after which jobs are judged, below `most_steps`."""
-    found = []
-    step = float(halving.first)
-    while round(step) < most_steps:
-        found.append(round(step))
-        step *= halving.eta
-    return found
-
-
-def group_of(spec: RunSpec) -> tuple[Any, ...]:
-    """What a job has in common with those that it competes with."""
-    how = spec.finetune
-    return (spec.base_key, how.digit, how.seed, how.steps, how.epochs, how.replay)
-
-
-def survivors(errors: Mapping[RunSpec, float], eta: float) -> list[RunSpec]:
-    """Of one group the jobs that go on, in their order: one in `eta`, at least one; equals by their order.
-
-    A job that diverged has the error NaN and never goes before another.
-    """
-    count = max(1, round(len(errors) / eta))
-    order = {spec: at for at, spec in enumerate(errors)}
-    ranked = sorted(errors, key=lambda spec: (math.isnan(errors[spec]), errors[spec], order[spec]))
-    return sorted(ranked[:count], key=lambda spec: order[spec])
-
-
-def judged(
-    halving: Halving, step: int, errors: Mapping[RunSpec, float], steps: Mapping[RunSpec, int]
-) -> tuple[list[RunSpec], dict[RunSpec, Stopped]]:
-    """Of the jobs at a rung those that go on, and why the others don't; `steps` is the whole length of each."""
-    groups: dict[tuple[Any, ...], dict[RunSpec, float]] = {}
-    for spec, error in errors.items():
-        groups.setdefault(group_of(spec), {})[spec] = error
-    on: list[RunSpec] = []
-    stopped: dict[RunSpec, Stopped] = {}
-    for group in groups.values():
-        kept = survivors(group, halving.eta)
-        limit = max((group[spec] for spec in kept if not math.isnan(group[spec])), default=math.nan)
-        on += kept
-        for spec, error in group.items():
-            if spec not in kept:
-                stopped[spec] = Stopped(step, steps[spec], halving.objective, error, limit, len(group))
-    return on, stopped
-
-
 def to_dict(stopped: Stopped) -> dict[str, Any]:
     """As JSON holds it: NaN is written as null."""
     values = dataclasses.asdict(stopped)
@@ -107,3 +68,136 @@ def from_dict(values: Mapping[str, Any]) -> Stopped:
     """What `to_dict` made. Raises KeyError or TypeError when it is something else."""
     numbers = {name: math.nan if values[name] is None else float(values[name]) for name in ("error", "limit")}
     return Stopped(**{**values, **numbers})
+
+
+def rungs(first: int, eta: float, steps: int) -> list[int]:
+    """List the steps of the rungs: `first`, then `eta` times as many each, below `steps`."""
+    found = []
+    step = float(first)
+    while round(step) < steps:
+        found.append(round(step))
+        step *= eta
+    return found
+
+
+def survivors(errors: Mapping[RunSpec, float], eta: float) -> list[RunSpec]:
+    """Return the jobs of a group that continue: one in `eta`, at least one; ties go to the earlier job.
+
+    A job that diverged has error NaN and ranks last.
+    """
+    count = max(1, round(len(errors) / eta))
+    order = {spec: at for at, spec in enumerate(errors)}
+    ranked = sorted(errors, key=lambda spec: (math.isnan(errors[spec]), errors[spec], order[spec]))
+    return sorted(ranked[:count], key=lambda spec: order[spec])
+
+
+def select(
+    errors: Mapping[RunSpec, float], eta: float, objective: str, step: int, steps: Mapping[RunSpec, int]
+) -> tuple[list[RunSpec], dict[RunSpec, Stopped]]:
+    """Split the jobs at a rung into those that continue and those that stop; `steps` are the full lengths."""
+    groups: dict[tuple[Any, ...], dict[RunSpec, float]] = {}
+    for spec, error in errors.items():
+        groups.setdefault(_group(spec), {})[spec] = error
+    continuing: list[RunSpec] = []
+    stopped: dict[RunSpec, Stopped] = {}
+    for group in groups.values():
+        kept = survivors(group, eta)
+        limit = max((group[spec] for spec in kept if not math.isnan(group[spec])), default=math.nan)
+        continuing += kept
+        for spec, error in group.items():
+            if spec not in kept:
+                stopped[spec] = Stopped(step, steps[spec], objective, error, limit, len(group))
+    return continuing, stopped
+
+
+def _group(spec: RunSpec) -> tuple[Any, ...]:
+    """What competing jobs have in common."""
+    how = spec.finetune
+    return (spec.base_key, how.digit, how.seed, how.steps, how.epochs, how.replay)
+
+
+@dataclass(frozen=True)
+class HalvingTrainer:
+    """Trains the jobs of one base from rung to rung.
+
+    `key` hashes what determines a job's result. `packs` groups jobs into packs. `in_packs` runs packs and yields each
+    job with what the given function finds in the store for it (see `Laboratory`).
+    """
+
+    settings: HalvingSettings
+    trainer: PackTrainer
+    store: Store
+    key: Callable[[RunSpec], str]
+    packs: Callable[[Sequence[RunSpec]], list[list[RunSpec]]]
+    in_packs: Callable[..., Iterator[tuple[RunSpec, Any]]]
+
+    def train(self, specs: Sequence[RunSpec]) -> tuple[dict[RunSpec, int], dict[RunSpec, Stopped]]:
+        """Train up to the last rung; return the surviving jobs with the step of their last rung, and the stopped ones.
+
+        A job that fails on the way is in neither.
+        """
+        first, eta, objective = self.settings.first, self.settings.eta, self.settings.objective
+        assert eta is not None, "the laboratory calls this only with halving"
+        steps = {spec: self.trainer.jobs[spec].size.steps for spec in specs}
+        reached = dict.fromkeys(specs, 0)
+        all_stopped: dict[RunSpec, Stopped] = {}
+        for step in rungs(first, eta, max(steps.values())):
+            competing = {spec: last for spec, last in reached.items() if steps[spec] > step}
+            continuing, stopped = select(self._errors_at(step, competing), eta, objective, step, steps)
+            all_stopped |= stopped
+            reached = {spec: last for spec, last in reached.items() if spec not in competing}
+            reached |= dict.fromkeys(continuing, step)
+        return {spec: reached[spec] for spec in specs if spec in reached}, all_stopped
+
+    def checkpoints(self, pack: Sequence[RunSpec], step: int) -> list[Checkpoint]:
+        """Read the checkpoints of a pack at a rung; none when the store lacks one of them."""
+        found = []
+        for spec in pack:
+            files = self.store.get("checkpoints", self._rung_key(spec, step)) if step else None
+            if files is None:
+                return []
+            found.append(Checkpoint.decode(files[CHECKPOINT]))
+        return found
+
+    def _errors_at(self, step: int, reached: Mapping[RunSpec, int]) -> dict[RunSpec, float]:
+        """Train the jobs that have not reached a rung yet; return the objective of every job there."""
+        found = {spec: files for spec in reached if (files := self._find(spec, step)) is not None}
+        missing = [spec for spec in reached if spec not in found]
+        packs: deque[list[RunSpec]] = deque()
+        for last in sorted(set(reached.values())):  # the jobs of a pack continue from the same step
+            packs += self.packs([spec for spec in missing if reached[spec] == last])
+
+        def run(pack: list[RunSpec], progress: Progress) -> None:
+            self._train_to_rung(pack, reached[pack[0]], step, progress)
+
+        job_steps = sum(step - reached[spec] for spec in missing)
+        find, what = (lambda spec: self._find(spec, step)), f"jobs at step {step}"
+        for spec, files in self.in_packs(packs, run, find, job_steps, what):
+            if isinstance(files, dict):
+                found[spec] = files
+        predictions, split = self.trainer.base.validation, self.trainer.data.validation
+        assert predictions is not None and split is not None, "the settings were checked before"
+        before = class_errors(predictions, split.labels).error_rates
+        errors = {}
+        for spec in (spec for spec in reached if spec in found):
+            rates = json.loads(found[spec][RUNG])["error_rates"]
+            target = spec.finetune.digit
+            errors[spec] = math.nan if rates is None else error_of(self.settings.objective, target, before, rates)
+        return errors
+
+    def _train_to_rung(self, pack: list[RunSpec], start: int, step: int, progress: Progress) -> None:
+        """Train a pack from its last rung to step `step`, and store each job's checkpoint and errors."""
+        checkpoints = self.checkpoints(pack, start)
+        trained = self.trainer.train_to_step(pack, step, progress, checkpoints)
+        for spec, (errors, checkpoint) in zip(pack, trained, strict=True):
+            is_finite = math.isfinite(errors.loss) and bool(checkpoint.losses.isfinite().all())
+            rung = {"step": step, "error_rates": errors.error_rates if is_finite else None}
+            # Two entries: errors of all jobs are read, checkpoints of survivors only. The errors mark the rung as done.
+            self.store.put("checkpoints", self._rung_key(spec, step), {CHECKPOINT: checkpoint.encode()})
+            self.store.put("rungs", self._rung_key(spec, step), {RUNG: json.dumps(rung).encode()})
+
+    def _find(self, spec: RunSpec, step: int) -> Files | None:
+        return self.store.get("rungs", self._rung_key(spec, step))
+
+    def _rung_key(self, spec: RunSpec, step: int) -> str:
+        return digest([self.key(spec), step])

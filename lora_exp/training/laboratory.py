@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
@@ -28,11 +28,12 @@ from lora_exp.storage.result import RESULT, RunResult
 from lora_exp.storage.store import Store
 from lora_exp.training.base import TrainedBase, trained_base
 from lora_exp.training.checkpoint import Checkpoint
-from lora_exp.training.halving import Halving, Stopped
-from lora_exp.training.pack import Bench
+from lora_exp.training.halving import HalvingTrainer, Stopped
+from lora_exp.training.pack import PackTrainer, PlannedJob, plan_jobs
 from lora_exp.training.packing import plan_packs
-from lora_exp.training.rung_training import RungTraining
-from lora_exp.training.workload import Workload
+
+if TYPE_CHECKING:
+    from lora_exp.config.settings import HalvingSettings
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Failure:
 Files = dict[str, bytes]
 Find = Callable[[RunSpec], Files | None]
 Begin = Callable[[Sequence[RunSpec]], Sequence[Checkpoint]]
+Jobs = Mapping[RunSpec, PlannedJob]
 Done = tuple[RunSpec, Files | Failure | Stopped]
 LIBRARIES_MEMORY = 2**30
 
@@ -63,7 +65,7 @@ class Laboratory:
     threads: int
     memory: int
     crew: Crew | None = None
-    halving: Halving | None = None
+    halving: HalvingSettings | None = None
     failures: dict[RunSpec, Failure] = field(default_factory=dict, compare=False)
     stopped: dict[RunSpec, Stopped] = field(default_factory=dict, compare=False)
 
@@ -85,30 +87,32 @@ class Laboratory:
                 yield spec, known
         for sharing_a_base in missing.values():
             try:
-                work = Workload(sharing_a_base, self.data(sharing_a_base[0].data))
+                data = self.data(sharing_a_base[0].data)
+                jobs = plan_jobs(sharing_a_base, data)
                 base = self.base(sharing_a_base[0])
-                bench = None if self.crew is not None else Bench(sharing_a_base, base, work)
+                trainer = None if self.crew is not None else PackTrainer(base, data, jobs)
             except (ArithmeticError, MemoryError, RuntimeError) as error:  # diverged, or too large for this machine
                 yield from ((spec, self._failed(spec, reason(error))) for spec in sharing_a_base)
                 continue
-            if bench is None:
-                yield from self._train_packs(sharing_a_base, work, self._elsewhere(work))
+            if trainer is None:
+                yield from self._train_packs(sharing_a_base, jobs, self._elsewhere(jobs))
             elif self.halving is not None:
-                yield from self._with_halving(self.halving, sharing_a_base, bench)
+                yield from self._with_halving(self.halving, sharing_a_base, trainer)
             else:
-                yield from self._train_packs(sharing_a_base, work, self._here(bench))
+                yield from self._train_packs(sharing_a_base, jobs, self._here(trainer))
 
     def judge(self, spec: RunSpec, factors: Factors) -> tuple[RunResult, Files]:
         """Judge an adapter that was trained elsewhere; what comes of it never enters the store.
 
         Of `spec`, the base, the adapter and the digit count. Raises FloatingPointError when the base diverges.
         """
-        work = Workload([spec], self.data(spec.data))
-        bench = Bench([spec], self.base(spec), work)
-        adapters = AdapterPack.of([work.plans[spec]], [factors], bench.base.model)
+        data = self.data(spec.data)
+        jobs = plan_jobs([spec], data)
+        trainer = PackTrainer(self.base(spec), data, jobs)
+        adapters = AdapterPack.of([jobs[spec].plan], [factors], trainer.base.model)
         with numerics.on_threads(1):
-            [(result, files)] = bench.judge([spec], adapters, [torch.empty(0)], {})
-        return dataclasses.replace(result, provenance=self.facts(bench)), files
+            [(result, files)] = trainer.evaluate([spec], adapters, [torch.empty(0)], {})
+        return dataclasses.replace(result, provenance=self.facts(trainer)), files
 
     def data(self, spec: DataSpec) -> ImageData:
         """The data set, read once a process."""
@@ -129,11 +133,11 @@ class Laboratory:
         test = self.data(spec.data).test
         return pictures(test), test.labels.cpu().numpy()
 
-    def packs(self, specs: Sequence[RunSpec], work: Workload) -> list[list[RunSpec]]:
+    def packs(self, specs: Sequence[RunSpec], jobs: Jobs) -> list[list[RunSpec]]:
         """The jobs of one base, as they train together."""
         apart = None if self.crew is None else self.crew.pack_memory
         memory = self.memory if apart is None else apart * self.workers
-        planned = plan_packs([work.size(spec) for spec in specs], self.workers, memory)
+        planned = plan_packs([jobs[spec].size for spec in specs], self.workers, memory)
         return [[specs[at] for at in members] for members in planned]
 
     def base(self, spec: RunSpec) -> TrainedBase:
@@ -162,30 +166,32 @@ class Laboratory:
     def results(
         self,
         pack: Sequence[RunSpec],
-        bench: Bench,
+        trainer: PackTrainer,
         facts: dict[str, Any],
         progress: Progress | None,
-        begin: Sequence[Checkpoint] = (),
+        checkpoints: Sequence[Checkpoint] = (),
     ) -> Iterator[tuple[RunSpec, Files]]:
         """Train and judge a pack here; each spec with its result's files, of which `facts` are the provenance.
 
-        With `begin`, a checkpoint of each job, training goes on from there.
+        `checkpoints`, one per job, continue earlier training.
         """
-        for result, files in bench.run_pack(pack, progress, begin):
+        for result, files in trainer.train(pack, progress, checkpoints):
             whole = dataclasses.replace(result, provenance=facts)
             yield result.spec, files | {RESULT: whole.to_json().encode()}
 
-    def facts(self, bench: Bench) -> dict[str, Any]:
-        """The provenance of what is computed on this bench."""
-        sides = tuple((layer.outputs, layer.inputs) for layer in bench.work.layers)
-        return provenance(str(self.device), self.threads, _promise(sides, self.device), bench.data.sha256)
+    def facts(self, trainer: PackTrainer) -> dict[str, Any]:
+        """The provenance of the results of this trainer."""
+        sides = tuple((layer.shape.outputs, layer.shape.inputs) for layer in trainer.base.model.layers)
+        return provenance(str(self.device), self.threads, _promise(sides, self.device), trainer.data.sha256)
 
-    def _with_halving(self, halving: Halving, specs: Sequence[RunSpec], bench: Bench) -> Iterator[Done]:
+    def _with_halving(self, halving: HalvingSettings, specs: Sequence[RunSpec], trainer: PackTrainer) -> Iterator[Done]:
         """Yield the jobs that were stopped, or failed, on the way, then those that went on to their end."""
-        stairs = RungTraining(
-            halving, bench, self.store, self.result_key, lambda own: self.packs(own, bench.work), self._rung_in_packs
+        rungs = HalvingTrainer(
+            *(halving, trainer, self.store, self.result_key),
+            packs=lambda own: self.packs(own, trainer.jobs),
+            in_packs=self._rung_in_packs,
         )
-        reached, stopped = stairs.climb(specs)
+        reached, stopped = rungs.train(specs)
         self.stopped.update(stopped)
         yield from stopped.items()
         yield from ((spec, self.failures[spec]) for spec in specs if spec in self.failures)
@@ -196,22 +202,22 @@ class Laboratory:
             else:
                 yield spec, files
         for last, own in sorted(missing.items()):  # jobs of a pack go on from the same step
-            train = self._here(bench, functools.partial(stairs.checkpoints, step=last))
-            yield from self._train_packs(own, bench.work, train, last)
+            train = self._here(trainer, functools.partial(rungs.checkpoints, step=last))
+            yield from self._train_packs(own, trainer.jobs, train, last)
 
-    def _here(self, bench: Bench, begin: Begin = lambda _: ()) -> Trainer[list[RunSpec]]:
+    def _here(self, trainer: PackTrainer, begin: Begin = lambda _: ()) -> Trainer[list[RunSpec]]:
         """What trains packs in processes of this one, from the checkpoints that `begin` has of a pack."""
-        facts = self.facts(bench)
+        facts = self.facts(trainer)
 
         def run(pack: list[RunSpec], progress: Progress) -> None:
-            for spec, files in self.results(pack, bench, facts, progress, begin(pack)):
+            for spec, files in self.results(pack, trainer, facts, progress, begin(pack)):
                 self.store.put("results", self.result_key(spec), files)
 
         return lambda packs, progress: completed(packs, run, self.threads, progress, self.device.type)
 
-    def _elsewhere(self, work: Workload) -> Trainer[list[RunSpec]]:
+    def _elsewhere(self, jobs: Jobs) -> Trainer[list[RunSpec]]:
         """What has packs trained by the crew."""
-        crew, task = self.crew, functools.partial(self._task, work=work)
+        crew, task = self.crew, functools.partial(self._task, jobs=jobs)
         assert crew is not None
 
         def keep(key: str, files: Mapping[str, bytes]) -> None:
@@ -219,9 +225,10 @@ class Laboratory:
 
         return lambda packs, progress: dispatched(packs, crew, task, keep, progress)
 
-    def _task(self, pack: list[RunSpec], work: Workload) -> PackTask:
+    def _task(self, pack: list[RunSpec], jobs: Jobs) -> PackTask:
         """A pack as a crew is told of it."""
-        splits = (work.data.train, work.data.validation, work.data.test)
+        data = self.data(pack[0].data)
+        splits = (data.train, data.validation, data.test)
         images = sum(split.images.nbytes for split in splits if split is not None)
         return PackTask(
             specs=[dataclasses.asdict(spec) for spec in pack],
@@ -232,15 +239,15 @@ class Laboratory:
             data_root=str(self.data_root),
             device=self.device.type,
             # The images, and as much again of their first layer's products.
-            memory=LIBRARIES_MEMORY + 2 * images + sum(work.size(spec).memory for spec in pack),
+            memory=LIBRARIES_MEMORY + 2 * images + sum(jobs[spec].size.memory for spec in pack),
         )
 
     def _train_packs(
-        self, specs: Sequence[RunSpec], work: Workload, train: Trainer[list[RunSpec]], done: int = 0
+        self, specs: Sequence[RunSpec], jobs: Jobs, train: Trainer[list[RunSpec]], done: int = 0
     ) -> Iterator[tuple[RunSpec, Files | Failure]]:
         """Train and judge jobs that share a base, packs side by side; `done` steps of each are made already."""
-        steps = sum(work.steps(spec) - done for spec in specs)
-        for spec, files, why in in_parts(deque(self.packs(specs, work)), train, self._stored, steps, "jobs"):
+        steps = sum(jobs[spec].size.steps - done for spec in specs)
+        for spec, files, why in in_parts(deque(self.packs(specs, jobs)), train, self._stored, steps, "jobs"):
             yield spec, files or self._failed(spec, why)
 
     def _rung_in_packs(

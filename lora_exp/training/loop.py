@@ -1,8 +1,7 @@
-"""The one fine-tuning loop: a pack of adapters over one frozen base, trained as one batched computation.
+"""The fine-tuning loop: a pack of adapters over one frozen base, trained as one batched computation.
 
-A single run is a pack of one. A pack trains on one thread and packs train side by side (`experiment.py`):
-so each matrix product is done by a single thread, and with the row-independent kernels that `numerics.py`
-asks for a job's bits depend neither on its pack-mates nor on the number of threads.
+A single run is a pack of one. A pack trains on one thread, and several packs train side by side. With the kernels that
+`numerics.py` requests, the bits of a job depend neither on the other jobs of its pack nor on the number of threads.
 
 Shapes: P jobs of the pack, B images of a batch, T steps, C classes.
 """
@@ -18,7 +17,7 @@ from torch.nn import functional
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan
 from lora_exp.config.spec import FinetuneSpec
-from lora_exp.model.base import BaseModel, is_rectified
+from lora_exp.model.base import BaseModel
 from lora_exp.numerics import generator
 from lora_exp.training.checkpoint import Checkpoint, common_steps
 
@@ -29,8 +28,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants (Kingma & Ba 
 class TrainingImages:
     """The images a pack may draw: pixels [N, I], labels [N], and the frozen product of the first layer [N, O].
 
-    That product is a constant of the data and the base, so it is computed once (`frozen_first_layer`); None where
-    the first layer is a convolution.
+    That product is a constant of data and base, computed once by `frozen_first_layer`; None for a convolution.
     """
 
     images: torch.Tensor
@@ -40,7 +38,7 @@ class TrainingImages:
 
 @dataclass(frozen=True)
 class Job:
-    """One adapter of a pack and how it is trained; `order` [T, B] int64 indexes the training images."""
+    """One adapter of a pack and how to train it; `order` [T, B] int64 indexes the training images."""
 
     plan: AdapterPlan
     learning_rate: float
@@ -49,24 +47,24 @@ class Job:
 
 @dataclass(frozen=True)
 class FineTuned:
-    """The trained pack (its jobs in the order of those given), each job's losses [T] float32, and Adam's moments."""
+    """The trained pack, with its jobs in the given order, each job's losses [T] float32, and Adam's moments."""
 
     pack: AdapterPack
     losses: list[torch.Tensor]
-    moments: tuple[list[torch.Tensor], list[torch.Tensor]]  # first and second, shaped as `pack.stacks()`
+    moments: tuple[list[torch.Tensor], list[torch.Tensor]]  # first and second, shaped like `pack.stacks()`
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Of each job what it needs to go on."""
-        kept = []
+        """Return a checkpoint of each job."""
+        checkpoints = []
         parts = (self.pack.trained(tensors) for tensors in (self.pack.stacks(), *self.moments))
         for own, losses, generators in zip(zip(*parts, strict=True), self.losses, self.pack.generators(), strict=True):
             values, first, second = ([part.rows.detach().cpu().clone() for part in of] for of in own)
-            kept.append(Checkpoint(values, first, second, [one.get_state() for one in generators], losses))
-        return kept
+            checkpoints.append(Checkpoint(values, first, second, [one.get_state() for one in generators], losses))
+        return checkpoints
 
 
 def step_count(how: FinetuneSpec, target_images: int) -> int:
-    """Steps of a run: `finetune.steps`, or as many as `finetune.epochs` passes over the target images take."""
+    """Return the steps of a run: `finetune.steps`, or the steps of `finetune.epochs` passes over the target images."""
     if how.epochs is None:
         return how.steps
     shown = how.epochs * target_images / (1 - how.replay)
@@ -74,38 +72,23 @@ def step_count(how: FinetuneSpec, target_images: int) -> int:
 
 
 def batch_order(how: FinetuneSpec, steps: int, target: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Which image stands where: [T, B] int64 indices, drawn ahead.
+    """Draw the indices [T, B] int64 of the images of all batches, from those of target and other classes.
 
-    Target images come in shuffled passes, without end; every 1/replay-th place holds an image of another
-    class. The draw depends on seed and digits only, so runs that differ in rank or alpha see the same images.
+    Target images come in shuffled passes; a share `replay` of all places, evenly spread, holds images of other classes.
+    The draw depends on seed and digits only, so runs that differ in rank or alpha see the same images.
     """
     places = steps * how.batch_size
     numbers = torch.arange(places + 1, dtype=torch.float64).mul_(how.replay).floor_()
     is_replay = numbers[1:] > numbers[:-1]
     order = torch.empty(places, dtype=torch.int64)
-    for purpose, pool, chosen in (("target", target, ~is_replay), ("replay", other, is_replay)):
-        wanted = int(chosen.sum())
+    for purpose, images, chosen in (("target", target, ~is_replay), ("replay", other, is_replay)):
+        count = int(chosen.sum())
         random = generator(f"{purpose} order", how.seed, list(how.digit))
-        passes = [pool[torch.randperm(len(pool), generator=random)] for _ in range(-(-wanted // max(1, len(pool))))]
-        if wanted:
-            order[chosen] = torch.cat(passes)[:wanted]
+        passes = -(-count // max(1, len(images)))
+        shuffled = [images[torch.randperm(len(images), generator=random)] for _ in range(passes)]
+        if count:
+            order[chosen] = torch.cat(shuffled)[:count]
     return order.view(steps, how.batch_size)
-
-
-def pack_logits(
-    base: BaseModel,
-    adapters: AdapterPack,
-    images_PBI: torch.Tensor,
-    first_PBO: torch.Tensor | None,
-    training: bool = False,
-) -> torch.Tensor:
-    """Logits [P, B, C] of every adapted classifier of a pack; the memory of `first_PBO` is used up."""
-    hidden = images_PBI
-    for at, layer in enumerate(base.layers):
-        known = first_PBO if at == 0 else None
-        rows = layer.shape.rows(hidden)
-        hidden = layer.shape.activations(adapters.layer(at, layer, rows, is_rectified(base, at), known, training))
-    return hidden
 
 
 def fine_tune(
@@ -113,23 +96,21 @@ def fine_tune(
     jobs: Sequence[Job],
     data: TrainingImages,
     progress: Callable[[int], object] | None = None,
-    begin: Sequence[Checkpoint] = (),
+    checkpoints: Sequence[Checkpoint] = (),
 ) -> FineTuned:
-    """Train every job of the pack for its own number of steps; `progress` is told of job-steps done.
+    """Train every job of the pack for its own number of steps; call `progress` with the number of job-steps done.
 
-    With `begin`, a checkpoint of each job, all at the same step, they go on from there.
-
-    Jobs with plans of equal shape must be neighbours, longer ones first within them: a job that is done leaves
-    the pack and the others go on. A job whose loss is not finite goes on alone with its NaN; rows of
-    different jobs never meet in an operation, so its neighbours' bits are unchanged.
+    `checkpoints`, one per job and all at the same step, continue earlier training. Jobs with plans of equal shape must
+    be neighbours, longer ones first: a finished job leaves the pack while the others continue. A job whose loss is not
+    finite continues with NaN; no operation mixes rows of different jobs, so the bits of the other jobs don't change.
     """
     whole = AdapterPack.initial([job.plan for job in jobs], base)
     losses = [torch.empty(len(job.order)) for job in jobs]
     moments = tuple([torch.zeros_like(stack) for stack in whole.stacks()] for _ in range(2))
     state = _AdamState(whole, moments[0], moments[1], jobs)
-    start = common_steps(begin)
-    if begin:
-        _restore(whole, state, losses, begin)
+    start = common_steps(checkpoints)
+    if checkpoints:
+        _restore(whole, state, losses, checkpoints)
     for stop in sorted({len(job.order) for job in jobs}):
         counts = [sum(len(jobs[job].order) >= stop for job in group.jobs) for group in whole.groups]
         active = whole.first(counts)
@@ -141,24 +122,26 @@ def fine_tune(
     return FineTuned(whole, losses, (moments[0], moments[1]))
 
 
-def _restore(pack: AdapterPack, state: _AdamState, losses: list[torch.Tensor], begin: Sequence[Checkpoint]) -> None:
-    """Put every job where its checkpoint says that it stood."""
+def _restore(
+    pack: AdapterPack, state: _AdamState, losses: list[torch.Tensor], checkpoints: Sequence[Checkpoint]
+) -> None:
+    """Copy the checkpoint of every job into the pack, Adam's state and the losses."""
     values = pack.trained([stack.detach() for stack in pack.stacks()])
-    for job, (kept, generators) in enumerate(zip(begin, pack.generators(), strict=True)):
+    for job, (checkpoint, generators) in enumerate(zip(checkpoints, pack.generators(), strict=True)):
         for parts, saved in (
-            (values[job], kept.values),
-            (state.first[job], kept.first),
-            (state.second[job], kept.second),
+            (values[job], checkpoint.values),
+            (state.first[job], checkpoint.first),
+            (state.second[job], checkpoint.second),
         ):
             for part, value in zip(parts, saved, strict=True):
                 part.rows.copy_(value)
-        for own, drawn in zip(generators, kept.dropout, strict=True):
-            own.set_state(drawn)
-        losses[job][: kept.steps] = kept.losses
+        for random, random_state in zip(generators, checkpoint.dropout, strict=True):
+            random.set_state(random_state)
+        losses[job][: checkpoint.steps] = checkpoint.losses
 
 
 class _AdamState:
-    """Adam's two moments of every trained part of every job, without padding, and the parts' learning rates."""
+    """Adam's moments and the learning rate of every trained part of every job, without padding."""
 
     def __init__(
         self, pack: AdapterPack, first: list[torch.Tensor], second: list[torch.Tensor], jobs: Sequence[Job]
@@ -166,7 +149,7 @@ class _AdamState:
         self.first = dict(zip(pack.jobs, pack.trained(first), strict=True))
         self.second = dict(zip(pack.jobs, pack.trained(second), strict=True))
         self.rates = {
-            job: [jobs[job].learning_rate * jobs[job].plan.rate_ratio(trained.part) for trained in parts]
+            job: [jobs[job].learning_rate * jobs[job].plan.rate_ratio(part.part) for part in parts]
             for job, parts in self.first.items()
         }
 
@@ -180,7 +163,7 @@ def _train_stage(
     steps_before: int,
     progress: Callable[[int], object] | None,
 ) -> torch.Tensor:
-    """Steps during which the same jobs are active; returns their losses [T, P] on the CPU."""
+    """Train the active jobs for the steps of `order_TPB`; return their losses [T, P] on the CPU."""
     steps, jobs, batch = order_TPB.shape
     stacks = [stack.requires_grad_() for stack in active.stacks()]
     adam = _Adam(active, state, [stack.detach() for stack in stacks])
@@ -189,9 +172,9 @@ def _train_stage(
     for step in range(steps):
         chosen_PB = order_TPB[step]
         first_PBO = data.first[chosen_PB] if shares_first and data.first is not None else None
-        logits_PBC = pack_logits(base, active, data.images[chosen_PB], first_PBO, training=True)
-        each = functional.cross_entropy(logits_PBC.flatten(0, 1), data.labels[chosen_PB].flatten(), reduction="none")
-        loss_P = each.view(jobs, batch).mean(1)
+        logits_PBC = active.logits(base, data.images[chosen_PB], first_PBO, training=True)
+        losses = functional.cross_entropy(logits_PBC.flatten(0, 1), data.labels[chosen_PB].flatten(), reduction="none")
+        loss_P = losses.view(jobs, batch).mean(1)
         curves[step] = loss_P.detach()
         if stacks:
             adam.step(torch.autograd.grad(loss_P.sum(), stacks), steps_before + step + 1)
@@ -201,27 +184,27 @@ def _train_stage(
 
 
 class _Adam:
-    """Adam on the trained rows of a pack; padding has no part in it (Kingma & Ba 2014, Algorithm 1)."""
+    """Adam on the trained rows of a pack, without padding (Kingma & Ba 2014, Algorithm 1)."""
 
     def __init__(self, active: AdapterPack, state: _AdamState, values: list[torch.Tensor]) -> None:
         self.active = active
-        # Learning rate -> which (job, part) learn at it, with value and moments.
+        # By learning rate: the (row of the pack, number of the part) of each tensor, and its value and moments.
         self.by_rate: dict[float, list[tuple[int, int]]] = {}
         self.tensors: dict[float, tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]] = {}
         for row, (job, parts) in enumerate(zip(active.jobs, active.trained(values), strict=True)):
             for at, (value, rate) in enumerate(zip(parts, state.rates[job], strict=True)):
                 self.by_rate.setdefault(rate, []).append((row, at))
-                kept = self.tensors.setdefault(rate, ([], [], []))
-                for tensors, part in zip(kept, (value, state.first[job][at], state.second[job][at]), strict=True):
+                own = self.tensors.setdefault(rate, ([], [], []))
+                for tensors, part in zip(own, (value, state.first[job][at], state.second[job][at]), strict=True):
                     tensors.append(part.rows)
 
     def step(self, grads: Sequence[torch.Tensor], number: int) -> None:
-        """Step `number` (from 1) with gradients shaped as the pack's stacks."""
+        """Make step `number` (from 1) with gradients shaped like the pack's stacks."""
         by_job = self.active.trained(grads)
         for rate, places in self.by_rate.items():
             values, first, second = self.tensors[rate]
-            # The kernel behind torch.optim.Adam(fused=True), called on views of the stacks: the optimizer class can
-            # hold neither views that shrink nor one step counter for many tensors.
+            # The kernel behind torch.optim.Adam(fused=True), called on views of the stacks. The optimizer class allows
+            # neither views that shrink nor one step counter for many tensors.
             torch._fused_adam_(
                 values,
                 [by_job[row][at].rows for row, at in places],

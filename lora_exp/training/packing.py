@@ -1,8 +1,7 @@
-"""Which jobs train together. Pure: sizes in, packs out; nothing here changes a number of a result.
+"""Which jobs train together, by their cost and memory. Nothing here changes a number of a result.
 
-Jobs of one base that share a batch size may share a pack, whatever else differs; but jobs that train all weights
-share no product with others, and keep to themselves. A pack trains on one thread, so there are at least as many packs
-as threads, of about equal cost.
+Jobs of one base and batch size may share a pack. Jobs that train all weights share no product with others, so they have
+packs of their own. A pack trains on one thread, so there are at least as many packs as threads, of about equal cost.
 """
 
 from __future__ import annotations
@@ -10,21 +9,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# More jobs in a pack make the frozen products more efficient until the activations leave the cache: packs of
-# 17 to 25 were fastest in the reference model, 10 % faster than packs of 10 (docs/performance.md).
+from lora_exp.adapters.plan import AdapterPlan
+from lora_exp.model.architecture import LayerShape
+
+# More jobs make the frozen products more efficient until the activations no longer fit the cache. On the reference
+# model packs of 17 to 25 were fastest, 10 % faster than packs of 10 (docs/performance.md).
 FULL_PACK = 25
-# A last pack of a few jobs runs at the speed of small products, so fewer are not worth a thread of their own.
+# Fewer jobs are not worth a thread of their own: their products are small and slow.
 SMALL_PACK = 4
-# Jobs with weights of their own share no product: packs of 1, 2, 4 and 8 are equally fast within noise
-# (docs/performance.md), and one at a time holds least memory.
+# Jobs that train all weights share no product. Packs of 1, 2, 4 and 8 are equally fast within noise
+# (docs/performance.md), and packs of 1 need least memory.
 OWN_WEIGHTS_PACK = 1
+# Speed of training relative to evaluation, which runs at the speed of plain products: small batches and Adam cost time
+# (docs/performance.md).
+TRAINING_EFFICIENCY = 0.72
+# Adam moves a weight, its gradient and its moments through memory. That takes as long as this many operations.
+OPERATIONS_PER_WEIGHT = 200
 
 
 @dataclass(frozen=True)
 class JobSize:
-    """What planning needs to know of a job: `cost` in plain operations that take as long, `memory` in bytes.
+    """A job as packing sees it: `cost` in floating-point operations of plain products, `memory` in bytes.
 
-    Jobs of equal `shape` are stacked (`AdapterPlan.shape`); `owns_weights` tells that it shares no frozen product.
+    Jobs of equal `shape` are stacked (`AdapterPlan.shape`). With `owns_weights` a job shares no frozen product.
     """
 
     batch_size: int
@@ -35,15 +42,34 @@ class JobSize:
     memory: int
 
 
-def plan_packs(jobs: Sequence[JobSize], workers: int, memory: int) -> list[list[int]]:
-    """Indices of the jobs of each pack, in the order the trainer needs: equal shapes adjacent, longer first.
+def job_size(plan: AdapterPlan, layers: Sequence[LayerShape], batch_size: int, steps: int, test_images: int) -> JobSize:
+    """Estimate cost and memory of a job: two products per frozen weight and training step, one in the evaluation."""
+    frozen = factors = own = stored = activations = 0
+    for at, (layer, layer_plan) in enumerate(zip(layers, plan.layers, strict=True)):
+        # The first layer's frozen product is computed once for all jobs, and needs no gradient.
+        frozen += layer.positions * layer.outputs * layer.inputs if at > 0 or layer.convolution is not None else 0
+        factor_size = layer_plan.padded * (layer.outputs + layer.inputs)
+        factors += layer.positions * factor_size
+        own += layer_plan.parameters(layer.outputs, layer.inputs) if layer_plan.update == "dense" else 0
+        stored += factor_size
+        activations += layer.positions * (layer.outputs + layer.inputs)
+    products = 2.0 * batch_size * (2 * frozen + 3 * factors)
+    training = steps * (products / TRAINING_EFFICIENCY + OPERATIONS_PER_WEIGHT * own)
+    cost = training + 2.0 * test_images * (frozen + factors)
+    # Trained parts, gradients and Adam's two moments; activations and their gradients; logits of the evaluation.
+    floats = 4 * (own + stored) + 2 * batch_size * activations + 40 * test_images
+    return JobSize(batch_size, plan.owns_weights, plan.shape, steps, cost, 4 * floats)
 
-    `memory` (bytes) bounds what `workers` packs hold at a time; a job that alone exceeds it trains alone.
+
+def plan_packs(jobs: Sequence[JobSize], workers: int, memory: int) -> list[list[int]]:
+    """Return the indices of each pack's jobs, in the order that training needs: equal shapes adjacent, longer first.
+
+    `memory` (bytes) limits `workers` packs together; a job above the limit trains alone.
     """
     packs = []
     for kind in sorted({(job.batch_size, job.owns_weights) for job in jobs}):
         members = [index for index, job in enumerate(jobs) if (job.batch_size, job.owns_weights) == kind]
-        # Jobs of similar length together: a pack keeps its size until near its end.
+        # Jobs of similar length are together, so that a pack stays large until near its end.
         members.sort(key=lambda index: (-jobs[index].steps, jobs[index].shape, index))
         for pack in _cut([jobs[index] for index in members], workers, memory // max(1, workers)):
             chosen = [members[at] for at in pack]
@@ -52,7 +78,7 @@ def plan_packs(jobs: Sequence[JobSize], workers: int, memory: int) -> list[list[
 
 
 def _cut(jobs: Sequence[JobSize], workers: int, memory: int) -> list[range]:
-    """Cut jobs of one kind into runs of about equal cost, none above a full pack or `memory` bytes unless single."""
+    """Cut jobs of one kind into runs of about equal cost; only a single job may exceed `memory` bytes."""
     full, small = (OWN_WEIGHTS_PACK, 1) if jobs[0].owns_weights else (FULL_PACK, SMALL_PACK)
     rounds = max(1, -(-len(jobs) // (full * workers)))
     while True:
