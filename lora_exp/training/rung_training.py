@@ -6,6 +6,7 @@ the same decisions.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import deque
@@ -14,16 +15,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_exp.config.spec import RunSpec, digest
-from lora_exp.executors.local import Progress
+from lora_exp.errors import LoraExpError
 from lora_exp.storage.objectives import error_of
 from lora_exp.storage.store import Store
 from lora_exp.training.checkpoint import Checkpoint, decoded
 from lora_exp.training.evaluation import summarise
+from lora_exp.training.executor import Files, Pack, PackTask, Progress
 from lora_exp.training.halving import Halving, Stopped, judged, rungs
 from lora_exp.training.pack import Bench
 
 CHECKPOINT, RUNG = "checkpoint.safetensors", "rung.json"
-Files = dict[str, bytes]
+LOCAL_ONLY = "halving.eta: successive halving works with executor=local only"
+
+
+@dataclass(frozen=True)
+class RungWork:
+    """Train packs up to a rung, with `run`. No `PackTask` describes a rung, so an executor must share memory."""
+
+    run: Callable[[Pack, Progress], None]
+
+    def task(self, pack: Pack) -> PackTask:
+        """Raise LoraExpError."""
+        raise LoraExpError(LOCAL_ONLY)
+
+    def keep(self, key: str, files: Files) -> None:
+        """Raise LoraExpError."""
+        raise LoraExpError(LOCAL_ONLY)
 
 
 @dataclass(frozen=True)
@@ -85,8 +102,9 @@ class RungTraining:
         for last in sorted(set(reached.values())):  # jobs of a pack go on from the same step
             packs += self.packs([spec for spec in missing if reached[spec] == last])
         work = sum(step - reached[spec] for spec in missing)
-        for spec, made in self.in_packs(packs, run, lambda spec: self._find(spec, step), work, f"jobs at step {step}"):
-            if isinstance(made, dict):
+        find, what = functools.partial(self._find, step=step), f"jobs at step {step}"
+        for spec, made in self.in_packs(packs, RungWork(run), find, work, what):
+            if isinstance(made, Mapping):
                 found[spec] = made
         said, split = self.bench.base.validation, self.bench.data.validation
         assert said is not None and split is not None, "checked before anything ran"
