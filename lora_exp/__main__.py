@@ -30,9 +30,9 @@ from lora_exp.storage.store import DISK_FULL
 
 def run(config: DictConfig) -> float | None:
     """One job: see `job.py`. Imported here, since it loads torch."""
-    from lora_exp.sweeps.job import run_job
+    from lora_exp.sweeps import job
 
-    return run_job(config)
+    return job.run(config)
 
 
 def main() -> None:

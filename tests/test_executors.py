@@ -17,10 +17,10 @@ import pytest
 from places import QUICK, Place, busy, free_port, prepared, same
 
 from lora_exp import load_sweep
-from lora_exp.config.executor_settings import EXECUTORS, ExecutorSettings
+from lora_exp.config.settings import EXECUTORS, ExecutorSettings
 from lora_exp.errors import LoraExpError
-from lora_exp.executors.ray import RayCrew
-from lora_exp.executors.slurm import SlurmCrew
+from lora_exp.executors.ray import RayPool
+from lora_exp.executors.slurm import SlurmPool
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import RESULT
 
@@ -45,7 +45,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: Imag
 
 @pytest.mark.parametrize(
     ("executor", "worker"),
-    [(PROCESSES, "lora_exp.executors.pack_worker"), (SLURM, "submitit.core._submit")],
+    [(PROCESSES, "lora_exp.executors.worker"), (SLURM, "submitit.core._submit")],
     ids=["own", "slurm"],
 )
 def test_a_sweep_of_which_a_worker_is_killed_has_the_bits_of_a_local_one(
@@ -55,7 +55,7 @@ def test_a_sweep_of_which_a_worker_is_killed_has_the_bits_of_a_local_one(
     busy(process, worker, 4.0).kill()
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert "tried again in parts" in out + err
+    assert "retried in smaller packs" in out + err
     same(place.sweep(), local)
     assert set(place.results_made().values()) == {1} and len(place.results_made()) == 16
     assert place.statuses() == {"FINISHED": 17}
@@ -136,10 +136,11 @@ def test_an_extra_that_is_not_installed_is_one_line_with_the_command_that_instal
     err = place.run("-m", *QUICK, "adapter.rank=1,2", "executor=ray", code=2)[1]
     assert err == "lora-exp: executor=ray: ray can't be loaded (not here); pip install 'lora-exp[ray]'\n"
     assert not (place.folder / "runs").exists()
-    for extra, library, crew in (("ray", "ray", RayCrew(None, None, 1, 0, None)), ("slurm", "submitit", slurm())):
+    ray = RayPool(ExecutorSettings("ray"), "cpu")
+    for extra, library, pool in (("ray", "ray", ray), ("slurm", "submitit", slurm())):
         monkeypatch.setitem(sys.modules, library, None)
         with pytest.raises(LoraExpError, match=rf"{library} is not installed; pip install 'lora-exp\[{extra}\]'"):
-            crew.check()
+            pool.check()
 
 
 def test_a_cluster_that_is_not_there_is_one_line_and_nothing_is_computed(
@@ -154,8 +155,8 @@ def test_a_cluster_that_is_not_there_is_one_line_and_nothing_is_computed(
         slurm().check()
 
 
-def slurm() -> SlurmCrew:
-    return SlurmCrew("slurm", Path("jobs"), 1, 1, 0, None, None, 60)
+def slurm() -> SlurmPool:
+    return SlurmPool(ExecutorSettings("slurm"), "cpu", 1, Path("jobs"))
 
 
 def test_a_key_that_an_executor_has_no_use_for_is_refused() -> None:

@@ -91,7 +91,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageD
         patch.syspath_prepend(folder)
         patch.setenv("SECRET", SECRET)
         patch.setenv("HYDRA_FULL_ERROR", "1")
-        patch.setattr("lora_exp.sweeps.job.run_job", begin_run)
+        patch.setattr("lora_exp.sweeps.job.run", begin_run)
         patch.setattr("lora_exp.sweeps.sweep.begin_sweep", begin_sweep)
         yield folder
     Singleton.set_state(before)

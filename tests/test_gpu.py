@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.executors.local import LocalExecutor
 from lora_exp.model.data import ImageData
 from lora_exp.numerics import SAME_PACK
 from lora_exp.storage.result import ADAPTER, RESULT, RunResult, from_json
@@ -30,7 +31,7 @@ SPECS = [
 def run(folder: Path, data_root: Path, device: str) -> dict[RunSpec, tuple[RunResult, bytes]]:
     store = Store(folder)
     store.prepare()
-    laboratory = Laboratory(store, data_root, torch.device(device), 1, 2**30)
+    laboratory = Laboratory(store, data_root, torch.device(device), 1, LocalExecutor(1, 2**30, device))
     found = {}
     for spec, files in laboratory.run(SPECS):
         assert isinstance(files, dict), files

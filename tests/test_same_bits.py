@@ -17,6 +17,7 @@ from conftest import CPU, need_any_pack
 
 from lora_exp.config.methods import METHODS
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.executors.local import LocalExecutor
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import assemble, initial_weights
 from lora_exp.model.data import ImageData, Split
@@ -91,7 +92,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageD
             patch.setattr(Laboratory, "data", lambda *_: fewer)
             if count is not None:
                 patch.setattr(experiment, "plan_packs", packs_of(count))
-            found = dict(Laboratory(store, data_root, CPU, threads, 2**31).run(specs))
+            found = dict(Laboratory(store, data_root, CPU, threads, LocalExecutor(threads, 2**31)).run(specs))
         numbers: Numbers = {}
         for spec, files in found.items():
             assert not isinstance(files, Failure), files

@@ -29,10 +29,10 @@ from scipy.stats import norm
 
 from lora_exp import load_sweep
 from lora_exp.__main__ import main
-from lora_exp.config.settings import SAMPLERS, SearchSettings
+from lora_exp.config.settings import OBJECTIVES, SAMPLERS, SearchSettings
 from lora_exp.errors import LoraExpError
 from lora_exp.model.data import ImageData
-from lora_exp.storage.objectives import OBJECTIVES, values_of
+from lora_exp.storage.objectives import values_of
 from lora_exp.storage.result import read
 from lora_exp.storage.sweep_file import read_about
 from lora_exp.storage.trade_off import unbeaten

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load, save
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.executors.local import LocalExecutor
 from lora_exp.model.data import ImageData
 from lora_exp.storage.pruning import verify
 from lora_exp.storage.result import ADAPTER, RESULT, from_json
@@ -40,7 +41,7 @@ FULL = 100_000  # bytes: the weights of the tiny model are more
 def laboratory(tmp_path: Path, data_root: Path, mnist: ImageData) -> Laboratory:
     store = Store(tmp_path / "store")
     store.prepare()
-    return Laboratory(store, data_root, torch.device("cpu"), 1, 2**30)
+    return Laboratory(store, data_root, torch.device("cpu"), 1, LocalExecutor(1, 2**30))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from lora_exp import numerics
 from lora_exp.config.compose import composed, config_folder, read, without_hydra
-from lora_exp.config.settings import Settings, torch_device
+from lora_exp.config.settings import Settings
 from lora_exp.config.spec import DATA_SETS
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.data import MNIST_SHA256, damaged_embedded_files, damaged_unpacked_files, read_prepared
@@ -115,6 +115,8 @@ def _version() -> str:
 def _device(name: str) -> Iterator[Finding]:
     import torch
 
+    from lora_exp.executors.choice import torch_device
+
     device = torch_device(name)
     if float(torch.ones(8, device=device).sum()) != 8:
         yield Finding(f"{device} can't add; use device=cpu", well=False)
@@ -126,6 +128,8 @@ def _device(name: str) -> Iterator[Finding]:
 
 def _products(device: str) -> Iterator[Finding]:
     """The promise about bits, for every size of model."""
+    from lora_exp.executors.choice import torch_device
+
     models: dict[str, list[str]] = {}
     for path in sorted((config_folder() / "model").glob("*.yaml")):
         shapes = layer_shapes(read(without_hydra(composed([f"model={path.stem}"])))[0].model)
@@ -137,9 +141,9 @@ def _products(device: str) -> Iterator[Finding]:
 
 def _executor(settings: Settings) -> Iterator[Finding]:
     """Whether the chosen executor can be used, and which others could be."""
-    crew = settings.crew(torch_device(settings.device.name))
-    if crew is not None:
-        crew.check()
+    from lora_exp.executors.choice import executor, torch_device
+
+    executor(settings, torch_device(settings.device.name)).check()
     extras = {"ray": "ray", "slurm": "submitit"}
     absent = [f"{name} needs pip install 'lora-exp[{name}]'" for name, library in extras.items() if not _has(library)]
     yield Finding("; ".join([f"executor={settings.executor.kind} can be used", *absent]))

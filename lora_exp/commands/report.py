@@ -65,10 +65,12 @@ def write_again(sweep: Sweep, settings: Settings, out: Path | None = None) -> Pa
     """
     import numpy as np
 
+    from lora_exp.executors.choice import laboratory
+
     out = out or settings.report.place(sweep.name)
     pictures, labels = np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8)
     for result in sweep.results.values():
-        pictures, labels = settings.laboratory().test_pictures(result.spec)
+        pictures, labels = laboratory(settings).test_pictures(result.spec)
         break
     return write_report(sweep, out.absolute(), pictures, labels, judged_claim(sweep, settings.report.claim))
 

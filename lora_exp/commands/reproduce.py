@@ -13,14 +13,15 @@ from typing import Any
 from lora_exp.commands.differences import Difference, differing_bits, differing_texts, flat, table
 from lora_exp.commands.stored_run import StoredRun, find
 from lora_exp.config.compose import compose_values
-from lora_exp.config.executor_settings import ExecutorSettings
-from lora_exp.config.settings import SETTINGS, DataFolder, Settings, StoreSettings, settings_from
+from lora_exp.config.settings import SETTINGS, DataFolder, ExecutorSettings, Settings, StoreSettings, settings_from
 from lora_exp.config.spec import RunSpec, spec_from
 from lora_exp.errors import LoraExpError
+from lora_exp.executors.choice import laboratory
 from lora_exp.storage.result import RESULT, RunResult, from_json
 from lora_exp.storage.sweep_folder import run_command
+from lora_exp.training.executor import Files
 from lora_exp.training.halving import Stopped
-from lora_exp.training.laboratory import Failure, Files
+from lora_exp.training.laboratory import Failure
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def _run_from_nothing(spec: RunSpec, settings: Settings, folder: Path) -> Files 
     with tempfile.TemporaryDirectory(prefix="lora-exp-") as empty:
         data = DataFolder(str(folder / settings.data.root))
         apart = dataclasses.replace(settings, store=StoreSettings(empty), executor=ExecutorSettings(), data=data)
-        laboratory = dataclasses.replace(apart.laboratory(), halving=None)  # alone, it has no rivals
-        [(_, files)] = laboratory.run([spec])
+        alone = dataclasses.replace(laboratory(apart), halving=None)  # it has no rivals
+        [(_, files)] = alone.run([spec])
     assert not isinstance(files, Stopped)
     return files
 

@@ -1,48 +1,92 @@
-"""Where runs are made and recorded: settings, none of which changes a number of a result."""
+"""Settings: where runs train, and where they are stored and recorded. None of them changes a number of a result."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lora_exp.config.executor_settings import ExecutorSettings
-from lora_exp.config.fields import allow, integer, is_int, is_name, is_number, is_text
+from lora_exp.config.fields import allow, flag, integer, is_int, is_name, is_number, is_text, positive
 from lora_exp.config.spec import checked
 from lora_exp.errors import LoraExpError
-from lora_exp.report.claims.catalogue import CLAIMS
-from lora_exp.storage.objectives import ERRORS, OBJECTIVES
-
-if TYPE_CHECKING:
-    import torch
-
-    from lora_exp.executors.remote import Crew
-    from lora_exp.training.laboratory import Laboratory
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 TRACKING = ("sqlite", "server", "off")
 SAMPLERS = ("tpe", "nsga2", "cmaes", "random", "grid", "qmc")
+# Error measures by which jobs are compared, and what a search may minimise.
+ERRORS = ("target_error", "forgetting", "both_errors")
+OBJECTIVES = (*ERRORS, "parameters")
+# Claims of papers that a report can judge; `report.claims.catalogue` has a function for each.
+CLAIMS = (
+    "rank_saturates",
+    "learns_less_forgets_less",
+    "rslora_high_rank",
+    "lora_plus_faster",
+    "pissa_odd_even",
+    "replay_price",
+)
+# Executor -> the keys that it uses.
+EXECUTORS = {
+    "local": (),
+    "processes": ("workers",),
+    "ray": ("workers", "cpus", "gpus", "memory", "address"),
+    "slurm": ("workers", "cpus", "gpus", "memory", "cluster", "partition", "minutes"),
+}
+
+
+def _one_of(names: Mapping[str, Any] | tuple[str, ...], default: str) -> Any:
+    return allow("one of " + ", ".join(names), lambda v: v in tuple(names), default=default)
+
+
+def _optional(allowed: str, check: Callable[[Any], bool]) -> Any:
+    return allow(f"null or {allowed}", lambda v: v is None or check(v), default=None)
+
+
+def _optional_count() -> Any:
+    return _optional("an integer of at least 1", lambda v: is_int(v) and v >= 1)
 
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """`threads` packs train side by side on a CPU; null means one a core."""
+    """The device, and how many packs train at a time on a CPU (`threads`; null: one per core)."""
 
-    name: str = allow("one of " + ", ".join(DEVICES), lambda v: v in DEVICES, default="auto")
-    threads: int | None = allow(
-        "null or an integer of at least 1",
-        lambda v: v is None or (is_int(v) and v >= 1),
-        default=None,
-    )
+    name: str = _one_of(DEVICES, default="auto")
+    threads: int | None = _optional_count()
+
+
+@dataclass(frozen=True)
+class ExecutorSettings:
+    """Where packs train, how many at a time (`workers`; null: as many as fit), and the resources of each.
+
+    Null `gpus` means one on an accelerator. Null `memory` (GiB) means the pack's expected memory.
+    """
+
+    kind: str = _one_of(EXECUTORS, default="local")
+    workers: int | None = _optional_count()
+    cpus: float = positive(default=1.0)
+    gpus: float | None = _optional("a number of at least 0", lambda v: is_number(v) and v >= 0)
+    memory: float | None = _optional("a number of GiB above 0", lambda v: is_number(v) and v > 0)
+    address: str | None = _optional("HOST:PORT of a Ray cluster", lambda v: is_text(v) and ":" in v)
+    cluster: str = _one_of(("slurm", "local"), default="slurm")
+    partition: str | None = _optional("the name of a partition", is_name)
+    minutes: int = integer(1, default=60)
+
+    def check(self) -> None:
+        """Raise LoraExpError for a key that is set but that this kind of executor does not use."""
+        for known in dataclasses.fields(self):
+            if known.name not in ("kind", *EXECUTORS[self.kind]) and getattr(self, known.name) != known.default:
+                raise LoraExpError(
+                    f"executor.{known.name}={getattr(self, known.name)}: must be left out with executor={self.kind}"
+                )
 
 
 @dataclass(frozen=True)
 class TrackingSettings:
-    """Where MLflow runs go: a sqlite file, a server, or nowhere."""
+    """Where MLflow runs are recorded: a sqlite file, a server, or nowhere."""
 
-    kind: str = allow("one of " + ", ".join(TRACKING), lambda v: v in TRACKING, default="sqlite")
+    kind: str = _one_of(TRACKING, default="sqlite")
     uri: str = allow("sqlite:///FILE or http://HOST:PORT", is_text, default="sqlite:///mlflow.db")
     artifacts: str = allow("a folder", is_text, default="mlartifacts")
     experiment: str = allow("a name", is_text, default="lora_exp")
@@ -50,66 +94,55 @@ class TrackingSettings:
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """Where trained bases and results are kept, and how many GiB of them when a run or a sweep ends."""
+    """The folder of trained bases and results, and its size limit in GiB, applied when a run or a sweep ends."""
 
     folder: str = allow("a folder", is_text, default="cache/store")
-    limit: float | None = allow(
-        "null or a number of GiB of at least 0",
-        lambda v: v is None or (isinstance(v, int | float) and not isinstance(v, bool) and v >= 0),
-        default=None,
-    )
+    limit: float | None = _optional("a number of GiB of at least 0", lambda v: is_number(v) and v >= 0)
 
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """Where a sweep's report goes, `folder/name` (that of the sweep when null), and the claim it judges, if any."""
+    """Where a sweep's report goes (`folder/name`; null: the sweep's name), and the claim that it judges, if any."""
 
     folder: str = allow("a folder", is_text, default="multirun_reports")
-    name: str | None = allow(
-        "null or a name without slashes, of at most 200 bytes",
-        lambda v: v is None or is_name(v),
-        default=None,
-    )
-    claim: str | None = allow("null or one of " + ", ".join(CLAIMS), lambda v: v is None or v in CLAIMS, default=None)
+    name: str | None = _optional("a name without slashes, of at most 200 bytes", is_name)
+    claim: str | None = _optional("one of " + ", ".join(CLAIMS), lambda v: v in CLAIMS)
 
     def place(self, sweep: str) -> Path:
-        """The folder of the report of the sweep of that name."""
+        """Return the folder of the report of the sweep of that name."""
         return Path(self.folder).absolute() / (self.name or sweep)
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """How much memory (GiB) the packs of a sweep may hold at a time (null: half of what is free); only plan?"""
+    """Memory (GiB) of all packs that train at a time (null: half of what is free), and whether only to plan."""
 
-    memory: float | None = allow(
-        "null or a number of GiB above 0",
-        lambda v: v is None or (is_number(v) and v > 0),
-        default=None,
-    )
-    plan: bool = allow("true or false", lambda v: isinstance(v, bool), default=False)
+    memory: float | None = _optional("a number of GiB above 0", lambda v: is_number(v) and v > 0)
+    plan: bool = flag(default=False)
 
 
 @dataclass(frozen=True)
 class HalvingSettings:
-    """Successive halving: one job in `eta` goes on at each rung, the first after `first` steps; null: all run on."""
+    """Successive halving: one job in `eta` continues at each rung, the first after `first` steps; null: no halving.
 
-    eta: float | None = allow("null or a number above 1", lambda v: v is None or (is_number(v) and v > 1), default=None)
-    first: int = allow("an integer of at least 1", lambda v: is_int(v) and v >= 1, default=10)
-    objective: str = allow("one of " + ", ".join(ERRORS), lambda v: v in ERRORS, default="both_errors")
+    `objective` is the error on validation images by which jobs are compared.
+    """
+
+    eta: float | None = _optional("a number above 1", lambda v: is_number(v) and v > 1)
+    first: int = integer(1, default=10)
+    objective: str = _one_of(ERRORS, default="both_errors")
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How `hydra/sweeper=optuna` searches, and what it makes small: `objectives`, on the validation images.
+    """How `hydra/sweeper=optuna` searches, and what it minimises on the validation images (`objectives`).
 
-    Trials are asked `batch` at a time: the next batch knows what came of those before.
+    The sampler proposes `batch` trials at a time and knows the outcome of all earlier batches.
     """
 
     trials: int = integer(1, default=40)
-    batch: int | None = allow(
-        "null or an integer of at least 1", lambda v: v is None or (is_int(v) and v >= 1), default=None
-    )
-    sampler: str = allow("one of " + ", ".join(SAMPLERS), lambda v: v in SAMPLERS, default="tpe")
+    batch: int | None = _optional_count()
+    sampler: str = _one_of(SAMPLERS, default="tpe")
     seed: int = integer(0, default=0)
     objectives: tuple[str, ...] = allow(
         "a list of one or several of " + ", ".join(OBJECTIVES),
@@ -120,7 +153,7 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class DataFolder:
-    """Where data sets lie."""
+    """The folder of the prepared data sets."""
 
     root: str = allow("a folder", is_text, default="cache/data")
 
@@ -152,48 +185,13 @@ class Settings:
     executor: ExecutorSettings
     data: DataFolder
 
-    def laboratory(self) -> Laboratory:
-        """The place where runs are made.
-
-        Raises LoraExpError for an absent device and LoraExpError for a folder that can't be written to.
-        """
-        from lora_exp.storage.store import Store
-        from lora_exp.training.laboratory import Laboratory
-
-        device = torch_device(self.device.name)
-        store = Store(Path(self.store.folder).absolute())
-        store.prepare()
-        root, how = Path(self.data.root).absolute(), self.halving
-        halving = None if how.eta is None else how
-        return Laboratory(store, root, device, self._threads(device), self._memory(device), self.crew(device), halving)
-
-    def crew(self, device: torch.device) -> Crew | None:
-        """Who trains packs elsewhere, if anybody is to; nothing is started yet."""
-        logs = Path(self.store.folder).absolute().parent / "slurm"
-        return self.executor.crew(device, self._threads(device), logs)
-
-    def _threads(self, device: torch.device) -> int:
-        """One pack keeps an accelerator busy; a CPU runs one pack a thread."""
-        return (self.device.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
-
-    def _memory(self, device: torch.device) -> int:
-        if self.sweep.memory is not None:
-            return int(self.sweep.memory * 2**30)
-        if device.type == "cuda":
-            import torch
-
-            return torch.cuda.mem_get_info(device)[0] // 2
-        import psutil
-
-        return int(psutil.virtual_memory().available) // 2
-
 
 def settings_from(config: Mapping[str, Any]) -> Settings:
-    """The settings of a resolved config.
+    """Return the settings of a resolved config.
 
     Raises LoraExpError with one line that names key, value and what is allowed.
     """
-    # A config that was saved before a group was thought of has its defaults.
+    # A config saved by an earlier version may lack a group, which then has its defaults.
     given = {group: config.get(group, {}) for group in SETTINGS}
     for group, values in given.items():
         if not isinstance(values, Mapping):
@@ -202,22 +200,3 @@ def settings_from(config: Mapping[str, Any]) -> Settings:
     parts["executor"].check()
     folder = {key: value for key, value in config["data"].items() if key == "root"}
     return Settings(**parts, data=checked(DataFolder, "data", folder))
-
-
-def torch_device(name: str) -> torch.device:
-    """The device of that name; `auto` takes CUDA, then MPS, then the CPU.
-
-    Raises LoraExpError when the machine has no such device.
-    """
-    import torch
-
-    present = ["cpu"]
-    if torch.backends.mps.is_available():
-        present.insert(0, "mps")
-    if torch.cuda.is_available():
-        present.insert(0, "cuda")
-    if name == "auto":
-        return torch.device(present[0])
-    if name not in present:
-        raise LoraExpError(f"device={name}: this machine has none; allowed here: auto, {', '.join(present)}")
-    return torch.device(name)

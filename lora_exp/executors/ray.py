@@ -1,8 +1,8 @@
-"""A crew of a Ray cluster's workers: of one that is there already, or of one started on this machine for a sweep.
+"""A pool of workers on a Ray cluster: one that runs already, or one that is started on this machine for a sweep.
 
-A base is put into Ray's object store once, which brings it once to each node that trains on it. Results come back
-with the answers, so that the store has one writer and the nodes need no file system in common. A lost worker or node
-is not Ray's to mend: what is tried again, and how often, is decided in `crew.py` as for every executor.
+A base is put into Ray's object store once, and Ray copies it once to each node that trains on it. Results return with
+the end of each pack, so only the launching process writes to the store, and nodes need no common file system. Ray's own
+retries are off: `remote.py` decides what is retried, and how often, for every pool.
 """
 
 from __future__ import annotations
@@ -23,37 +23,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lora_exp.config.settings import ExecutorSettings
 from lora_exp.errors import LoraExpError
-from lora_exp.executors.remote import PACK_MEMORY, Answer, Files, PackTask, Progress
+from lora_exp.executors.remote import PackEnd, Resources
 from lora_exp.numerics import requested
 from lora_exp.storage.store import Store
+from lora_exp.training.executor import Files, PackTask, Progress
 
 log = logging.getLogger(__name__)
 
-# No figures of use are sent anywhere; which GPUs a task sees that asks for none is left alone, without a warning.
+# Send no usage statistics. Leave the GPUs visible to a task without any as they are, and do not warn about it.
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-# The first has Ray use 127.0.0.1, as it does of itself on systems where it knows no clusters.
+# The first makes Ray listen on 127.0.0.1 only, as it does by default on Windows and macOS.
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
-# How long a cluster may have no node that a pack fits on before its packs are given up.
+# Seconds after which a sweep ends if no node has room for any of its packs.
 PATIENCE = 60.0
 
 
-class RayCrew:
-    """Workers of the cluster at `address` (HOST:PORT; None: a Ray of this machine, started and ended with the sweep).
+class RayPool:
+    """Workers of the cluster at `settings.address` (None: a Ray of this machine, started and stopped with the sweep).
 
-    Each pack takes `cpus` and `gpus`, and `memory` bytes (None: what it is expected to take); `most` bounds how many
-    train at a time (None: as many as fit when the sweep starts).
+    `settings.workers` bounds how many packs train at a time (None: as many as fit when the sweep starts). `device` is
+    the type of device that they train on.
     """
 
-    def __init__(self, address: str | None, most: int | None, cpus: float, gpus: float, memory: int | None) -> None:
-        self.pack_memory = (memory or PACK_MEMORY) // 2  # the rest is for libraries and data
-        self._address, self._most, self._cpus, self._gpus, self._memory = address, most, cpus, gpus, memory
+    def __init__(self, settings: ExecutorSettings, device: str) -> None:
+        self._address, self._most, self._resources = settings.address, settings.workers, Resources.of(settings, device)
+        self.pack_memory = self._resources.pack_memory
         self._numbers = itertools.count()
         self._running: dict[Any, int] = {}
         self._objects: dict[str, tuple[str, Any]] = {}
 
     def check(self) -> None:
-        """Raises LoraExpError when Ray is not installed, or no cluster at the address has room for a pack."""
+        """Raise LoraExpError when Ray is not installed, or when no cluster with room for a pack is at the address."""
         if importlib.util.find_spec("ray") is None:
             raise LoraExpError("executor=ray: ray is not installed; pip install 'lora-exp[ray]'")
         try:
@@ -73,25 +75,25 @@ class RayCrew:
 
     @functools.cached_property
     def workers(self) -> int:
-        """As many packs as fit on the nodes at once. Raises LoraExpError when not even one does."""
+        """How many packs fit on the nodes at a time. Raises LoraExpError when none does."""
         fit = sum(self._fitting(node) for node in self._nodes())
         if fit == 0:
             raise self._too_large()
         return min(fit, self._most or fit)
 
     def start(self, task: PackTask) -> int:
-        """Hand a pack to the cluster, which places it."""
+        """Send a pack to the cluster, which chooses the node."""
         number = next(self._numbers)
-        memory = self._memory or min(task.memory, self._roomiest())
-        options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "memory": memory}
+        memory = self._resources.memory or min(task.memory, self._largest_memory())
+        options = {"num_cpus": self._resources.cpus, "num_gpus": self._resources.gpus, "memory": memory}
         prepared = [self._put("data", task.specs[0]["data"]["name"], functools.partial(_prepared, task))]
         base = self._put("base", task.base_key, functools.partial(_base, task))
         ref = self._train.options(**options).remote(dataclasses.asdict(task), base, prepared)
         self._running[ref] = number
         return number
 
-    def wait(self, progress: Progress) -> Answer:
-        """The next pack that ends. Raises LoraExpError when no node has had room for any for a minute."""
+    def wait(self, progress: Progress) -> PackEnd:
+        """Wait for the next pack that ends. Raises LoraExpError when no node has had room for a pack for a minute."""
         ray, since = self._ray, time.monotonic()
         while True:
             ready, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0)
@@ -105,12 +107,12 @@ class RayCrew:
         try:
             why, files = ray.get(ready[0])
         except ray.exceptions.RayError as error:
-            said = (str(error).strip().splitlines() or [""])[0]
-            return Answer(number, f"its worker was lost ({type(error).__name__}: {said})", lost=True)
-        return Answer(number, why, files=files)
+            message = (str(error).strip().splitlines() or [""])[0]
+            return PackEnd(number, f"its worker was lost ({type(error).__name__}: {message})", lost=True)
+        return PackEnd(number, why, files=files)
 
     def end(self) -> None:
-        """Cancel what runs; a Ray that was started here ends with it."""
+        """Cancel all running packs, and stop a Ray that was started here."""
         if "_ray" not in vars(self):
             return
         for ref in self._running:
@@ -122,27 +124,27 @@ class RayCrew:
 
     @functools.cached_property
     def _ray(self) -> Any:
-        """Ray, connected."""
+        """Connect to Ray, or start it. Raises LoraExpError when it can't be reached."""
         ray = self._loaded()
-        # Workers must have the request before they load torch.
         on_terminate = signal.getsignal(signal.SIGTERM)
+        # Workers need MKL_CBWR before they import torch.
         environment = {"env_vars": {"MKL_CBWR": requested()}}
         where = {"include_dashboard": False} if self._address is None else {"address": self._address}
         try:
             ray.init(**where, logging_level="error", log_to_driver=False, runtime_env=environment)
         except (ConnectionError, RuntimeError, ValueError) as error:
             line = " ".join(str(error).split())
-            raise LoraExpError(f"executor.address={self._address or 'null'}: can't join that Ray ({line})") from error
+            raise LoraExpError(f"executor.address={self._address or 'null'}: can't connect to Ray ({line})") from error
         atexit.register(self.end)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray would exit without a word
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler would exit without a message
         return ray
 
     def _loaded(self) -> Any:
-        """Ray, which reads its environment when it is loaded."""
+        """Import Ray, which reads its environment variables at import."""
         os.environ |= ENVIRONMENT
         if self._address is None:
-            # Ray runs whatever it is sent: let it listen on this machine alone, and to nobody without the token.
+            # Ray runs any code that it is sent, so it may listen on this machine only, and requires a token.
             os.environ |= ALONE
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         import ray
@@ -156,7 +158,7 @@ class RayCrew:
         return self._ray.remote(max_retries=0, scheduling_strategy="SPREAD")(trained_apart)
 
     def _put(self, kind: str, key: str, files: Callable[[], Files]) -> Any:
-        """A reference to files in Ray's object store, where they are put once; only the latest of a kind stay there."""
+        """Put files into Ray's object store once; return a reference. Only the latest files of a kind stay there."""
         if self._objects.get(kind, ("", None))[0] != key:
             self._objects[kind] = (key, self._ray.put(files()))
         return self._objects[kind][1]
@@ -165,28 +167,31 @@ class RayCrew:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def _fitting(self, node: dict[str, float]) -> int:
-        """How many packs fit on an idle node."""
-        wanted = {"CPU": self._cpus, "GPU": self._gpus, "memory": self._memory or 0}
+        """Return how many packs fit on an idle node."""
+        own = self._resources
+        wanted = {"CPU": own.cpus, "GPU": own.gpus, "memory": own.memory or 0}
         return min(int(node.get(name, 0) / amount + 1e-6) for name, amount in wanted.items() if amount)
 
-    def _roomiest(self) -> int:
-        """Bytes of memory of the largest node that a pack fits on."""
+    def _largest_memory(self) -> int:
+        """Return the memory in bytes of the largest node that a pack fits on."""
         return max((int(node.get("memory", 0)) for node in self._nodes() if self._fitting(node)), default=0)
 
     def _too_large(self) -> LoraExpError:
-        wanted = f"executor.cpus={self._cpus:g}, executor.gpus={self._gpus:g}, executor.memory={self._memory or 'null'}"
-        return LoraExpError(f"{wanted}: no node of the Ray cluster has room for a pack")
+        own = self._resources
+        memory = "null" if own.memory is None else f"{own.memory / 2**30:g}"
+        wanted = f"executor.cpus={own.cpus:g}, executor.gpus={own.gpus:g}, executor.memory={memory}"
+        return LoraExpError(f"{wanted}: no node of the Ray cluster has room for a pack; ask for less")
 
 
 def _base(task: PackTask) -> Files:
-    """Raises LoraExpError when somebody has just removed it."""
+    """Read the base. Raises LoraExpError when another process has removed it."""
     files = Store(Path(task.store)).get("bases", task.base_key)
     if files is None:
-        raise LoraExpError(f"store.folder={task.store}: the base is gone from it")
+        raise LoraExpError(f"store.folder={task.store}: the base was removed from it; run again")
     return files
 
 
 def _prepared(task: PackTask) -> Files:
-    """The prepared data set, for nodes that don't see the data root."""
+    """Read the prepared data set, for nodes without the data root."""
     name = f"{task.specs[0]['data']['name']}.safetensors"
     return {name: (Path(task.data_root) / name).read_bytes()}

@@ -1,48 +1,50 @@
-"""Packs that train in processes which share nothing with this one: what they are told, and the loop that hands out.
+"""Packs that train in processes which share no memory with this one: the interface of a worker pool, and its executor.
 
-A crew is the processes of one machine, of a Ray cluster or of Slurm. It is handed packs as plain values, and answers
-for each once; what is tried again, and how, is decided here and by the laboratory, the same for all of them.
+A worker pool is processes of this machine, of a Ray cluster or of Slurm. It trains packs that are described as plain
+values and reports the end of each exactly once. Retries are decided here and by the laboratory, not by the pool.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import ClassVar, Protocol
 
-Pack = TypeVar("Pack", bound=Sequence[Any])
-Files = Mapping[str, bytes]
-Progress = Callable[[int], object]
-# A job alone whose process or node is lost may be innocent; one that is lost so often is not.
+from lora_exp.config.settings import ExecutorSettings
+from lora_exp.training.executor import Files, Pack, PackTask, Progress, Work
+
+# A single job is tried so often when its worker is lost: the first losses may not be its fault.
 TRIES = 3
-# What a pack may hold on a cluster, where nothing else is said; most take far less.
+# Memory of a pack on a cluster where `executor.memory` is null. Most packs need far less.
 PACK_MEMORY = 4 * 2**30
 
 
 @dataclass(frozen=True)
-class PackTask:
-    """A pack in plain values: its specs, the keys of their results, and what else determines both (`circumstances`).
+class Resources:
+    """What a cluster gives each pack: CPUs, GPUs and bytes of memory (None: what the pack is expected to need)."""
 
-    `store` and `data_root` are folders as the launching process sees them; `memory` is what the pack is expected to
-    take, in bytes, libraries and data included.
-    """
+    cpus: float
+    gpus: float
+    memory: int | None
 
-    specs: list[dict[str, Any]]
-    keys: list[str]
-    circumstances: list[str]
-    base_key: str
-    store: str
-    data_root: str
-    device: str
-    memory: int
+    @classmethod
+    def of(cls, settings: ExecutorSettings, device: str) -> Resources:
+        """Return what the settings give a pack on that type of device: by default one GPU, if it is not a CPU."""
+        gpus = float(device != "cpu") if settings.gpus is None else settings.gpus
+        return cls(settings.cpus, gpus, None if settings.memory is None else int(settings.memory * 2**30))
+
+    @property
+    def pack_memory(self) -> int:
+        """Bytes for the jobs of a pack; the rest is for libraries and data."""
+        return (self.memory or PACK_MEMORY) // 2
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A pack that ended: files of results that are not in the store yet, by key, and why it did not end well.
+class PackEnd:
+    """The end of pack `number`: the reason if it failed, and files of results that are not in the store yet, by key.
 
-    `lost` tells that its process or node ended without a word.
+    `lost` means that its process or node ended without reporting a reason.
     """
 
     number: int
@@ -51,55 +53,67 @@ class Answer:
     files: Mapping[str, Files] = field(default_factory=dict)
 
 
-class Crew(Protocol):
-    """Where packs train elsewhere."""
+class WorkerPool(Protocol):
+    """Processes that train packs, each of which knows no more of a pack than its task."""
 
     @property
     def workers(self) -> int:
-        """How many packs train side by side."""
+        """How many packs train at a time."""
 
     @property
-    def pack_memory(self) -> int | None:
-        """Bytes that each pack may hold; None where they share what this machine has."""
+    def pack_memory(self) -> int:
+        """Bytes that each pack may use."""
 
     def check(self) -> None:
-        """Raise LoraExpError, of one line, when there is nothing to train with; called before anything is computed."""
+        """Raise LoraExpError, with a one-line message, if no pack can train; called before anything is computed."""
 
     def start(self, task: PackTask) -> int:
-        """Have a pack trained; the number that its answer will bear."""
+        """Start to train a pack; return the number that its `PackEnd` will have."""
 
-    def wait(self, progress: Progress) -> Answer:
-        """The next pack that ends; meanwhile `progress` may be told of job-steps done."""
+    def wait(self, progress: Progress) -> PackEnd:
+        """Wait for the next pack that ends; meanwhile report job-steps to `progress`, where the pool knows them."""
 
     def end(self) -> None:
-        """End at once whatever runs, and let go of what was started."""
+        """Stop all running packs at once, and release the workers."""
 
 
-def dispatched(
-    packs: deque[Pack],
-    crew: Crew,
-    task_of: Callable[[Pack], PackTask],
-    keep: Callable[[str, Files], object],
-    progress: Progress,
-) -> Iterator[tuple[Pack, str | None]]:
-    """Have packs trained by a crew; yield each as it ends, with why it did not end well, like `executors.completed`.
+@dataclass(frozen=True)
+class RemoteExecutor:
+    """An executor that has packs trained by a worker pool."""
 
-    Results that come with an answer are given to `keep`. When the caller stops listening, what runs is ended.
-    """
-    running: dict[int, tuple[Pack, int]] = {}
-    try:
-        while packs or running:
-            while packs and len(running) < crew.workers:
-                pack = packs.popleft()
-                running[crew.start(task_of(pack))] = (pack, 1)
-            answer = crew.wait(progress)
-            pack, tries = running.pop(answer.number)
-            if answer.lost and len(pack) == 1 and tries < TRIES:
-                running[crew.start(task_of(pack))] = (pack, tries + 1)
-                continue
-            for key, files in answer.files.items():
-                keep(key, files)
-            yield pack, answer.why
-    finally:
-        if running:
-            crew.end()
+    pool: WorkerPool
+    shares_memory: ClassVar[bool] = False
+
+    @property
+    def workers(self) -> int:
+        """How many packs train at a time."""
+        return self.pool.workers
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the packs which train at a time may use together."""
+        return self.pool.workers * self.pool.pack_memory
+
+    def check(self) -> None:
+        """Raise LoraExpError, with a one-line message, if no pack can train."""
+        self.pool.check()
+
+    def train(self, packs: deque[Pack], work: Work, progress: Progress) -> Iterator[tuple[Pack, str | None]]:
+        """Train packs; yield each when it ends, with the reason if it failed (see `training.executor`)."""
+        running: dict[int, tuple[Pack, int]] = {}
+        try:
+            while packs or running:
+                while packs and len(running) < self.workers:
+                    pack = packs.popleft()
+                    running[self.pool.start(work.task(pack))] = (pack, 1)
+                end = self.pool.wait(progress)
+                pack, tries = running.pop(end.number)
+                if end.lost and len(pack) == 1 and tries < TRIES:
+                    running[self.pool.start(work.task(pack))] = (pack, tries + 1)
+                    continue
+                for key, files in end.files.items():
+                    work.keep(key, files)
+                yield pack, end.why
+        finally:
+            if running:
+                self.pool.end()

@@ -1,7 +1,7 @@
-"""A crew of Slurm jobs, one a pack, through submitit; or of submitit's local processes, to try the same without Slurm.
+"""A pool of Slurm jobs, one per pack, submitted through submitit, which can also run them as local processes.
 
-Store and data root lie on a file system that all nodes share: a job puts its results into the store itself, so they
-are kept even when the launching process is gone before the job ends.
+Store and data root must be on a file system that all nodes share. A job writes its results to the store itself, so they
+are kept even if the launching process has ended.
 """
 
 from __future__ import annotations
@@ -19,51 +19,45 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from lora_exp.config.settings import ExecutorSettings
 from lora_exp.errors import LoraExpError
-from lora_exp.executors.remote import PACK_MEMORY, Answer, PackTask, Progress
+from lora_exp.executors.remote import PackEnd, Resources
 from lora_exp.storage.store import Store
+from lora_exp.training.executor import PackTask, Progress
 
-# Seconds between looks at what became of jobs, and for a network file system to show what another node wrote.
-LOOKS = {"slurm": 1.0, "local": 0.1}
+WORKERS = 8  # packs that train at a time by default
+# Seconds between two polls of the jobs, and seconds within which a network file system must show another node's files.
+POLL = {"slurm": 1.0, "local": 0.1}
 PATIENCE = 60.0
 
 
-class SlurmCrew:
-    """Slurm jobs in `partition` (None: the cluster's own choice) of `minutes` at most; their logs go to `folder`.
+class SlurmPool:
+    """Slurm jobs as `settings` describe them, or with `settings.cluster` "local" processes of this machine.
 
-    Each has `cpus` and `gpus`, and `memory` bytes (None: what the pack is expected to take). With `cluster` "local"
-    they are processes of this machine.
+    `device` is the type of device that packs train on, `threads` how many local processes run by default. The logs of
+    jobs that fail stay in a folder of their own below `folder`.
     """
 
-    def __init__(
-        self,
-        cluster: str,
-        folder: Path,
-        workers: int,
-        cpus: float,
-        gpus: float,
-        memory: int | None,
-        partition: str | None,
-        minutes: int,
-    ) -> None:
-        self.workers = workers
-        self.pack_memory = (memory or PACK_MEMORY) // 2  # the rest is for libraries and data
-        # Of its own, since submitit's local jobs are numbered by process: another's files would be taken for theirs.
+    def __init__(self, settings: ExecutorSettings, device: str, threads: int, folder: Path) -> None:
+        resources = Resources.of(settings, device)
+        self.workers = settings.workers or (threads if settings.cluster == "local" else WORKERS)
+        self.pack_memory = resources.pack_memory
+        # submitit numbers local jobs by process, so two launching processes must not share a folder.
         self._folder = folder / f"{platform.node()}-{uuid.uuid4().hex[:8]}"
-        self._cluster, self._memory = cluster, memory
+        self._cluster, self._memory = settings.cluster, resources.memory
         self._parameters = {
             "name": "lora_exp",
-            "timeout_min": minutes,
-            "cpus_per_task": math.ceil(cpus),
-            "gpus_per_node": math.ceil(gpus),
+            "timeout_min": settings.minutes,
+            "cpus_per_task": math.ceil(resources.cpus),
+            "gpus_per_node": math.ceil(resources.gpus),
         }
-        if partition is not None:
-            self._parameters["slurm_partition"] = partition
+        if settings.partition is not None:
+            self._parameters["slurm_partition"] = settings.partition
         self._numbers = itertools.count()
         self._running: dict[int, tuple[Any, PackTask]] = {}
 
     def check(self) -> None:
-        """Raises LoraExpError when submitit or Slurm is not installed."""
+        """Raise LoraExpError when submitit or Slurm is not installed."""
         if importlib.util.find_spec("submitit") is None:
             raise LoraExpError("executor=slurm: submitit is not installed; pip install 'lora-exp[slurm]'")
         try:
@@ -76,7 +70,7 @@ class SlurmCrew:
         if self._cluster == "slurm" and missing:
             raise LoraExpError(
                 f"executor=slurm: this machine has no {missing[0]}; start it on a login node of the cluster, "
-                "or choose executor.cluster=local"
+                "or use executor.cluster=local"
             )
 
     def start(self, task: PackTask) -> int:
@@ -93,22 +87,22 @@ class SlurmCrew:
             raise LoraExpError(f"executor=slurm: Slurm refuses the job ({' '.join(str(error).split())})") from error
         return number
 
-    def wait(self, progress: Progress) -> Answer:
-        """The next job that ends."""
+    def wait(self, progress: Progress) -> PackEnd:
+        """Wait for the next pack that ends; job-steps are not known."""
         while True:
             for number, (job, task) in self._running.items():
                 if job.done():
                     del self._running[number]
-                    return self._answer(number, job, task)
-            time.sleep(LOOKS[self._cluster])
+                    return self._ended(number, job, task)
+            time.sleep(POLL[self._cluster])
 
     def end(self) -> None:
-        """Cancel what runs or waits."""
+        """Cancel all running and pending jobs."""
         for job, _ in self._running.values():
             job.cancel(check=False)
         self._running = {}
         with contextlib.suppress(OSError):
-            self._folder.rmdir()  # where no log is left to look at
+            self._folder.rmdir()  # fails if it still holds the log of a failed job
 
     @functools.cached_property
     def _executor(self) -> Any:
@@ -117,26 +111,26 @@ class SlurmCrew:
         atexit.register(self.end)
         return submitit.AutoExecutor(self._folder, cluster=self._cluster)
 
-    def _answer(self, number: int, job: Any, task: PackTask) -> Answer:
+    def _ended(self, number: int, job: Any, task: PackTask) -> PackEnd:
         from submitit.core.utils import UncompletedJobError
 
         log = job.paths.stderr
         try:
             why = job.result()
         except UncompletedJobError:
-            return Answer(number, f"its Slurm job {job.job_id} ended early ({job.state}); its log: {log}", lost=True)
+            return PackEnd(number, f"its Slurm job {job.job_id} ended early ({job.state}); its log: {log}", lost=True)
         if why is None:
-            _seen(Store(Path(task.store)), task.keys)
+            _wait_until_visible(Store(Path(task.store)), task.keys)
             for path in self._folder.glob(f"{job.job_id}_*"):
                 path.unlink(missing_ok=True)
-        return Answer(number, why)
+        return PackEnd(number, why)
 
 
-def _seen(store: Store, keys: list[str]) -> None:
-    """Wait until this machine sees results that another one wrote."""
+def _wait_until_visible(store: Store, keys: list[str]) -> None:
+    """Wait until this machine sees the results that another one wrote."""
     deadline = time.monotonic() + PATIENCE
     for key in keys:
         while not store.has("results", key) and time.monotonic() < deadline:
             with contextlib.suppress(OSError):
-                list(store.folder("results", key).parent.iterdir())  # makes a network file system look again
+                list(store.folder("results", key).parent.iterdir())  # makes a network file system refresh its cache
             time.sleep(0.2)

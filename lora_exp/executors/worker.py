@@ -1,9 +1,19 @@
-"""One pack, trained from what a task tells and from nothing else of the process that launched it."""
+"""A worker: it trains one pack from its task and knows nothing else of the launching process.
+
+Ray and Slurm call its functions. A process of `processes` runs it as a program, with a descriptor of the socket through
+which tasks arrive:
+
+python -m lora_exp.executors.worker DESCRIPTOR
+"""
 
 from __future__ import annotations
 
+import json
 import platform
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +22,37 @@ import torch
 from lora_exp import numerics
 from lora_exp.config.spec import from_dict
 from lora_exp.errors import LoraExpError, reason
-from lora_exp.executors.remote import Files, PackTask, Progress
+from lora_exp.executors.local import LocalExecutor
 from lora_exp.storage.store import Store
 from lora_exp.training.base import read_base
+from lora_exp.training.executor import Files, PackTask, Progress
 from lora_exp.training.laboratory import Laboratory
 from lora_exp.training.pack import PackTrainer, plan_jobs
 
-# What `Laboratory.circumstances` lists.
+# The names of what `Laboratory.circumstances` lists.
 CIRCUMSTANCES = ("data", "code of lora_exp", "torch", "device", "MKL_CBWR")
 
 
 def trained_into_store(task: PackTask, progress: Progress | None) -> str | None:
-    """Train a pack where the store is at hand, and put its results there; why that failed, if it did."""
+    """Train a pack where the store is at hand and put its results there; return the reason if that failed."""
     store = Store(Path(task.store))
 
     def train() -> None:
         base = store.get("bases", task.base_key) if store.root.is_dir() else None
         if base is None:
             raise LoraExpError(
-                f"store.folder={task.store}: {platform.node()} finds no base there, and must see the same"
+                f"store.folder={task.store}: has no base on {platform.node()}; all nodes must see the same store"
             )
-        for key, files in results(task, base, progress):
+        for key, files in _results(task, base, progress):
             store.put("results", key, files)
 
-    return _why_not(train)
+    return _why_failed(train)
 
 
 def trained_apart(task: Mapping[str, Any], base: Files, prepared: list[Any]) -> tuple[str | None, dict[str, Files]]:
-    """Train a pack where the store is not at hand, as a task of Ray: why that failed, if it did, and its results.
+    """Train a pack where the store is not at hand, as a task of Ray; return the reason if that failed, and its results.
 
-    `prepared` refers to the files of the data root, which are fetched when this node sees none.
+    `prepared` holds a reference to the files of the data root, which are fetched when this node has none.
     """
     found: dict[str, Files] = {}
     own = PackTask(**task)
@@ -52,18 +63,32 @@ def trained_apart(task: Mapping[str, Any], base: Files, prepared: list[Any]) -> 
             import ray
 
             _write(root, ray.get(prepared[0]))
-        found.update(results(own, base, None))
+        found.update(_results(own, base, None))
 
-    return _why_not(train), found
+    return _why_failed(train), found
 
 
-def results(task: PackTask, base: Files, progress: Progress | None) -> Iterator[tuple[str, Files]]:
-    """Train the pack on one thread; each result's key and files.
+def serve(connection: Connection) -> None:
+    """Train the packs that arrive, and report steps and the end of each, until the other end closes."""
 
-    Raises LoraExpError where this machine would compute other bits than the launching process expects.
+    def send(message: dict[str, object]) -> None:
+        connection.send_bytes(json.dumps(message).encode())
+
+    while True:
+        try:
+            task = PackTask(**json.loads(connection.recv_bytes()))
+        except (EOFError, ConnectionError):
+            return
+        send({"why": trained_into_store(task, lambda steps: send({"steps": steps}))})
+
+
+def _results(task: PackTask, base: Files, progress: Progress | None) -> Iterator[tuple[str, Files]]:
+    """Train the pack on one thread; yield the key and the files of each result.
+
+    Raises LoraExpError if this machine would compute other bits than the launching one.
     """
     specs, device = [from_dict(values) for values in task.specs], torch.device(task.device)
-    laboratory = Laboratory(Store(Path(task.store)), Path(task.data_root), device, threads=1, memory=0)
+    laboratory = Laboratory(Store(Path(task.store)), Path(task.data_root), device, 1, LocalExecutor(1, 0, device.type))
     _check_same(task.circumstances, laboratory.circumstances(specs[0]))
     data = laboratory.data(specs[0].data)
     trainer = PackTrainer(read_base(specs[0], data, base, device), data, plan_jobs(specs, data))
@@ -78,11 +103,11 @@ def _check_same(expected: list[str], found: list[str]) -> None:
     for name, there, here in zip(CIRCUMSTANCES, expected, found, strict=True):
         if there != here:
             raise LoraExpError(
-                f"{where} would compute other bits: {name} is {here[:20]}, where it was started {there[:20]}"
+                f"{where} would compute other bits: {name} is {here[:20]}, on the launching machine {there[:20]}"
             )
-    # MKL takes another code path, and says nothing, where the processor lacks the one asked for.
+    # MKL falls back without notice to another code path where the processor lacks the requested one.
     if "AVX512" in numerics.requested() and numerics.widest_code_path() != "AVX512":
-        raise LoraExpError(f"{where} would compute other bits: no AVX-512 there; start with MKL_CBWR=AVX2,STRICT")
+        raise LoraExpError(f"{where} would compute other bits: it has no AVX-512; start with MKL_CBWR=AVX2,STRICT")
 
 
 def _write(root: Path, files: Mapping[str, bytes]) -> None:
@@ -93,10 +118,17 @@ def _write(root: Path, files: Mapping[str, bytes]) -> None:
         partial.replace(root / name)
 
 
-def _why_not(train: Callable[[], None]) -> str | None:
-    """A failure in one line: exceptions of other machines are not worth sending."""
+def _why_failed(train: Callable[[], None]) -> str | None:
+    """Call `train`; return its exception as one line, since exceptions may not unpack on another machine."""
     try:
         train()
     except BaseException as error:
         return reason(error)
     return None
+
+
+if __name__ == "__main__":
+    # Ctrl-C reaches the launching process, which ends its workers; they end by themselves when it is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    serve(Connection(int(sys.argv[1])))

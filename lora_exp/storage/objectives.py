@@ -6,9 +6,6 @@ from collections.abc import Sequence
 
 from lora_exp.storage.result import RunResult
 
-ERRORS = ("target_error", "forgetting", "both_errors")
-OBJECTIVES = (*ERRORS, "parameters")
-
 
 def error_of(objective: str, target: Sequence[int], before: Sequence[float], after: Sequence[float]) -> float:
     """One of ERRORS, from the error rates of every class before and after fine-tuning on the classes `target`."""

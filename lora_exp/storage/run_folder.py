@@ -42,11 +42,12 @@ def load_base(folder: str | Path, overrides: Sequence[str] = ()) -> BaseModel:
     """
     import torch
 
+    from lora_exp.executors.choice import laboratory as laboratory_of
     from lora_exp.storage.sweep_folder import run_command
     from lora_exp.training.base import stored_model
 
     result = read_run(Path(folder))
-    laboratory = run_settings(result, overrides).laboratory()
+    laboratory = laboratory_of(run_settings(result, overrides))
     files = laboratory.store.get("bases", laboratory.base_key(result.spec))
     try:
         base = None if files is None else stored_model(result.spec.model, files, torch.device("cpu"))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run_job(config: DictConfig) -> float:
+def run(config: DictConfig) -> float:
     """Run one config and return its target error; of a job that halving stopped, what it was judged by.
 
     Raises LoraExpError for bad input, and JobsFailed when the run failed or diverged; either way what there is
@@ -122,18 +122,22 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
             f"halving.eta={settings.halving.eta:g}: jobs are judged on validation images, so it needs data.validation "
             "above 0, such as data.validation=5000"
         )
-    if laboratory.crew is not None:
-        if settings.halving.eta is not None:
-            raise LoraExpError(f"executor.kind={settings.executor.kind}: halving goes with executor=local so far")
-        laboratory.crew.check()
+    if settings.halving.eta is not None and not laboratory.executor.shares_memory:
+        raise LoraExpError(
+            f"executor.kind={settings.executor.kind}: successive halving works with executor=local only; "
+            "leave out halving.eta, or the executor"
+        )
+    laboratory.executor.check()
     for spec in {(spec.data, spec.model, spec.adapter): spec for spec in specs}.values():
         laboratory.check(spec)
 
 
 @functools.lru_cache(maxsize=1)
 def open_laboratory(settings: Settings) -> Laboratory:
-    """The laboratory of these settings, made once a process."""
-    return settings.laboratory()
+    """Return the laboratory of these settings, made once per process."""
+    from lora_exp.executors.choice import laboratory
+
+    return laboratory(settings)
 
 
 @functools.lru_cache(maxsize=1)

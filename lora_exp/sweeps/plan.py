@@ -34,7 +34,7 @@ def plan_text(laboratory: Laboratory, specs: Sequence[RunSpec]) -> str:
         seconds, more = _base_lines(laboratory, jobs, rate)
         total += seconds
         lines += more
-    lines.append(f"expected time: about {_duration(total)}, with {laboratory.workers} packs at a time")
+    lines.append(f"expected time: about {_duration(total)}, with {laboratory.executor.workers} packs at a time")
     return "\n".join(lines)
 
 
@@ -56,7 +56,7 @@ def _base_lines(laboratory: Laboratory, jobs: list[RunSpec], rate: float) -> tup
         methods = ", ".join(sorted({spec.adapter.method for spec in pack}))
         ranks, steps = [spec.adapter.rank for spec in pack], [size.steps for size in sizes]
         seconds = sum(size.cost for size in sizes) / rate
-        spent += seconds / laboratory.workers
+        spent += seconds / laboratory.executor.workers
         memory = sum(size.memory for size in sizes) / 2**20
         lines.append(
             f"  pack {number}: {len(pack)} jobs, {methods}, {_range('rank', ranks)}, {_range('steps', steps)}, "

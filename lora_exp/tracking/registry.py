@@ -20,6 +20,7 @@ from lora_exp.commands.export import adapted_run
 from lora_exp.config.fields import is_name
 from lora_exp.config.spec import MEAN, SIDE, STD
 from lora_exp.errors import LoraExpError
+from lora_exp.executors.choice import laboratory
 from lora_exp.model.base import plain_module
 from lora_exp.storage.provenance import versions
 from lora_exp.storage.result import PREDICTIONS, RunResult
@@ -54,7 +55,7 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
     settings = run_settings(result, overrides)
     recorder = Recorder.open(settings.tracking)
     module = plain_module(adapted_run(folder, overrides).merge())
-    images, _ = settings.laboratory().test_pictures(result.spec)
+    images, _ = laboratory(settings).test_pictures(result.spec)
     with tempfile.TemporaryDirectory() as place, one_line(recorder.settings.uri):
         model = _saved(module, images[:EXAMPLES], Path(place))
         same = int((model.predict(images) == load_file(folder / PREDICTIONS)["predicted"]).sum())

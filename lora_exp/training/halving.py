@@ -13,6 +13,7 @@ same choices.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections import deque
@@ -21,17 +22,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.spec import RunSpec, digest
+from lora_exp.errors import LoraExpError
 from lora_exp.storage.objectives import error_of
 from lora_exp.storage.store import Store
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.evaluation import class_errors
-from lora_exp.training.pack import PackTrainer, Progress
+from lora_exp.training.executor import Files, Pack, PackTask, Progress
+from lora_exp.training.pack import PackTrainer
 
 if TYPE_CHECKING:
     from lora_exp.config.settings import HalvingSettings
 
 CHECKPOINT, RUNG = "checkpoint.safetensors", "rung.json"
-Files = dict[str, bytes]
+LOCAL_ONLY = "halving.eta: successive halving works with executor=local only"
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,26 @@ def _group(spec: RunSpec) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True)
+class RungWork:
+    """Train packs up to a rung, with `run`. No `PackTask` describes a rung, so an executor must share memory."""
+
+    run: Callable[[Pack, Progress], None]
+
+    def task(self, pack: Pack) -> PackTask:
+        """Raise LoraExpError."""
+        raise LoraExpError(LOCAL_ONLY)
+
+    def keep(self, key: str, files: Files) -> None:
+        """Raise LoraExpError."""
+        raise LoraExpError(LOCAL_ONLY)
+
+
+@dataclass(frozen=True)
 class HalvingTrainer:
     """Trains the jobs of one base from rung to rung.
 
-    `key` hashes what determines a job's result. `packs` groups jobs into packs. `in_packs` runs packs and yields each
-    job with what the given function finds in the store for it (see `Laboratory`).
+    `key` hashes what determines a job's result. `packs` groups jobs into packs. `train_packs` trains them and yields
+    each job with what the given function finds in the store for it (see `Laboratory`).
     """
 
     settings: HalvingSettings
@@ -129,7 +147,7 @@ class HalvingTrainer:
     store: Store
     key: Callable[[RunSpec], str]
     packs: Callable[[Sequence[RunSpec]], list[list[RunSpec]]]
-    in_packs: Callable[..., Iterator[tuple[RunSpec, Any]]]
+    train_packs: Callable[..., Iterator[tuple[RunSpec, Any]]]
 
     def train(self, specs: Sequence[RunSpec]) -> tuple[dict[RunSpec, int], dict[RunSpec, Stopped]]:
         """Train up to the last rung; return the surviving jobs with the step of their last rung, and the stopped ones.
@@ -171,9 +189,9 @@ class HalvingTrainer:
             self._train_to_rung(pack, reached[pack[0]], step, progress)
 
         job_steps = sum(step - reached[spec] for spec in missing)
-        find, what = (lambda spec: self._find(spec, step)), f"jobs at step {step}"
-        for spec, files in self.in_packs(packs, run, find, job_steps, what):
-            if isinstance(files, dict):
+        find, what = functools.partial(self._find, step=step), f"jobs at step {step}"
+        for spec, files in self.train_packs(packs, RungWork(run), find, job_steps, what):
+            if isinstance(files, Mapping):
                 found[spec] = files
         predictions, split = self.trainer.base.validation, self.trainer.data.validation
         assert predictions is not None and split is not None, "the settings were checked before"

@@ -1,4 +1,4 @@
-"""From specs to results, the whole story: store, base, packs, training, store. A single run is a pack of one."""
+"""From specs to results: look in the store, train the base, train and judge packs. A single run is a pack of one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import adapter_plan
 from lora_exp.config.spec import DataSpec, RunSpec, digest
 from lora_exp.errors import reason
-from lora_exp.executors.local import Ended, Progress, Run, Trainer, completed, in_parts
-from lora_exp.executors.remote import Crew, PackTask, dispatched
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.data import ImageData, load, pictures
 from lora_exp.storage.provenance import BASE_MODULES, RESULT_MODULES, code_version, provenance
@@ -28,6 +26,7 @@ from lora_exp.storage.result import RESULT, RunResult
 from lora_exp.storage.store import Store
 from lora_exp.training.base import TrainedBase, trained_base
 from lora_exp.training.checkpoint import Checkpoint
+from lora_exp.training.executor import Executor, Files, Pack, PackTask, Progress, Work, train_in_parts
 from lora_exp.training.halving import HalvingTrainer, Stopped
 from lora_exp.training.pack import PackTrainer, PlannedJob, plan_jobs
 from lora_exp.training.packing import plan_packs
@@ -43,42 +42,37 @@ class Failure:
     error: str
 
 
-Files = dict[str, bytes]
-Find = Callable[[RunSpec], Files | None]
-Begin = Callable[[Sequence[RunSpec]], Sequence[Checkpoint]]
 Jobs = Mapping[RunSpec, PlannedJob]
 Done = tuple[RunSpec, Files | Failure | Stopped]
-LIBRARIES_MEMORY = 2**30
+LIBRARIES_MEMORY = 2**30  # bytes that a process needs for Python and the libraries alone
 
 
 @dataclass(frozen=True)
 class Laboratory:
-    """Where and with what runs are made; none of it changes a number of a result.
+    """The store, data, device and executor of runs. None of them changes a number of a result.
 
-    `threads` is how many packs train side by side here, unless a crew trains them elsewhere; `memory` (bytes) bounds
-    what they hold at a time.
+    `threads` is how many packs this machine can train at a time, whichever executor trains them.
     """
 
     store: Store
     data_root: Path
     device: torch.device
     threads: int
-    memory: int
-    crew: Crew | None = None
+    executor: Executor
     halving: HalvingSettings | None = None
     failures: dict[RunSpec, Failure] = field(default_factory=dict, compare=False)
     stopped: dict[RunSpec, Stopped] = field(default_factory=dict, compare=False)
 
     def run(self, specs: Sequence[RunSpec]) -> Iterator[Done]:
-        """Yield each spec with its result's files: at once where the store has them, else when its pack is done.
+        """Yield each spec with the files of its result: at once if the store has them, else when its pack ends.
 
-        Equal specs are computed once and yielded once. A job that fails is yielded with its reason; the
-        others go on. With halving, jobs are yielded that were stopped on the way.
+        Equal specs are computed and yielded once. A job that fails is yielded with its `Failure`, a job that halving
+        stops with its `Stopped`; the other jobs continue.
         """
         missing: dict[str, list[RunSpec]] = {}
         for spec in dict.fromkeys(specs):
             known: Files | Failure | Stopped | None = self.failures.get(spec) or self.stopped.get(spec)
-            # With halving a job competes before its result counts, also one that is in the store; a job alone has won.
+            # With halving, a job whose result is in the store still competes, unless it is the only one.
             if known is None and (self.halving is None or len(specs) == 1):
                 known = self._stored(spec)
             if known is None:
@@ -87,24 +81,21 @@ class Laboratory:
                 yield spec, known
         for sharing_a_base in missing.values():
             try:
-                data = self.data(sharing_a_base[0].data)
-                jobs = plan_jobs(sharing_a_base, data)
-                base = self.base(sharing_a_base[0])
-                trainer = None if self.crew is not None else PackTrainer(base, data, jobs)
+                work = ResultWork(self, sharing_a_base)
+                if self.executor.shares_memory:
+                    work.prepare()
             except (ArithmeticError, MemoryError, RuntimeError) as error:  # diverged, or too large for this machine
                 yield from ((spec, self._failed(spec, reason(error))) for spec in sharing_a_base)
                 continue
-            if trainer is None:
-                yield from self._train_packs(sharing_a_base, jobs, self._elsewhere(jobs))
-            elif self.halving is not None:
-                yield from self._with_halving(self.halving, sharing_a_base, trainer)
+            if self.halving is not None:
+                yield from self._with_halving(self.halving, sharing_a_base, work)
             else:
-                yield from self._train_packs(sharing_a_base, jobs, self._here(trainer))
+                yield from self._train_packs(sharing_a_base, work)
 
     def judge(self, spec: RunSpec, factors: Factors) -> tuple[RunResult, Files]:
-        """Judge an adapter that was trained elsewhere; what comes of it never enters the store.
+        """Judge an imported adapter on the base, the adapter settings and the digit of `spec`.
 
-        Of `spec`, the base, the adapter and the digit count. Raises FloatingPointError when the base diverges.
+        The result does not enter the store. Raises FloatingPointError when the base diverges.
         """
         data = self.data(spec.data)
         jobs = plan_jobs([spec], data)
@@ -115,45 +106,38 @@ class Laboratory:
         return dataclasses.replace(result, provenance=self.facts(trainer)), files
 
     def data(self, spec: DataSpec) -> ImageData:
-        """The data set, read once a process."""
+        """Return the data set, which is read once per process."""
         return _read_once(spec, self.data_root, self.device)
 
-    @property
-    def workers(self) -> int:
-        """How many packs train side by side."""
-        return self.threads if self.crew is None else self.crew.workers
-
     def check(self, spec: RunSpec) -> None:
-        """Raise LoraExpError when the data of a spec can't be had, or its adapter fits no layer of its model."""
+        """Raise LoraExpError when the data of a spec is missing, or when its adapter fits no layer of its model."""
         self.data(spec.data)
         adapter_plan(spec.adapter, layer_shapes(spec.model), spec.finetune.seed)
 
     def test_pictures(self, spec: RunSpec) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The test images as pixels [N, 28, 28] uint8 and their labels [N], for figures."""
+        """Return the test images as pixels [N, 28, 28] uint8, and their labels [N], for figures."""
         test = self.data(spec.data).test
         return pictures(test), test.labels.cpu().numpy()
 
     def packs(self, specs: Sequence[RunSpec], jobs: Jobs) -> list[list[RunSpec]]:
-        """The jobs of one base, as they train together."""
-        apart = None if self.crew is None else self.crew.pack_memory
-        memory = self.memory if apart is None else apart * self.workers
-        planned = plan_packs([jobs[spec].size for spec in specs], self.workers, memory)
+        """Divide jobs that share a base into packs."""
+        planned = plan_packs([jobs[spec].size for spec in specs], self.executor.workers, self.executor.memory)
         return [[specs[at] for at in members] for members in planned]
 
     def base(self, spec: RunSpec) -> TrainedBase:
-        """The trained base of a spec."""
+        """Return the base of a spec, trained or from the store."""
         return trained_base(spec, self.data(spec.data), self.store, self.base_key(spec), self.device)
 
     def base_key(self, spec: RunSpec) -> str:
-        """Hash of all that determines a base, as `result_key` is of a result."""
+        """Hash everything that determines a base: the store's key of it."""
         return digest([spec.base_key, *self.circumstances(spec, BASE_MODULES)])
 
     def result_key(self, spec: RunSpec) -> str:
-        """Hash of all that determines a result: spec, data, computing code, torch, kind of device, code path."""
+        """Hash everything that determines a result: the store's key of it."""
         return digest([spec.key, *self.circumstances(spec)])
 
     def circumstances(self, spec: RunSpec, modules: tuple[str, ...] = RESULT_MODULES) -> list[str]:
-        """What determines a result besides its spec: data, computing code, torch, kind of device, code path."""
+        """List what determines a result besides its spec: data, code, torch version, device type, code path of MKL."""
         code_path = numerics.requested() if self.device.type == "cpu" else ""
         return [
             self.data(spec.data).sha256,
@@ -171,25 +155,25 @@ class Laboratory:
         progress: Progress | None,
         checkpoints: Sequence[Checkpoint] = (),
     ) -> Iterator[tuple[RunSpec, Files]]:
-        """Train and judge a pack here; each spec with its result's files, of which `facts` are the provenance.
+        """Train and judge a pack in this process; yield each spec with the files of its result.
 
-        `checkpoints`, one per job, continue earlier training.
+        `facts` are the provenance of the results. With `checkpoints`, one per job, training resumes from there.
         """
         for result, files in trainer.train(pack, progress, checkpoints):
             whole = dataclasses.replace(result, provenance=facts)
             yield result.spec, files | {RESULT: whole.to_json().encode()}
 
     def facts(self, trainer: PackTrainer) -> dict[str, Any]:
-        """The provenance of the results of this trainer."""
+        """Return the provenance of results that `trainer` computes."""
         sides = tuple((layer.shape.outputs, layer.shape.inputs) for layer in trainer.base.model.layers)
         return provenance(str(self.device), self.threads, _promise(sides, self.device), trainer.data.sha256)
 
-    def _with_halving(self, halving: HalvingSettings, specs: Sequence[RunSpec], trainer: PackTrainer) -> Iterator[Done]:
-        """Yield the jobs that were stopped, or failed, on the way, then those that went on to their end."""
+    def _with_halving(self, halving: HalvingSettings, specs: Sequence[RunSpec], work: ResultWork) -> Iterator[Done]:
+        """Yield the jobs that are stopped or fail at a rung, then those that run to their end."""
         rungs = HalvingTrainer(
-            *(halving, trainer, self.store, self.result_key),
-            packs=lambda own: self.packs(own, trainer.jobs),
-            in_packs=self._rung_in_packs,
+            *(halving, work.trainer, self.store, self.result_key),
+            packs=lambda own: self.packs(own, work.jobs),
+            train_packs=self._train,
         )
         reached, stopped = rungs.train(specs)
         self.stopped.update(stopped)
@@ -201,71 +185,85 @@ class Laboratory:
                 missing.setdefault(last, []).append(spec)
             else:
                 yield spec, files
-        for last, own in sorted(missing.items()):  # jobs of a pack go on from the same step
-            train = self._here(trainer, functools.partial(rungs.checkpoints, step=last))
-            yield from self._train_packs(own, trainer.jobs, train, last)
-
-    def _here(self, trainer: PackTrainer, begin: Begin = lambda _: ()) -> Trainer[list[RunSpec]]:
-        """What trains packs in processes of this one, from the checkpoints that `begin` has of a pack."""
-        facts = self.facts(trainer)
-
-        def run(pack: list[RunSpec], progress: Progress) -> None:
-            for spec, files in self.results(pack, trainer, facts, progress, begin(pack)):
-                self.store.put("results", self.result_key(spec), files)
-
-        return lambda packs, progress: completed(packs, run, self.threads, progress, self.device.type)
-
-    def _elsewhere(self, jobs: Jobs) -> Trainer[list[RunSpec]]:
-        """What has packs trained by the crew."""
-        crew, task = self.crew, functools.partial(self._task, jobs=jobs)
-        assert crew is not None
-
-        def keep(key: str, files: Mapping[str, bytes]) -> None:
-            self.store.put("results", key, files)
-
-        return lambda packs, progress: dispatched(packs, crew, task, keep, progress)
-
-    def _task(self, pack: list[RunSpec], jobs: Jobs) -> PackTask:
-        """A pack as a crew is told of it."""
-        data = self.data(pack[0].data)
-        splits = (data.train, data.validation, data.test)
-        images = sum(split.images.nbytes for split in splits if split is not None)
-        return PackTask(
-            specs=[dataclasses.asdict(spec) for spec in pack],
-            keys=[self.result_key(spec) for spec in pack],
-            circumstances=self.circumstances(pack[0]),
-            base_key=self.base_key(pack[0]),
-            store=str(self.store.root),
-            data_root=str(self.data_root),
-            device=self.device.type,
-            # The images, and as much again of their first layer's products.
-            memory=LIBRARIES_MEMORY + 2 * images + sum(jobs[spec].size.memory for spec in pack),
-        )
+        for last, own in sorted(missing.items()):  # the jobs of a pack resume from the same step
+            work.begin = functools.partial(rungs.checkpoints, step=last)
+            yield from self._train_packs(own, work, last)
 
     def _train_packs(
-        self, specs: Sequence[RunSpec], jobs: Jobs, train: Trainer[list[RunSpec]], done: int = 0
+        self, specs: Sequence[RunSpec], work: ResultWork, done: int = 0
     ) -> Iterator[tuple[RunSpec, Files | Failure]]:
-        """Train and judge jobs that share a base, packs side by side; `done` steps of each are made already."""
-        steps = sum(jobs[spec].size.steps - done for spec in specs)
-        for spec, files, why in in_parts(deque(self.packs(specs, jobs)), train, self._stored, steps, "jobs"):
-            yield spec, files or self._failed(spec, why)
+        """Train and judge jobs that share a base, of which `done` steps each are already made."""
+        steps = sum(work.jobs[spec].size.steps - done for spec in specs)
+        return self._train(deque(self.packs(specs, work.jobs)), work, self._stored, steps, "jobs")
 
-    def _rung_in_packs(
-        self, packs: deque[list[RunSpec]], run: Run[list[RunSpec]], find: Find, steps: int, what: str
+    def _train(
+        self, packs: deque[Pack], work: Work, find: Callable[[RunSpec], Files | None], steps: int, what: str
     ) -> Iterator[tuple[RunSpec, Files | Failure]]:
-        def train(packs: deque[list[RunSpec]], progress: Progress) -> Iterator[Ended[list[RunSpec]]]:
-            return completed(packs, run, self.threads, progress, self.device.type)
-
-        for spec, files, why in in_parts(packs, train, find, steps, what):
+        """Train packs; yield each job with what `find` returns for it, or with its failure."""
+        for spec, files, why in train_in_parts(packs, self.executor, work, find, steps, what):
             yield spec, files or self._failed(spec, why)
 
     def _stored(self, spec: RunSpec) -> Files | None:
         return self.store.get("results", self.result_key(spec))
 
     def _failed(self, spec: RunSpec, why: str) -> Failure:
-        """A failure, remembered so that the job is not tried again by this process."""
+        """Return the failure of a job, and record it so that this process does not try the job again."""
         self.failures[spec] = Failure(why)
         return self.failures[spec]
+
+
+class ResultWork:
+    """Train and judge packs of jobs that share a base, and store their results.
+
+    `begin` returns the checkpoints from which the jobs of a pack resume; none: they start from the first step.
+    """
+
+    def __init__(self, laboratory: Laboratory, specs: Sequence[RunSpec]) -> None:
+        """Read the data and train the base, or read it from the store. Raises FloatingPointError when it diverges."""
+        self._laboratory = laboratory
+        self.data = laboratory.data(specs[0].data)
+        self.jobs = plan_jobs(specs, self.data)
+        self._base = laboratory.base(specs[0])
+        self.begin: Callable[[Pack], Sequence[Checkpoint]] = lambda _: ()
+
+    def prepare(self) -> None:
+        """Compute what all packs share, once, before processes are forked."""
+        _ = self._facts
+
+    @functools.cached_property
+    def trainer(self) -> PackTrainer:
+        """What trains packs in this process and its forks."""
+        return PackTrainer(self._base, self.data, self.jobs)
+
+    @functools.cached_property
+    def _facts(self) -> dict[str, Any]:
+        return self._laboratory.facts(self.trainer)
+
+    def run(self, pack: Pack, progress: Progress) -> None:
+        """Train a pack in this process and store its results."""
+        for spec, files in self._laboratory.results(pack, self.trainer, self._facts, progress, self.begin(pack)):
+            self.keep(self._laboratory.result_key(spec), files)
+
+    def keep(self, key: str, files: Files) -> None:
+        """Store a result."""
+        self._laboratory.store.put("results", key, files)
+
+    def task(self, pack: Pack) -> PackTask:
+        """Describe a pack to a process that shares no memory with this one."""
+        laboratory, data = self._laboratory, self.data
+        splits = (data.train, data.validation, data.test)
+        images = sum(split.images.nbytes for split in splits if split is not None)
+        return PackTask(
+            specs=[dataclasses.asdict(spec) for spec in pack],
+            keys=[laboratory.result_key(spec) for spec in pack],
+            circumstances=laboratory.circumstances(pack[0]),
+            base_key=laboratory.base_key(pack[0]),
+            store=str(laboratory.store.root),
+            data_root=str(laboratory.data_root),
+            device=laboratory.device.type,
+            # The images, and as much again for the first layer's products.
+            memory=LIBRARIES_MEMORY + 2 * images + sum(self.jobs[spec].size.memory for spec in pack),
+        )
 
 
 @functools.lru_cache(maxsize=2)
@@ -275,5 +273,5 @@ def _read_once(spec: DataSpec, root: Path, device: torch.device) -> ImageData:
 
 @functools.cache
 def _promise(sides: tuple[tuple[int, int], ...], device: torch.device) -> str:
-    """Tried once a process; some take a second."""
+    """Try the matrix products once per process; this can take a second."""
     return numerics.promise(sides, device)

@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_experiment.py
+"""python -m pytest tests/test_laboratory.py
 
 Same bits alone or in any pack, through the whole story: base, packs, evaluation, store.
 """
@@ -14,13 +14,16 @@ import pytest
 import torch
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.executors.local import LocalExecutor
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, Outcome, from_json
 from lora_exp.storage.store import Store
-from lora_exp.training import laboratory as experiment
+from lora_exp.training import laboratory as laboratory_module
 from lora_exp.training import packing
 from lora_exp.training.checkpoint import Checkpoint
-from lora_exp.training.laboratory import Failure, Files, Laboratory
+from lora_exp.training.executor import Files
+from lora_exp.training.laboratory import Failure, Laboratory
+from lora_exp.training.pack import PackTrainer
 
 MODEL, DATA = ModelSpec((48, 32)), DataSpec("mnist", validation=200, limit=3000)
 
@@ -53,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageD
         results = store.root / "results"
         results.rename(tmp_path_factory.mktemp("old") / "results")
         results.mkdir()
-        laboratory = Laboratory(store, data_root, torch.device("cpu"), threads, 2**30)
+        laboratory = Laboratory(store, data_root, torch.device("cpu"), threads, LocalExecutor(threads, 2**30))
         return {spec: numbers(files) for spec, files in laboratory.run(specs)}
 
     return all_of
@@ -100,10 +103,10 @@ def test_equal_jobs_are_computed_once(run: Run) -> None:
 def test_what_is_in_the_store_is_not_computed_again(run: Run, data_root: Path, tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.prepare()
-    laboratory = Laboratory(store, data_root, torch.device("cpu"), 1, 2**30)
+    laboratory = Laboratory(store, data_root, torch.device("cpu"), 1, LocalExecutor(1, 2**30))
     first = dict(laboratory.run(grid()[:2]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "PackTrainer", None)  # would fail if anything were trained
+        patch.setattr(laboratory_module, "PackTrainer", None)  # would fail if anything were trained
         assert dict(laboratory.run(grid()[:2])) == first
 
 
@@ -113,17 +116,15 @@ def test_a_pack_that_raises_fails_its_own_jobs_only(
     store = Store(tmp_path)
     store.prepare()
     specs = [*grid()[:4], dataclasses.replace(grid()[6], model=ModelSpec((32,)))]
-    original = experiment.PackTrainer.train
+    original = PackTrainer.train
 
-    def broken(
-        self: experiment.PackTrainer, pack: list[RunSpec], progress: object, checkpoints: Sequence[Checkpoint]
-    ) -> object:
+    def broken(self: PackTrainer, pack: list[RunSpec], progress: object, checkpoints: Sequence[Checkpoint]) -> object:
         if pack[0].model == MODEL:
             raise RuntimeError("out of luck")
         return original(self, pack, None, checkpoints)
 
-    monkeypatch.setattr(experiment.PackTrainer, "train", broken)
-    found = dict(Laboratory(store, data_root, torch.device("cpu"), 1, 2**30).run(specs))
+    monkeypatch.setattr(PackTrainer, "train", broken)
+    found = dict(Laboratory(store, data_root, torch.device("cpu"), 1, LocalExecutor(1, 2**30)).run(specs))
     assert [isinstance(found[spec], Failure) for spec in specs] == [True] * 4 + [False]
     failure = found[specs[0]]
     assert isinstance(failure, Failure) and failure.error == "RuntimeError: out of luck"

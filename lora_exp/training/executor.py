@@ -1,0 +1,115 @@
+"""What an executor is: it trains packs, here or elsewhere, and reports which ended and why some failed.
+
+A pack stores its own results, job by job. What was finished is therefore read from the store, and an executor reports
+only that a pack ended. Packs that fail are retried in halves, in the same way for every executor.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from lora_exp.config.spec import RunSpec
+
+log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
+Files = Mapping[str, bytes]
+Pack = list[RunSpec]
+# Called with the number of job-steps made since the last call.
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class PackTask:
+    """A pack as plain values: its specs, the keys of their results, and what else determines both (`circumstances`).
+
+    `store` and `data_root` are paths as the launching process sees them. `memory` is the expected memory in bytes,
+    including libraries and data.
+    """
+
+    specs: list[dict[str, Any]]
+    keys: list[str]
+    circumstances: list[str]
+    base_key: str
+    store: str
+    data_root: str
+    device: str
+    memory: int
+
+
+class Work(Protocol):
+    """What to do with each pack. An executor either runs a pack here, or sends it elsewhere as a task."""
+
+    def run(self, pack: Pack, progress: Progress) -> None:
+        """Train a pack in this process, or in a fork of it, and store what it makes."""
+
+    def task(self, pack: Pack) -> PackTask:
+        """Describe a pack to a process that shares no memory with this one."""
+
+    def keep(self, key: str, files: Files) -> None:
+        """Store one result of a pack that was trained where the store is not at hand."""
+
+
+class Executor(Protocol):
+    """Where packs train."""
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether packs run in this process or in forks of it, and so use what it has loaded."""
+
+    @property
+    def workers(self) -> int:
+        """How many packs train at a time."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the packs which train at a time may use together."""
+
+    def check(self) -> None:
+        """Raise LoraExpError, with a one-line message, if no pack can train; called before anything is computed."""
+
+    def train(self, packs: deque[Pack], work: Work, progress: Progress) -> Iterator[tuple[Pack, str | None]]:
+        """Train packs; yield each when it ends, with the reason if it failed.
+
+        Packs are taken from the left of `packs`; the caller may add some between two yields. Packs that still run are
+        stopped when the iterator is closed.
+        """
+
+
+def train_in_parts(
+    packs: deque[Pack],
+    executor: Executor,
+    work: Work,
+    find: Callable[[RunSpec], Made | None],
+    steps: int,
+    what: str,
+) -> Iterator[tuple[RunSpec, Made | None, str]]:
+    """Train packs; yield each job with what `find` returns for it, or with None and the reason why it failed.
+
+    A pack that fails is retried in halves, until the failing job is alone. The progress bar counts `steps` job-steps,
+    and jobs, which it calls `what`.
+    """
+    done, count = 0, sum(map(len, packs))
+    with logging_redirect_tqdm(), tqdm(total=steps, disable=None, unit="step") as bar:
+        bar.set_description(f"0/{count} {what}")
+        for pack, why in executor.train(packs, work, bar.update):
+            left = []
+            for spec in pack:
+                made = find(spec)
+                if made is None and len(pack) > 1:
+                    left.append(spec)
+                    continue
+                done += 1
+                bar.set_description(f"{done}/{count} {what}")
+                yield spec, made, why or "its result can't be read from the store"
+            if left:
+                log.warning("a pack of %d jobs failed (%s); its jobs are retried in smaller packs", len(pack), why)
+                half = -(-len(left) // 2)
+                packs.extendleft(part for part in (left[half:], left[:half]) if part)
