@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_exp.commands.cli import COMMANDS
 from lora_exp.commands.resume import resume_arguments
-from lora_exp.config.compose import composed, config_folder, one_line, read, refusing, register, without_hydra
+from lora_exp.config.compose import compose_config, config_folder, error_line, one_line_errors, read, register
 from lora_exp.config.fields import is_text
 from lora_exp.config.hydra_rules import check_overrides
 from lora_exp.errors import LoraExpError
@@ -52,7 +52,7 @@ def main() -> None:
     except LoraExpError as error:
         _stop(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        _stop(one_line(error), 2)
+        _stop(error_line(error), 2)
     except BrokenPipeError:
         _stop("nobody reads the output any more; what was finished is kept", 1)
     except OSError as error:
@@ -91,7 +91,7 @@ def _do(arguments: list[str]) -> int:
 
     application = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
     if given.help or given.hydra_help or given.cfg or given.info or given.shell_completion:
-        with refusing(OSError):
+        with one_line_errors(OSError):
             register()
             check_overrides(given.overrides)
             application(run)()
@@ -110,7 +110,7 @@ def _given() -> argparse.Namespace:
     parser = get_args_parser()
     parser.exit_on_error = parser.allow_abbrev = False
     given = argparse.Namespace()
-    with refusing():
+    with one_line_errors():
         unknown = parser.parse_known_args(namespace=given)[1]
     if unknown:
         raise LoraExpError(
@@ -128,10 +128,10 @@ def _given() -> argparse.Namespace:
 
 def _is_sweep(overrides: list[str], multirun: bool) -> bool:
     """Whether a sweep is asked for. A run is checked before Hydra makes its folder; a sweep's jobs are in `grid.py`."""
-    config = composed(overrides, multirun)
+    config = compose_config(overrides, multirun)
     if multirun or config.hydra.mode == RunMode.MULTIRUN:
         return True
-    spec, settings = read(without_hydra(config))
+    spec, settings = read(config)
     from lora_exp.sweeps.job import check
 
     check([spec], settings)

@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.config.compose import is_experiment, refusing, without_hydra
+from lora_exp.config.compose import is_run_config, one_line_errors, without_hydra
 from lora_exp.config.hydra_rules import check_hydra
 
 
@@ -40,7 +40,7 @@ class JobConfigs:
 
         Raises LoraExpError, of one line, for overrides that make no config.
         """
-        with refusing():
+        with one_line_errors():
             values, config = self._split(overrides, own=True)
             if all(_applied(config, override) for override in values):
                 return config
@@ -75,7 +75,7 @@ class JobConfigs:
     def _loaded(self, overrides: Sequence[str]) -> DictConfig:
         """As Hydra composes it. The Hydra node of a run is that of its sweep, whatever preset it chose."""
         config = self._loader.load_sweep_config(self._master, list(overrides))
-        if is_experiment(config):
+        if is_run_config(config):
             check_hydra(config, self._master)
         return config
 

@@ -18,7 +18,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from lora_exp.config.compose import read, refusing
+from lora_exp.config.compose import one_line_errors, read
 from lora_exp.config.fields import CLASSES
 from lora_exp.config.spec import DataSpec
 from lora_exp.errors import LoraExpError
@@ -29,7 +29,7 @@ from lora_exp.sweeps.job_configs import JobConfigs
 from lora_exp.sweeps.samplers import check_sampler
 from lora_exp.sweeps.search_space import space_of
 from lora_exp.sweeps.study import STUDY, Study, alone
-from lora_exp.sweeps.sweep import checked, conducted, raise_failed
+from lora_exp.sweeps.sweep import open_sweep, raise_failed, read_jobs
 from lora_exp.training.packing import FULL_PACK
 
 if TYPE_CHECKING:
@@ -48,13 +48,13 @@ def search(context: HydraContext, config: DictConfig, launcher: Launcher, given:
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise LoraExpError(f"hydra/sweeper=optuna: needs {' and '.join(missing)}; pip install 'lora-exp[search]'")
-    with refusing():
+    with one_line_errors():
         overrides = OverridesParser.create(config_loader=context.config_loader).parse_overrides(given)
     # How to search is no part of a job, and a search may go on with more trials.
     how = [one for one in overrides if one.key_or_group.startswith("search.") and not one.is_sweep_override()]
     space = space_of([one for one in overrides if one not in how])
     probes, configs = space.probes(), JobConfigs(context.config_loader, config)
-    specs, settings = checked(context, config, probes, numbered=False)
+    specs, settings = read_jobs(context, config, probes, numbered=False)
     chosen = read(configs.own([*probes[0], *(one.input_line or "" for one in how)]))[1].search
     check_sampler(chosen, space)
     laboratory = open_laboratory(settings)
@@ -67,10 +67,10 @@ def search(context: HydraContext, config: DictConfig, launcher: Launcher, given:
         for _ in range(_end_of_batch(0, chosen)):
             first.ask()
         print(f"a search of {chosen.trials} trials by {chosen.sampler}, {chosen.batch} at a time; the first of them:")
-        print(plan_text(laboratory, checked(context, config, first.jobs())[0]))
+        print(plan_text(laboratory, read_jobs(context, config, first.jobs())[0]))
         return []
     told = dataclasses.asdict(chosen) | {"objectives": list(chosen.objectives)} | space.told()
-    with alone(Path(str(config.hydra.sweep.dir))), conducted(config, [], specs[0], settings, told) as folder:
+    with alone(Path(str(config.hydra.sweep.dir))), open_sweep(config, [], specs[0], settings, told) as folder:
         chosen = dataclasses.replace(chosen, trials=read_about(folder)["search"]["trials"])
         study = Study(folder / STUDY, space, chosen)
         returns = _run(study, chosen, launcher, configs, folder)
