@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hydra import version
@@ -22,7 +22,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lora_exp.config.compose import is_run_config, read, without_hydra
+from lora_exp.config.settings import Settings
 from lora_exp.config.spec import RunSpec
+from lora_exp.storage.result import RunResult
 from lora_exp.sweeps.job import diverged, finished_run, open_laboratory
 from lora_exp.sweeps.job_configs import JobConfigs
 
@@ -45,27 +47,29 @@ def launch(
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
     configs = JobConfigs(context.config_loader, config)
-    returns = _finished(config, configs, job_overrides, initial_job_idx)
-    for at in _in_order_of_results(config, configs, job_overrides, set(returns)):
+    returns: dict[int, JobReturn] = {}
+    order: Iterable[int] = range(len(job_overrides))
+    if is_run := is_run_config(config) and len(job_overrides) > 0:
+        specs, settings = zip(*(read(configs.own(overrides)) for overrides in job_overrides), strict=True)
+        for at, spec in enumerate(specs):
+            folder = Path(str(config.hydra.sweep.dir)) / str(initial_job_idx + at)
+            if folder.is_dir() and (result := finished_run(folder, spec)) is not None:
+                returns[at] = _return_of(result, job_overrides[at])
+        order = _as_trained(specs, settings[0], set(returns))
+    for at in order:
         number = initial_job_idx + at
         log.debug("job %d: %s", number, " ".join(filter_overrides(job_overrides[at])))
         returns[at] = run_in_folder(context, task, configs.compose(job_overrides[at], number))
-        if is_run_config(config):  # the configs of a thousand jobs would fill memory
+        if is_run:  # the configs of a thousand jobs would fill memory
             returns[at].cfg = returns[at].hydra_cfg = None
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     return [returns[at] for at in range(len(job_overrides))]
 
 
-def _in_order_of_results(
-    config: DictConfig, configs: JobConfigs, job_overrides: Sequence[Sequence[str]], finished: set[int]
-) -> Iterator[int]:
-    """Positions of the jobs as their results come in; in the given order for other Hydra applications."""
-    if not is_run_config(config) or not job_overrides:
-        yield from range(len(job_overrides))
-        return
+def _as_trained(specs: Sequence[RunSpec], settings: Settings, finished: Container[int]) -> Iterator[int]:
+    """Train the jobs that are not finished; yield their positions as their results are ready."""
     jobs: dict[RunSpec, list[int]] = {}
-    for at, overrides in enumerate(job_overrides):
-        spec, settings = read(configs.own(overrides))
+    for at, spec in enumerate(specs):
         # Halving compares the other jobs with the finished ones too.
         if at not in finished or settings.halving.eta is not None:
             jobs.setdefault(spec, []).append(at)
@@ -73,19 +77,12 @@ def _in_order_of_results(
         yield from (at for at in jobs[spec] if at not in finished)
 
 
-def _finished(
-    config: DictConfig, configs: JobConfigs, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-) -> dict[int, JobReturn]:
-    """What those jobs returned that an earlier, interrupted launch finished in this folder."""
-    returns: dict[int, JobReturn] = {}
-    for at, overrides in enumerate(job_overrides) if is_run_config(config) else ():
-        folder = Path(str(config.hydra.sweep.dir)) / str(initial_job_idx + at)
-        result = finished_run(folder, read(configs.own(overrides))[0]) if folder.is_dir() else None
-        if result is not None:
-            returns[at] = JobReturn(overrides=overrides, working_dir=str(Path.cwd()))
-            returns[at].status = JobStatus.FAILED if result.diverged else JobStatus.COMPLETED
-            returns[at].return_value = diverged(result) if result.diverged else result.outcome.target_error
-    return returns
+def _return_of(result: RunResult, overrides: Sequence[str]) -> JobReturn:
+    """What a job returned that an earlier, interrupted launch finished."""
+    job = JobReturn(overrides=overrides, working_dir=str(Path.cwd()))
+    job.status = JobStatus.FAILED if result.diverged else JobStatus.COMPLETED
+    job.return_value = diverged(result) if result.diverged else result.outcome.target_error
+    return job
 
 
 def run_in_folder(context: HydraContext, task: TaskFunction, config: DictConfig) -> JobReturn:
@@ -108,7 +105,8 @@ def run_in_folder(context: HydraContext, task: TaskFunction, config: DictConfig)
         job.cfg, job.hydra_cfg = without_hydra(config), own_hydra
         job.overrides = [str(override) for override in config.hydra.overrides.task]
         folder.mkdir(parents=True, exist_ok=True)
-        if _changes_folder(config):
+        chdir = config.hydra.job.chdir
+        if (not version.base_at_least("1.2")) if chdir is None else chdir:  # Hydra changed folder before 1.2
             os.chdir(folder)
         job.working_dir = str(Path.cwd())
         configure_log(config.hydra.job_logging, config.hydra.verbose)
@@ -130,12 +128,6 @@ def run_in_folder(context: HydraContext, task: TaskFunction, config: DictConfig)
     finally:
         hydra.cfg = others
         os.chdir(working_folder)
-
-
-def _changes_folder(config: DictConfig) -> bool:
-    """`hydra.job.chdir`; where it is not set, applications from before Hydra 1.2 change folder and others don't."""
-    chosen = config.hydra.job.chdir
-    return not version.base_at_least("1.2") if chosen is None else bool(chosen)
 
 
 def _save(job: JobReturn, config: DictConfig, folder: Path) -> None:
