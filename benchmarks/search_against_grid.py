@@ -63,7 +63,7 @@ for sampler in ("tpe", "nsga2", "random", "qmc", "grid"):
     for seed in range(seeds):
         study = Study(None, space, SearchSettings(trials=trials, batch=batch, sampler=sampler, seed=seed))
         lowest = math.inf
-        while (done := study.told()) < trials:
+        while (done := study.finished()) < trials:
             for _ in range(min(batch, trials - done)):
                 study.ask()
             for job, overrides in list(enumerate(study.jobs()))[done:]:

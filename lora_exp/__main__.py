@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_exp.commands.cli import COMMANDS
 from lora_exp.commands.resume import resume_arguments
-from lora_exp.config.compose import composed, config_folder, one_line, read, refusing, register, without_hydra
+from lora_exp.config.compose import compose_config, config_folder, error_line, one_line_errors, read, register
 from lora_exp.config.fields import is_text
 from lora_exp.config.hydra_rules import check_overrides
 from lora_exp.errors import LoraExpError
@@ -29,20 +29,20 @@ from lora_exp.storage.store import DISK_FULL
 
 
 def run(config: DictConfig) -> float | None:
-    """One job: see `job.py`. Imported here, since it loads torch."""
+    """Run one job: see `sweeps/job.py`. Imported here, since it loads torch."""
     from lora_exp.sweeps import job
 
     return job.run(config)
 
 
 def main() -> None:
-    """Entry point. Exit code 2 with one line for bad input, 1 when jobs failed, 130 when interrupted."""
-    # Hydra then lets errors through, instead of printing them its own way.
+    """Entry point. Exit codes: 2, with one line, for bad input; 1 when jobs failed; 130 when interrupted."""
+    # Hydra then raises errors instead of printing them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     _mend_streams()
-    # Libraries make a million objects once and keep them: looking through these again and again took two seconds.
+    # Libraries create a million objects at import and keep them; collecting among them took two seconds.
     gc.set_threshold(50_000)
-    # Whoever ends the process politely gets the same clean end as with Ctrl-C.
+    # SIGTERM ends the process as cleanly as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     try:
@@ -52,33 +52,33 @@ def main() -> None:
     except LoraExpError as error:
         _stop(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        _stop(one_line(error), 2)
+        _stop(error_line(error), 2)
     except BrokenPipeError:
-        _stop("nobody reads the output any more; what was finished is kept", 1)
+        _stop("the reader of the output has closed it; finished jobs are kept", 1)
     except OSError as error:
         _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1 if error.errno in DISK_FULL else 2)
     except KeyboardInterrupt:
-        _stop("interrupted; what was finished is kept; the same command goes on from there", 130)
+        _stop("interrupted; finished jobs are kept, and the same command takes them from the store", 130)
     finally:
-        gc.freeze()  # nor does the end of a process have to look for garbage in them
+        gc.freeze()  # no search for garbage at exit
 
 
 def _do(arguments: list[str]) -> int:
-    """What was asked for; its exit code."""
+    """Run a sub-command or the Hydra application; the exit code."""
     for argument in arguments:
         if argument and not is_text(argument):
-            raise LoraExpError(f"{argument!a}: holds a control character, or is not Unicode")
+            raise LoraExpError(f"{argument!a}: contains a control character, or is not Unicode")
     if arguments[:1] == ["resume"]:
         return _do(resume_arguments(arguments[1:]))
     try:
         here = str(Path.cwd())
     except FileNotFoundError as error:
-        raise LoraExpError("the working folder is gone") from error
+        raise LoraExpError("the working folder does not exist any more") from error
     if not is_text(here):
-        raise LoraExpError(f"the working folder {here!a}: its name is no text in this locale, such as LC_ALL=C.UTF-8")
+        raise LoraExpError(f"the working folder {here!a}: its name is not text in this locale; try LC_ALL=C.UTF-8")
     if arguments[:1] and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:])
-    # Hydra's own parser, which reads sys.argv, knows no flags of ours.
+    # Hydra's own parser reads sys.argv and knows only its own flags.
     sys.argv[1:] = ["sweep.plan=true" if argument == "--plan" else argument for argument in arguments]
     given = _given()
     raised: list[Exception] = []
@@ -91,7 +91,7 @@ def _do(arguments: list[str]) -> int:
 
     application = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
     if given.help or given.hydra_help or given.cfg or given.info or given.shell_completion:
-        with refusing(OSError):
+        with one_line_errors(OSError):
             register()
             check_overrides(given.overrides)
             application(run)()
@@ -105,16 +105,16 @@ def _do(arguments: list[str]) -> int:
 def _given() -> argparse.Namespace:
     """The command line as Hydra reads it.
 
-    Raises LoraExpError for what it can't read, and for configs from elsewhere: they can run code.
+    Raises LoraExpError for options that do not exist, and for those that choose another config: it could run code.
     """
     parser = get_args_parser()
     parser.exit_on_error = parser.allow_abbrev = False
     given = argparse.Namespace()
-    with refusing():
+    with one_line_errors():
         unknown = parser.parse_known_args(namespace=given)[1]
     if unknown:
         raise LoraExpError(
-            f"{unknown[0]}: no such option, or an override apart from the others; --help shows what there is"
+            f"{unknown[0]}: no such option, or an override separated from the others; --help lists the options"
         )
     for name in ("config_dir", "config_name", "config_path", "experimental_rerun"):
         if getattr(given, name) is not None:
@@ -122,16 +122,16 @@ def _given() -> argparse.Namespace:
     if sum(map(bool, (given.run, given.multirun, given.cfg, given.info, given.shell_completion))) > 1:
         raise LoraExpError("only one of --run, --multirun, --cfg, --info and --shell-completion can be chosen")
     if given.resolve and not (given.cfg or given.help):
-        raise LoraExpError("--resolve: goes with --cfg or --help")
+        raise LoraExpError("--resolve: needs --cfg or --help")
     return given
 
 
 def _is_sweep(overrides: list[str], multirun: bool) -> bool:
-    """Whether a sweep is asked for. A run is checked before Hydra makes its folder; a sweep's jobs are in `grid.py`."""
-    config = composed(overrides, multirun)
+    """Whether the command is a sweep. A single run is checked here, before Hydra makes its folder."""
+    config = compose_config(overrides, multirun)
     if multirun or config.hydra.mode == RunMode.MULTIRUN:
         return True
-    spec, settings = read(without_hydra(config))
+    spec, settings = read(config)
     from lora_exp.sweeps.job import check
 
     check([spec], settings)
@@ -139,7 +139,7 @@ def _is_sweep(overrides: list[str], multirun: bool) -> bool:
 
 
 def _mend_streams() -> None:
-    """Standard streams that are closed lead nowhere, and what their encoding lacks is written as escapes."""
+    """Open closed standard streams on the null device, and escape characters that their encoding lacks."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
@@ -155,7 +155,7 @@ def _stop(line: str, code: int) -> None:
         print(f"lora-exp: {' '.join(line.split())}", file=sys.stderr, flush=True)
     try:
         sys.stdout.flush()
-    except OSError:  # Python would complain of what is left, when it ends
+    except OSError:  # Python would try again at exit, and print an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 

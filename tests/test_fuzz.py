@@ -333,7 +333,7 @@ FLAG = st.sampled_from(
 
 @pytest.fixture(scope="module")
 def jobs(lab: Path) -> JobConfigs:
-    """Composes the jobs of a sweep, as `lora_exp.sweeps.grid` checks them."""
+    """Composes the jobs of a sweep, as `lora_exp.sweeps.sweep` checks them."""
     register()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()

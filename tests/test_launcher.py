@@ -20,9 +20,10 @@ from hydra.test_utils.launcher_common_tests import (
 pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions will no longer change working directory")
 
 
-def test_hydra_finds_the_launcher_and_the_sweeper() -> None:
-    names = {cls.__name__ for kind in (Launcher, Sweeper) for cls in Plugins.instance().discover(kind)}
-    assert {"PackedLauncher", "GridSweeper"} <= names
+def test_hydra_finds_the_launcher_and_the_two_sweepers() -> None:
+    found = [cls for kind in (Launcher, Sweeper) for cls in Plugins.instance().discover(kind)]
+    own = {cls.__name__ for cls in found if cls.__module__.startswith("hydra_plugins.lora_exp_launcher")}
+    assert own == {"PackedLauncher", "GridSweeper", "OptunaSweeper"}
 
 
 @pytest.mark.parametrize(("launcher_name", "overrides"), [("packed", [])])

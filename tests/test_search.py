@@ -36,7 +36,7 @@ from lora_exp.storage.objectives import values_of
 from lora_exp.storage.result import read
 from lora_exp.storage.sweep_file import read_about
 from lora_exp.storage.trade_off import unbeaten
-from lora_exp.sweeps.search_space import Choice, Interval, Range, Space, space_of
+from lora_exp.sweeps.search_space import Choice, Interval, Range, Space, parse_space
 from lora_exp.sweeps.study import Study
 
 SEARCH = ("-m", "hydra/sweeper=optuna")
@@ -138,7 +138,7 @@ def searched(
 
 def test_tpe_does_so_from_nine_of_ten_seeds_at_least(grid: pd.DataFrame) -> None:
     errors = dict(zip(grid["setting"], grid["error"], strict=True))
-    space = space_of(OverridesParser.create().parse_overrides(list(SPACE)))
+    space = parse_space(OverridesParser.create().parse_overrides(list(SPACE)))
 
     def error_of(values: dict[str, Any]) -> float:
         return float(errors[tuple(f"{key}={value}" for key, value in values.items())])
@@ -177,7 +177,7 @@ def test_each_sampler_asks_by_its_seed_and_goes_on_from_the_file_as_if_nothing_h
         study.ask()
     study.tell(6, [value(whole[6])])
     study = Study(file, space, settings)
-    assert (study.told(), len(study.jobs())) == (7, 12)
+    assert (study.finished(), len(study.jobs())) == (7, 12)
     for job in range(7, 12):
         study.tell(job, [value(whole[job])])
     study = Study(file, space, settings)
@@ -208,10 +208,10 @@ def test_a_trial_that_failed_is_told_as_such_and_may_succeed_later(tmp_path: Pat
     [failed, sound] = study_of(tmp_path)
     assert failed.state is TrialState.FAIL and failed.values is None and sound.state is TrialState.COMPLETE
     again = Study(file, BOWL, settings)
-    assert again.told() == 2 and not again.is_sound(0)
+    assert again.finished() == 2 and not again.has_values(0)
     again.tell(0, [2.0])
     again = Study(file, BOWL, settings)
-    assert again.is_sound(0) and again.told() == len(again.jobs()) == 2 and again.jobs() == study.jobs()
+    assert again.has_values(0) and again.finished() == len(again.jobs()) == 2 and again.jobs() == study.jobs()
     assert [trial.values for trial in study_of(tmp_path)] == [None, [1.0], [2.0]]
 
 
@@ -373,22 +373,25 @@ def test_without_the_extra_there_is_one_line_that_says_how_to_get_it(
 
 def test_two_processes_do_not_search_in_one_folder(command: Any, lab: Place) -> None:
     place = "runs/all/taken"
-    held = "from pathlib import Path; from lora_exp.sweeps.study import alone\n"
-    held += f"with alone(Path('{place}')):\n print(1, flush=True)\n input()"
+    held = "from pathlib import Path; from lora_exp.sweeps.study import lock_folder\n"
+    held += f"with lock_folder(Path('{place}')):\n print(1, flush=True)\n input()"
     with subprocess.Popen(
         [sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=lab.folder
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "1\n"
         code, told = command(*SEARCH, *TASK, *SPACE, f"hydra.sweep.dir={place}")
         other.communicate("\n")
-    assert (code, told) == (2, f"lora-exp: hydra.sweep.dir={place}: another process is searching there")
+    assert (code, told) == (
+        2,
+        f"lora-exp: hydra.sweep.dir={place}: another process searches in it; choose another folder",
+    )
 
 
 def test_a_plan_of_a_search_runs_nothing(command: Any, lab: Place) -> None:
     before = {path for path in lab.folder.rglob("*") if "runs" in path.parts}
     code, told = command(*SEARCH, "--plan", *TASK, *SPACE, "search.trials=20")
     assert code == 0
-    assert told.splitlines()[0] == "a search of 20 trials by tpe, 4 at a time; the first of them:"
+    assert told.splitlines()[0] == "a search of 20 trials by tpe, 4 at a time; the first batch:"
     assert told.splitlines()[1].startswith("4 jobs: ")
     assert {path for path in lab.folder.rglob("*") if "runs" in path.parts} == before
 
@@ -403,7 +406,7 @@ def test_hydra_s_syntax_is_read_as_it_is_meant() -> None:
         "finetune.replay=range(0,0.5,0.2)",
         "adapter.dropout=interval(0,0.5)",
     ]
-    space = space_of(OverridesParser.create().parse_overrides(given))
+    space = parse_space(OverridesParser.create().parse_overrides(given))
     assert space.fixed == ("model=tiny",)
     assert space.dimensions == (
         Choice("adapter", ("lora", "dora")),
@@ -420,4 +423,4 @@ def test_hydra_s_syntax_is_read_as_it_is_meant() -> None:
         assert {dimension.text(value) for value in dimension.probes()} <= {dimension.text(value) for value in tried}
         assert all(dimension.at(dimension.unit(value)) == pytest.approx(value) for value in tried if value in ("", 1))
     with pytest.raises(LoraExpError):
-        space_of(OverridesParser.create().parse_overrides(["model=tiny"]))
+        parse_space(OverridesParser.create().parse_overrides(["model=tiny"]))

@@ -1,6 +1,6 @@
-"""`hydra/launcher=packed`: ordinary Hydra jobs, whose results are trained in packs ahead of them."""
+"""`hydra/launcher=packed`: ordinary Hydra jobs whose results are trained ahead of them, in packs."""
 
-# No `from __future__ import annotations`: Hydra's scanner runs this file without a place in sys.modules, where
+# No `from __future__ import annotations`: Hydra's scanner executes this file without an entry in sys.modules, where
 # dataclasses would look names up.
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 @dataclass
 class PackedLauncherConf:
-    """The launcher has no settings of its own: `sweep.memory` and `device.threads` size the packs."""
+    """No keys: `sweep.memory` and `device.threads` of the application's config limit the packs."""
 
     _target_: str = "hydra_plugins.lora_exp_launcher.packed_launcher.PackedLauncher"
 
@@ -24,10 +24,10 @@ ConfigStore.instance().store(group="hydra/launcher", name="packed", node=PackedL
 
 
 class PackedLauncher(Launcher):
-    """Hands the whole grid to `lora_exp.sweeps.launcher`."""
+    """Pass all jobs to `lora_exp.sweeps.launcher` at once."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra gives for the launch."""
+        """Keep the arguments for `launch`."""
         self.hydra_context = hydra_context
         self.task_function = task_function
         self.config = config

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lora_exp import numerics
-from lora_exp.config.compose import composed, config_folder, read, without_hydra
+from lora_exp.config.compose import compose_config, config_folder, read
 from lora_exp.config.settings import Settings
 from lora_exp.config.spec import DATA_SETS
 from lora_exp.model.architecture import layer_shapes
@@ -45,8 +45,8 @@ def examine(overrides: Sequence[str], full: bool) -> int:
 
     `full` tries every checksum of the store. Raises LoraExpError for overrides that are not allowed.
     """
-    config = composed(overrides)
-    settings = read(without_hydra(config))[1]
+    config = compose_config(overrides)
+    settings = read(config)[1]
     well = True
     for name, check in _checks(settings, Path(str(config.hydra.run.dir)), full):
         for finding in _findings(check):
@@ -132,7 +132,7 @@ def _products(device: str) -> Iterator[Finding]:
 
     models: dict[str, list[str]] = {}
     for path in sorted((config_folder() / "model").glob("*.yaml")):
-        shapes = layer_shapes(read(without_hydra(composed([f"model={path.stem}"])))[0].model)
+        shapes = layer_shapes(read(compose_config([f"model={path.stem}"]))[0].model)
         promise = numerics.promise([(layer.outputs, layer.inputs) for layer in shapes], torch_device(device))
         models.setdefault(promise, []).append(path.stem)
     for promise, names in models.items():

@@ -1,1 +1,9 @@
-"""TODO"""
+"""What a run is and which value each key may hold; and from YAML and overrides to checked dataclasses.
+
+- `fields`: dataclass fields that say, in words and in code, what a key may hold
+- `methods`: the fine-tuning methods by name
+- `spec`: everything that determines the numbers of a run, as frozen dataclasses
+- `settings`: where a run is computed and recorded, which changes no number
+- `compose`: Hydra and OmegaConf to spec and settings, and their errors to one line
+- `hydra_rules`: which of Hydra's own keys may be set, so that no config can run code
+"""

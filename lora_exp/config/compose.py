@@ -1,4 +1,8 @@
-"""The only place that knows OmegaConf and Hydra's errors: schema in, plain dataclasses and one-line errors out."""
+"""From overrides or saved YAML to a spec and settings: the schema for Hydra, composing, errors in one line.
+
+Only the Hydra application (`sweeps`, `__main__`) handles a `DictConfig`; for all others there are functions that return
+plain values and dataclasses.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,13 @@ def config_folder() -> Path:
 
 
 def register() -> None:
-    """Give Hydra the schema of all keys, made from the dataclasses, and the resolvers that configs may use."""
+    """Give Hydra the schema and the resolver `unique`, and take away the resolvers that configs may not use."""
     from hydra.core.config_store import ConfigStore
 
     from lora_exp.config.hydra_rules import CLOSED_RESOLVERS
 
     ConfigStore.instance().store(name="schema", node=schema())
-    # Two sweeps that start in the same second get folders of their own.
+    # Sweeps that start in the same second need different folders.
     OmegaConf.register_new_resolver("unique", _token, replace=True)
     for name in CLOSED_RESOLVERS:
         OmegaConf.clear_resolver(name)
@@ -47,20 +51,18 @@ def _token() -> str:
 
 @functools.cache
 def schema() -> type[Any]:
-    """A mutable dataclass of the whole config; OmegaConf refuses keys and types that it does not have."""
+    """A mutable dataclass of the whole config, in which no key has a default: OmegaConf checks keys and types by it."""
     groups: list[tuple[str, Any, Any]] = []
-    for name, cls in _groups().items():
-        fields = []
-        for spec_field in [f for c in cls for f in dataclasses.fields(c)]:
-            fields.append((spec_field.name, _omega_type(cls, spec_field.name), dataclasses.field(default="???")))
-        groups.append((name, dataclasses.make_dataclass(name, fields), dataclasses.field(default="???")))
-    for at, (name, made, _) in enumerate(groups):
-        groups[at] = (name, made, dataclasses.field(default_factory=made))
+    for name, classes in _groups().items():
+        keys = {key: hint for cls in classes for key, hint in typing.get_type_hints(cls).items()}
+        fields = [(key, _omega_type(key, hint), dataclasses.field(default="???")) for key, hint in keys.items()]
+        group = dataclasses.make_dataclass(name, fields)
+        groups.append((name, group, dataclasses.field(default_factory=group)))
     return dataclasses.make_dataclass("Config", groups)
 
 
 def read(config: DictConfig) -> tuple[RunSpec, Settings]:
-    """The spec and the settings of a composed config.
+    """The spec and the settings of a composed config; its `hydra` node is ignored.
 
     Raises LoraExpError with one line that names key, value and what is allowed.
     """
@@ -70,10 +72,10 @@ def read(config: DictConfig) -> tuple[RunSpec, Settings]:
     return spec_from(values), settings_from(values)
 
 
-def composed(overrides: Sequence[str], multirun: bool = False) -> DictConfig:
-    """The whole config of a run with these overrides, or of a sweep, whose jobs' overrides are left out of it.
+def compose_config(overrides: Sequence[str], multirun: bool = False) -> DictConfig:
+    """The whole config, with its `hydra` node, of a run; or of a sweep, without the overrides of its jobs.
 
-    Raises LoraExpError, of one line, for overrides that make no config, and for what `hydra_rules` refuses.
+    Raises LoraExpError for overrides that Hydra or the schema rejects, and for those that `hydra_rules` forbids.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -81,7 +83,7 @@ def composed(overrides: Sequence[str], multirun: bool = False) -> DictConfig:
 
     from lora_exp.config.hydra_rules import check_hydra, check_overrides, own_choices
 
-    with refusing():
+    with one_line_errors():
         register()
         check_overrides(overrides)
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
@@ -98,60 +100,43 @@ def composed(overrides: Sequence[str], multirun: bool = False) -> DictConfig:
 
 @functools.cache
 def _reference(*choices: str) -> DictConfig:
-    """The project's own config, with these options of Hydra's groups."""
+    """The config of `conf/` with no override but these options of Hydra's groups."""
     from hydra import compose
 
     return compose("config", list(choices), return_hydra_config=True)
 
 
-@contextlib.contextmanager
-def refusing(*passing: type[Exception]) -> Iterator[None]:
-    """A block where whatever is raised, but `passing`, is bad input, and becomes a LoraExpError of one line."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, (LoraExpError, *passing)):
-            raise
-        raise LoraExpError(one_line(error)) from error
-
-
 def compose_settings(overrides: Sequence[str]) -> Settings:
-    """The settings that a run with these overrides would have."""
+    """The settings of a run with these overrides. Raises LoraExpError as `compose_config` does."""
     return settings_from(compose_values(overrides))
 
 
 def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
     """The config of a run with these overrides, as plain values by group and key.
 
-    Raises LoraExpError, of one line, for overrides that make no config.
+    Raises LoraExpError as `compose_config` does.
     """
-    return _plain(without_hydra(composed(overrides)))
-
-
-def saved_values(config: str) -> dict[str, Any]:
-    """The same of a saved config (YAML), as it was when it was saved. Raises LoraExpError when it is none."""
-    return _plain(_loaded(config))
-
-
-def start_folder(hydra: str) -> Path | None:
-    """The folder that a job was started in, by what Hydra saved of itself (`.hydra/hydra.yaml`); None if unknown."""
-    found = OmegaConf.select(_loaded(hydra), "hydra.runtime.cwd")
-    return None if found is None else Path(str(found))
+    return _plain(compose_config(overrides))
 
 
 def compose_import(overrides: Sequence[str]) -> tuple[RunSpec, Settings, Path, str]:
-    """Of a run with these overrides whose adapter was trained elsewhere: spec, settings, folder, config to keep.
+    """For an adapter that was trained elsewhere: the spec, the settings, the run's folder, and the config to save.
 
-    The spec's adapter is that of the config, which is not kept, and neither is how to train it.
+    The saved config has neither `adapter` nor `finetune`, since the import replaces both.
     """
-    config = composed(overrides)
-    spec, settings = read(without_hydra(config))
+    config = compose_config(overrides)
+    spec, settings = read(config)
     kept = OmegaConf.masked_copy(config, ["model", "data", "base", *SETTINGS])
     return spec, settings, Path(str(config.hydra.run.dir)), OmegaConf.to_yaml(kept)
 
 
+def saved_values(config: str) -> dict[str, Any]:
+    """The plain values of a saved config (YAML). Raises LoraExpError when the text is not one."""
+    return _plain(_loaded(config))
+
+
 def saved_settings(config: str, overrides: Sequence[str]) -> Settings:
-    """The settings in the saved config (YAML) of a run, with overrides of them: `store.folder=elsewhere`.
+    """The settings in the saved config (YAML) of a run, with overrides of them, such as `store.folder=elsewhere`.
 
     Raises LoraExpError with one line that names key, value and what is allowed.
     """
@@ -162,8 +147,14 @@ def saved_settings(config: str, overrides: Sequence[str]) -> Settings:
     try:
         changes = OmegaConf.from_dotlist(list(overrides))
     except (OmegaConfBaseException, YAMLError) as error:
-        raise LoraExpError(f"{' '.join(overrides)}: can't be read ({' '.join(str(error).split())})") from error
-    return settings_from(_plain(without_hydra(DictConfig(OmegaConf.merge(_loaded(config), changes)))))
+        raise LoraExpError(f"{' '.join(overrides)}: can't be parsed ({' '.join(str(error).split())})") from error
+    return settings_from(_plain(DictConfig(OmegaConf.merge(_loaded(config), changes))))
+
+
+def start_folder(hydra: str) -> Path | None:
+    """The working folder of a job, from its saved `.hydra/hydra.yaml`; None where that does not name it."""
+    found = OmegaConf.select(_loaded(hydra), "hydra.runtime.cwd")
+    return None if found is None else Path(str(found))
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
@@ -173,13 +164,24 @@ def without_hydra(config: DictConfig) -> DictConfig:
     return own
 
 
-def is_experiment(config: DictConfig) -> bool:
-    """Whether a config has the groups of a run (the launcher also serves other Hydra applications)."""
+def is_run_config(config: DictConfig) -> bool:
+    """Whether a config has the groups of a run; the launcher and the sweepers also serve other Hydra applications."""
     return all(group in config for group in PARTS)
 
 
-def one_line(error: BaseException) -> str:
-    """What a user is told of a config error: key, value, what is allowed."""
+@contextlib.contextmanager
+def one_line_errors(*passing: type[Exception]) -> Iterator[None]:
+    """A block whose exceptions, except LoraExpError and `passing`, become a LoraExpError of one line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (LoraExpError, *passing)):
+            raise
+        raise LoraExpError(error_line(error)) from error
+
+
+def error_line(error: BaseException) -> str:
+    """One line for an error of Hydra or OmegaConf: key, value and what is allowed, as far as the error tells."""
     chain: list[BaseException] = []
     walk: BaseException | None = error
     while walk is not None and walk not in chain:
@@ -190,9 +192,9 @@ def one_line(error: BaseException) -> str:
         if isinstance(missing, MissingConfigException) and missing.missing_cfg_file:
             option = missing.missing_cfg_file.replace("/", "=", 1)
             return f"{option}: no such option; allowed: {', '.join(missing.options or [])}"
-    first = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    whole = " ".join(str(error).split())
     if key is None or "interpolation" in type(chain[-1]).__name__.lower():
-        return first or type(error).__name__
+        return whole or type(error).__name__
     group, _, name = key.partition(".")
     known = _keys(group)
     if name and known and name not in known:
@@ -201,7 +203,7 @@ def one_line(error: BaseException) -> str:
         return _no_such_group(key)
     text = known.get(name)
     given = next((str(e).split("override ", 1)[1].split("\n")[0] for e in chain if "merging override " in str(e)), key)
-    return f"{given}: must be {text}" if text else first
+    return f"{given}: must be {text}" if text else whole
 
 
 def _loaded(text: str) -> DictConfig:
@@ -216,8 +218,10 @@ def _loaded(text: str) -> DictConfig:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
-    with refusing():
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    """The application's own part of a config as dicts, lists and scalars, interpolations resolved."""
+    with one_line_errors():
+        own = without_hydra(config) if "hydra" in config else config
+        plain = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return typing.cast("dict[str, Any]", plain)
 
@@ -238,10 +242,9 @@ def _keys(group: str) -> dict[str, str]:
     return {f.name: f.metadata["allowed"] for f in found}
 
 
-def _omega_type(classes: tuple[type[Any], ...], name: str) -> Any:
-    """The type as OmegaConf has it: lists for tuples; what has several types is checked by the spec alone."""
-    hint = next(hints[name] for cls in classes if name in (hints := typing.get_type_hints(cls)))
-    if name in ("digit", "digits", "alpha") or name.endswith("_pattern"):
+def _omega_type(key: str, hint: Any) -> Any:
+    """The type of a key for OmegaConf: lists for tuples; Any where several types are allowed, which the spec checks."""
+    if key in ("digit", "digits", "alpha") or key.endswith("_pattern"):
         return Any
     if typing.get_origin(hint) is tuple:
         return list[typing.get_args(hint)[0]]  # type: ignore[misc]

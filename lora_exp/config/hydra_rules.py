@@ -1,7 +1,7 @@
-"""What of Hydra's own configuration a command or a config file may choose; the rest stays as `conf/config.yaml` has it.
+"""Which of Hydra's own keys a command or a config file may set; all others keep their values of `conf/config.yaml`.
 
-Hydra imports and calls what its node names (plugins, callbacks, log handlers), and reads and sets environment variables
-by it. So the node is compared with the project's own, key by key, before Hydra acts on it.
+Hydra imports and calls what its `hydra` node names (plugins, callbacks, log handlers), and reads and sets environment
+variables that it names. So the node is compared with that of `conf/`, key by key, before Hydra acts on it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ OPTIONS = {
     "hydra/job_logging": ("default", "disabled", "none", "stdout"),
     "hydra/hydra_logging": ("default", "disabled", "none"),
 }
-# What Hydra itself notes of a run.
-NOTED = ("hydra.overrides", "hydra.runtime", "hydra.job.override_dirname", "hydra.job.id", "hydra.job.num")
-# The resolvers of OmegaConf's that read the environment, parse text or warn.
+# Keys that Hydra itself fills in for a run.
+FILLED_IN = ("hydra.overrides", "hydra.runtime", "hydra.job.override_dirname", "hydra.job.id", "hydra.job.num")
+# Resolvers of OmegaConf that read the environment, parse text or warn.
 CLOSED_RESOLVERS = ("oc.env", "oc.create", "oc.decode", "oc.deprecated")
-OF_THE_MOMENT = re.compile(r"\$\{(now:[^{}]*|unique:)\}")
+SAME_FOR_ALL_JOBS = re.compile(r"\$\{(now:[^{}]*|unique:)\}")
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse overrides of what is closed before anything is composed: a search path alone imports packages.
+    """Reject overrides of closed keys before composing, since a search path alone makes Hydra import packages.
 
-    Raises LoraExpError, or what Hydra's parser raises for an override that is not legal.
+    Raises LoraExpError, or what Hydra's parser raises for an override that it can't parse.
     """
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
@@ -45,19 +45,19 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def own_choices(config: DictConfig) -> list[str]:
-    """The options that a config has chosen of Hydra's groups, as overrides."""
+    """The options of Hydra's groups that a config has chosen, as overrides."""
     chosen = config.hydra.runtime.choices
     return [f"{group}={chosen[group]}" for group, options in OPTIONS.items() if chosen.get(group) in options]
 
 
 def check_hydra(config: DictConfig, reference: DictConfig) -> None:
-    """Refuse a composed config whose hydra node differs from that of `reference` where it may not.
+    """Reject a composed config whose `hydra` node differs from that of `reference` in a closed key.
 
-    Raises LoraExpError, or what OmegaConf raises for an interpolation that can't be resolved.
+    Raises LoraExpError, or what OmegaConf raises for an interpolation that it can't resolve.
     """
     found, own = (dict(_leaves("hydra", OmegaConf.to_container(each.hydra))) for each in (config, reference))
     for key in sorted(found.keys() | own.keys()):
-        if found.get(key) != own.get(key) and not _is_under(key, (*OPEN, *NOTED)):
+        if found.get(key) != own.get(key) and not _is_under(key, (*OPEN, *FILLED_IN)):
             raise LoraExpError(_closed(f"{key}={found.get(key)}"))
     hydra = OmegaConf.to_container(config.hydra)
     assert isinstance(hydra, dict)
@@ -75,15 +75,15 @@ def check_hydra(config: DictConfig, reference: DictConfig) -> None:
 
 
 def _check_folder(key: str, written: str, folder: Any, free: bool) -> None:
-    """A folder is for the user to choose, but what is interpolated into it must not lead out of it."""
+    """Users may choose any folder, but an interpolated part of its name must not lead out of it."""
     if not is_text(folder):
         raise LoraExpError(f"{key}={folder!r}: must be a folder")
-    if not free and "${" in OF_THE_MOMENT.sub("", written):
+    if not free and "${" in SAME_FOR_ALL_JOBS.sub("", written):
         raise LoraExpError(
-            f"{key}={written}: must be the same for all jobs; of interpolations, ${{now:...}} and ${{unique:}}"
+            f"{key}={written}: must be the same for all jobs, so only ${{now:...}} and ${{unique:}} may be in it"
         )
     if "${" in written and ".." in Path(folder).parts:
-        raise LoraExpError(f"{key}={written}: is {folder}, where an interpolation leads out of the folder")
+        raise LoraExpError(f"{key}={written}: gives {folder}, and an interpolation must not lead out of the folder")
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -100,4 +100,4 @@ def _is_under(key: str, names: Sequence[str]) -> bool:
 
 def _closed(given: str) -> str:
     options = ", ".join(f"{group}={'|'.join(names)}" for group, names in OPTIONS.items())
-    return f"{given}: can't be chosen, since of Hydra's own only these can: {', '.join(OPEN)}, {options}"
+    return f"{given}: can't be chosen; of Hydra's keys only these can: {', '.join(OPEN)}, {options}"

@@ -1,1 +1,12 @@
-"""TODO"""
+"""The Hydra application: from overrides to jobs, and around the jobs what every sweep does.
+
+- `job`: one job, from a config to a result in its folder and a run in MLflow
+- `job_configs`: the configs of a sweep's jobs, composed quickly
+- `launcher`: trains the results of all jobs in packs, then runs each job in its folder
+- `sweep`: a grid, and what every sweep does: check the jobs, open the MLflow parent run, write the report
+- `plan`: what a sweep would do, without doing it
+- `search`: a search instead of a grid, batch by batch
+- `search_space`: Hydra's sweep syntax as the dimensions of a search
+- `samplers`: which values the next trial gets
+- `study`: the trials, kept in the file `study.db`
+"""

@@ -1,7 +1,7 @@
-"""Job configs of a sweep, composed once per choice of groups instead of once per job.
+"""The configs of a sweep's jobs, composed once per choice of config groups instead of once per job.
 
-Hydra composes each job from its files, 90 to 140 ms a job. Jobs of a sweep mostly differ in values only, which
-are applied to a copy of one composed config, as Hydra itself applies them, in about 8 ms.
+Hydra composes each job from its files, which takes 90 to 140 ms. Most jobs of a sweep differ only in values, so their
+values are set, as Hydra sets them, in a copy of one composed config, in about 8 ms.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.config.compose import is_experiment, refusing, without_hydra
+from lora_exp.config.compose import is_run_config, one_line_errors, without_hydra
 from lora_exp.config.hydra_rules import check_hydra
 
 
 class JobConfigs:
-    """Composes the config of each job of a sweep; equal to Hydra's `load_sweep_config`, which it falls back on."""
+    """Compose the config of each job of a sweep: equal to Hydra's `load_sweep_config`, which is the fallback."""
 
     def __init__(self, config_loader: ConfigLoader, master: DictConfig) -> None:
-        """`master` is the sweep's own config."""
+        """`master` is the config of the sweep."""
         self._loader = config_loader
         self._master = master
         parser = OverridesParser.create(config_loader=config_loader)
-        # A grid repeats few override strings in many jobs.
+        # The jobs of a grid share few override strings.
         self._parse = functools.lru_cache(maxsize=4096)(lambda text: parser.parse_overrides([text])[0])
         self._templates: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
-        # Asking Hydra whether a key is a group costs 10 ms, since it copies all configs it has read.
+        # `get_group_options` takes 10 ms, since Hydra copies all configs that it has read.
         self._is_group = functools.cache(lambda key: bool(config_loader.get_group_options(key)))
 
     def own(self, overrides: Sequence[str]) -> DictConfig:
         """The application's own part of a job's config, in about 2 ms.
 
-        Raises LoraExpError, of one line, for overrides that make no config.
+        Raises LoraExpError for overrides that Hydra or the schema rejects.
         """
-        with refusing():
+        with one_line_errors():
             values, config = self._split(overrides, own=True)
             if all(_applied(config, override) for override in values):
                 return config
@@ -49,7 +49,7 @@ class JobConfigs:
     def compose(self, overrides: Sequence[str], number: int) -> DictConfig:
         """The config, with its `hydra` node, of job `number`.
 
-        Raises what Hydra raises for overrides that are not legal.
+        Raises what Hydra raises for overrides that it rejects.
         """
         values, config = self._split(overrides, own=False)
         if all(_applied(config, override) for override in values):
@@ -73,20 +73,20 @@ class JobConfigs:
         return values, copy.deepcopy(self._templates[key][own])
 
     def _loaded(self, overrides: Sequence[str]) -> DictConfig:
-        """As Hydra composes it. The Hydra node of a run is that of its sweep, whatever preset it chose."""
+        """The config as Hydra composes it. A preset of a job must not change the `hydra` node of the sweep."""
         config = self._loader.load_sweep_config(self._master, list(overrides))
-        if is_experiment(config):
+        if is_run_config(config):
             check_hydra(config, self._master)
         return config
 
     def _sets_a_value(self, override: Override) -> bool:
-        """Whether an override only replaces a value: no group choice, addition, deletion or Hydra setting."""
+        """Whether an override replaces a value and nothing else: no group, addition, deletion or key of Hydra's."""
         plain = not (override.is_add() or override.is_force_add() or override.is_delete())
         key = override.key_or_group
         return plain and not key.startswith("hydra") and not self._is_group(key)
 
     def _note(self, config: DictConfig, parsed: list[Override]) -> None:
-        """What Hydra notes of the overrides of a job."""
+        """Record the overrides of a job in its `hydra` node, as Hydra does."""
         own = [override for override in parsed if not override.is_hydra_override()]
         config.hydra.overrides.task = [override.input_line for override in own]
         naming = config.hydra.job.config.override_dirname
@@ -96,7 +96,7 @@ class JobConfigs:
 
 
 def _applied(config: DictConfig, override: Override) -> bool:
-    """Set the value where the key is there and takes it; otherwise Hydra is to say what is wrong."""
+    """Set the value and return True; False where the key is absent or rejects it, so that Hydra reports the error."""
     parent, _, name = override.key_or_group.rpartition(".")
     try:
         holder = OmegaConf.select(config, parent) if parent else config

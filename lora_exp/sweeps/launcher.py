@@ -1,20 +1,32 @@
-"""What the packed launcher does: ordinary Hydra jobs, run as soon as their pack has filled the result store."""
+"""Run the jobs of a launch as ordinary Hydra jobs, each as soon as its pack has put its result into the store."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from hydra import version
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import (
+    JobReturn,
+    JobRuntime,
+    JobStatus,
+    configure_log,
+    env_override,
+    filter_overrides,
+    setup_globals,
+)
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lora_exp.config.compose import is_experiment, read
+from lora_exp.config.compose import is_run_config, read, without_hydra
+from lora_exp.config.settings import Settings
 from lora_exp.config.spec import RunSpec
+from lora_exp.storage.result import RunResult
 from lora_exp.sweeps.job import diverged, finished_run, open_laboratory
 from lora_exp.sweeps.job_configs import JobConfigs
-from lora_exp.sweeps.job_run import run_job
 
 log = logging.getLogger(__name__)
 
@@ -28,51 +40,98 @@ def launch(
 ) -> list[JobReturn]:
     """Run every job and return what each returned, in the order of `job_overrides`.
 
-    The results of all jobs are trained in packs; whenever a pack is done its jobs run: each finds its result
-    in the store and records it in its own folder. A job whose pack failed runs too, and so tries alone.
+    The results of all jobs are trained in packs. When a pack is done its jobs run: each finds its result in the store
+    and records it in its own folder. A job whose pack failed runs too, and trains alone.
     """
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
     configs = JobConfigs(context.config_loader, config)
-    returns = _finished(config, configs, job_overrides, initial_job_idx)
-    for at in _in_order_of_results(config, configs, job_overrides, set(returns)):
+    returns: dict[int, JobReturn] = {}
+    order: Iterable[int] = range(len(job_overrides))
+    if is_run := is_run_config(config) and len(job_overrides) > 0:
+        specs, settings = zip(*(read(configs.own(overrides)) for overrides in job_overrides), strict=True)
+        for at, spec in enumerate(specs):
+            folder = Path(str(config.hydra.sweep.dir)) / str(initial_job_idx + at)
+            if folder.is_dir() and (result := finished_run(folder, spec)) is not None:
+                returns[at] = _return_of(result, job_overrides[at])
+        order = _as_trained(specs, settings[0], set(returns))
+    for at in order:
         number = initial_job_idx + at
         log.debug("job %d: %s", number, " ".join(filter_overrides(job_overrides[at])))
-        returns[at] = run_job(context, task, configs.compose(job_overrides[at], number))
-        if is_experiment(config):  # nobody reads a job's config again, and a thousand of them fill memory
+        returns[at] = run_in_folder(context, task, configs.compose(job_overrides[at], number))
+        if is_run:  # the configs of a thousand jobs would fill memory
             returns[at].cfg = returns[at].hydra_cfg = None
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     return [returns[at] for at in range(len(job_overrides))]
 
 
-def _in_order_of_results(
-    config: DictConfig, configs: JobConfigs, job_overrides: Sequence[Sequence[str]], finished: set[int]
-) -> Iterator[int]:
-    """Positions of the jobs as their results come in; in the given order for other Hydra applications."""
-    if not is_experiment(config) or not job_overrides:
-        yield from range(len(job_overrides))
-        return
+def _as_trained(specs: Sequence[RunSpec], settings: Settings, finished: Container[int]) -> Iterator[int]:
+    """Train the jobs that are not finished; yield their positions as their results are ready."""
     jobs: dict[RunSpec, list[int]] = {}
-    for at, overrides in enumerate(job_overrides):
-        spec, settings = read(configs.own(overrides))
-        # With halving, jobs that are finished are rivals of the others all the same.
+    for at, spec in enumerate(specs):
+        # Halving compares the other jobs with the finished ones too.
         if at not in finished or settings.halving.eta is not None:
             jobs.setdefault(spec, []).append(at)
     for spec, _ in open_laboratory(settings).run(list(jobs)):
         yield from (at for at in jobs[spec] if at not in finished)
 
 
-def _finished(
-    config: DictConfig, configs: JobConfigs, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-) -> dict[int, JobReturn]:
-    """What the jobs returned that an earlier, interrupted launch finished in this folder."""
-    returns: dict[int, JobReturn] = {}
-    for at, overrides in enumerate(job_overrides) if is_experiment(config) else ():
-        folder = Path(str(config.hydra.sweep.dir)) / str(initial_job_idx + at)
-        result = finished_run(folder, read(configs.own(overrides))[0]) if folder.is_dir() else None
-        if result is not None:
-            returns[at] = JobReturn(overrides=overrides, working_dir=str(Path.cwd()))
-            returns[at].status = JobStatus.FAILED if result.diverged else JobStatus.COMPLETED
-            returns[at].return_value = diverged(result) if result.diverged else result.outcome.target_error
-    return returns
+def _return_of(result: RunResult, overrides: Sequence[str]) -> JobReturn:
+    """What a job returned that an earlier, interrupted launch finished."""
+    job = JobReturn(overrides=overrides, working_dir=str(Path.cwd()))
+    job.status = JobStatus.FAILED if result.diverged else JobStatus.COMPLETED
+    job.return_value = diverged(result) if result.diverged else result.outcome.target_error
+    return job
+
+
+def run_in_folder(context: HydraContext, task: TaskFunction, config: DictConfig) -> JobReturn:
+    """Run `task` on the application's part of `config` in the folder `hydra.sweep.dir/hydra.sweep.subdir`.
+
+    The contract of `hydra.core.utils.run_job`, in half the time: that one copies the whole config three times, 25 ms
+    a job. An exception of the task is kept in the returned job, and raised when its `return_value` is read.
+    """
+    hydra = HydraConfig.instance()
+    others, working_folder = hydra.cfg, Path.cwd()
+    job = JobReturn()
+    try:
+        hydra.set_config(config)  # folder names may refer to it
+        folder = Path(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir)).absolute()
+        own_hydra = hydra.cfg
+        assert isinstance(own_hydra, DictConfig)
+        for known in (config, own_hydra):
+            with read_write(known.hydra.runtime), open_dict(known.hydra.runtime):
+                known.hydra.runtime.output_dir = str(folder)
+        job.cfg, job.hydra_cfg = without_hydra(config), own_hydra
+        job.overrides = [str(override) for override in config.hydra.overrides.task]
+        folder.mkdir(parents=True, exist_ok=True)
+        chdir = config.hydra.job.chdir
+        if (not version.base_at_least("1.2")) if chdir is None else chdir:  # Hydra changed folder before 1.2
+            os.chdir(folder)
+        job.working_dir = str(Path.cwd())
+        configure_log(config.hydra.job_logging, config.hydra.verbose)
+        if config.hydra.output_subdir is not None:
+            _save(job, config, folder / config.hydra.output_subdir)
+        with env_override(config.hydra.job.env_set):
+            context.callbacks.on_job_start(config=config, task_function=task)
+            try:
+                job.return_value = task(job.cfg)
+                job.status = JobStatus.COMPLETED
+            except Exception as error:
+                job.return_value = error
+                job.status = JobStatus.FAILED
+        job.task_name = JobRuntime.instance().get("name")
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+        context.callbacks.on_job_end(config=config, job_return=job)
+        return job
+    finally:
+        hydra.cfg = others
+        os.chdir(working_folder)
+
+
+def _save(job: JobReturn, config: DictConfig, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"config": job.cfg, "hydra": job.hydra_cfg, "overrides": config.hydra.overrides.task}
+    for name, part in parts.items():
+        (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(part), encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Which settings a trial tries: the samplers of `search.sampler`, each a function of what was asked and told before.
+"""The samplers of `search.sampler`: which values the next trial gets.
 
-A sampler is made anew for each job, from a seed of its own, and keeps nothing: a search that goes on in another process
-asks what it would have asked in the first. Optuna's own samplers of CMA-ES and of quasi-random points don't serve:
-the one keeps its state in the study as bytes that are code when they are read, the other draws a whole first batch at
-random.
+A sampler is a function of the seed, the job's number and the trials so far, and keeps no state, so a search that is
+resumed in another process samples the same trials. `tpe`, `nsga2` and `random` are Optuna's. Its CMA-ES sampler is not
+used because it pickles its state into the study, and unpickling can run code; its QMC sampler is not used because it
+draws the whole first batch at random.
 """
 
 from __future__ import annotations
@@ -22,54 +22,57 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 
+Trial = tuple[Mapping[str, Any], float | None]
+
+
 def check_sampler(settings: SearchSettings, space: Space) -> None:
-    """Raise LoraExpError, of one line, when the sampler can't search this space or for these objectives."""
+    """Raise LoraExpError when the sampler can't search this space or can't minimise these objectives."""
     name = f"search.sampler={settings.sampler}"
     if settings.sampler == "grid" and space.size is None:
         raise LoraExpError(f"{name}: needs a choice or a range for each key, since an interval can't be listed")
     if settings.sampler == "cmaes":
         if len(settings.objectives) > 1:
-            raise LoraExpError(f"{name}: takes one of search.objectives; several go with tpe, nsga2, random, grid, qmc")
+            raise LoraExpError(
+                f"{name}: takes one of search.objectives; for several use tpe, nsga2, random, grid or qmc"
+            )
         if not any(dimension.is_ordered for dimension in space.dimensions):
             raise LoraExpError(f"{name}: needs an interval or a range, since choices have no order")
 
 
 def optuna_sampler(settings: SearchSettings, job: int) -> BaseSampler:
-    """The Optuna sampler that asks job number `job`."""
+    """The Optuna sampler for job number `job`."""
     from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 
     seed = _seed(settings, job)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna calls some of this experimental
+        warnings.simplefilter("ignore")  # some of these options are experimental
         if settings.sampler == "tpe":
-            # The liar keeps the trials of one batch apart, since none of them knows what came of the others.
+            # The constant liar keeps the trials of a batch apart: they are sampled before any of them has a result.
             return TPESampler(multivariate=True, constant_liar=True, seed=seed)
         if settings.sampler == "nsga2":
             return NSGAIISampler(population_size=max(settings.batch or 2, 2), seed=seed)
         return RandomSampler(seed=seed)
 
 
-def proposal(
-    settings: SearchSettings, space: Space, job: int, told: Mapping[int, tuple[Mapping[str, Any], float | None]]
-) -> dict[str, Any] | None:
-    """The values by key that job number `job` is to try; None leaves it to `optuna_sampler`.
+def suggest(settings: SearchSettings, space: Space, job: int, trials: Mapping[int, Trial]) -> dict[str, Any] | None:
+    """The values by key for job number `job`; None leaves them to `optuna_sampler`.
 
-    `told` holds, by job, what was tried and what came of it (None for a job without a sound result).
+    `trials` holds the values and the first objective (None if the job failed) of earlier jobs, by job number.
     """
     if settings.sampler == "grid":
         units = _grid_point(settings, space, job)
     elif settings.sampler == "qmc":
         units = _quasi_random_point(settings, space, job)
     elif settings.sampler == "cmaes":
-        units = _evolved_point(settings, space, job, told)
+        units = _cma_es_point(settings, space, job, trials)
     else:
         return None
     return {one.key: one.at(unit) for one, unit in zip(space.dimensions, units, strict=True)}
 
 
 def _grid_point(settings: SearchSettings, space: Space, job: int) -> list[float]:
-    """Every setting once, in an order that the seed gives."""
-    place, units = int(_order(_seed(settings), space.size or 0)[job]), []
+    """Each combination once, in an order drawn from the seed."""
+    place, units = int(_shuffled(_seed(settings), space.size or 0)[job]), []
     for dimension in space.dimensions:
         place, own = divmod(place, len(dimension.probes()))
         units.append((own + 0.5) / len(dimension.probes()))
@@ -77,26 +80,24 @@ def _grid_point(settings: SearchSettings, space: Space, job: int) -> list[float]
 
 
 @functools.lru_cache(maxsize=1)
-def _order(seed: int, size: int) -> Any:
+def _shuffled(seed: int, size: int) -> Any:
     import numpy as np
 
     return np.random.default_rng(seed).permutation(size)
 
 
 def _quasi_random_point(settings: SearchSettings, space: Space, job: int) -> list[float]:
-    """Sobol's sequence, scrambled."""
+    """A point of the scrambled Sobol sequence."""
     from scipy.stats.qmc import Sobol
 
     points = Sobol(len(space.dimensions), scramble=True, rng=_seed(settings))
     return [float(unit) for unit in (points.fast_forward(job) if job else points).random(1)[0]]
 
 
-def _evolved_point(
-    settings: SearchSettings, space: Space, job: int, told: Mapping[int, tuple[Mapping[str, Any], float | None]]
-) -> list[float]:
-    """CMA-ES in the unit cube of what has an order; choices, which have none, are drawn.
+def _cma_es_point(settings: SearchSettings, space: Space, job: int, trials: Mapping[int, Trial]) -> list[float]:
+    """CMA-ES over the unit cube of the ordered dimensions; choices are drawn uniformly.
 
-    A generation is a whole number of batches, so that all of it is told before the next is asked.
+    A generation is a whole number of batches, so that it has all its results before the next one is sampled.
     """
     import numpy as np
     from cmaes import CMA
@@ -110,10 +111,10 @@ def _evolved_point(
     for generation in range(job // population):
         found = []
         for number in range(generation * population, (generation + 1) * population):
-            values, result = told[number]
+            values, objective = trials[number]
             point = np.array([dimension.unit(values[dimension.key]) for dimension in ordered])
-            # Only the order of results counts: a job without one comes last.
-            found.append((point, np.inf if result is None else result))
+            # CMA-ES uses only the order of the objectives; a failed job comes last.
+            found.append((point, np.inf if objective is None else objective))
         evolution.tell(found)
     evolved = dict(zip([dimension.key for dimension in ordered], evolution.ask().tolist(), strict=True))
     drawn = np.random.default_rng(_seed(settings, job))

@@ -1,7 +1,7 @@
-"""`hydra/sweeper=optuna`: a batch of trials is asked for, launched as ordinary jobs, and told; then the next.
+"""`hydra/sweeper=optuna`: sample a batch of trials, launch them as ordinary jobs, tell the study; then the next batch.
 
-Whatever launcher and executor the config names do the work. What came of a job is read from its folder, so that it does
-not matter which process ran it.
+The launcher and the executor of the config do the work. A trial's objectives are read from the job's folder, so it does
+not matter which process ran the job.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from lora_exp.config.compose import read, refusing
+from lora_exp.config.compose import one_line_errors, read
 from lora_exp.config.spec import CLASSES, DataSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.objectives import values_of
@@ -26,9 +26,9 @@ from lora_exp.storage.sweep_file import SWEEP, note, read_about
 from lora_exp.sweeps.job import finished_run, open_laboratory
 from lora_exp.sweeps.job_configs import JobConfigs
 from lora_exp.sweeps.samplers import check_sampler
-from lora_exp.sweeps.search_space import space_of
-from lora_exp.sweeps.study import STUDY, Study, alone
-from lora_exp.sweeps.sweep import checked, conducted, raise_failed
+from lora_exp.sweeps.search_space import Space, parse_space
+from lora_exp.sweeps.study import STUDY, Study, lock_folder
+from lora_exp.sweeps.sweep import open_sweep, raise_failed, read_jobs
 from lora_exp.training.packing import FULL_PACK
 
 if TYPE_CHECKING:
@@ -36,43 +36,43 @@ if TYPE_CHECKING:
     from lora_exp.training.laboratory import Laboratory
 
 PACKAGES = ("optuna", "cmaes")  # of the extra `search`
-SHARE = 5  # batches at least, unless `search.batch` says otherwise: nothing is learned within one
+MIN_BATCHES = 5  # unless `search.batch` says otherwise: a sampler learns nothing within a batch
 
 
 def search(context: HydraContext, config: DictConfig, launcher: Launcher, given: list[str]) -> Sequence[JobReturn]:
-    """Search the space in `given` as the config's `search` says, and report whatever came of it.
+    """Search the space of the overrides in `given` as the config group `search` says, and report the result.
 
-    Raises LoraExpError, before anything is computed, for what can't be searched or not so, and JobsFailed at the end
-    when jobs failed.
+    Raises LoraExpError, before anything is computed, for a space, a sampler or a job that is not valid, and JobsFailed
+    at the end when jobs failed.
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise LoraExpError(f"hydra/sweeper=optuna: needs {' and '.join(missing)}; pip install 'lora-exp[search]'")
-    with refusing():
+    with one_line_errors():
         overrides = OverridesParser.create(config_loader=context.config_loader).parse_overrides(given)
-    # How to search is no part of a job, and a search may go on with more trials.
-    how = [one for one in overrides if one.key_or_group.startswith("search.") and not one.is_sweep_override()]
-    space = space_of([one for one in overrides if one not in how])
+    # Overrides of `search` are kept out of the jobs, so that a search can be continued with more trials.
+    own = [one for one in overrides if one.key_or_group.startswith("search.") and not one.is_sweep_override()]
+    space = parse_space([one for one in overrides if one not in own])
     probes, configs = space.probes(), JobConfigs(context.config_loader, config)
-    specs, settings = checked(context, config, probes, numbered=False)
-    chosen = read(configs.own([*probes[0], *(one.input_line or "" for one in how)]))[1].search
+    specs, settings = read_jobs(context, config, probes, numbered=False)
+    chosen = read(configs.own([*probes[0], *(one.input_line or "" for one in own)]))[1].search
     check_sampler(chosen, space)
     laboratory = open_laboratory(settings)
     _check_validation(laboratory, specs[0].data)
-    chosen = _counted(chosen, space.size, laboratory.threads, Path(str(config.hydra.sweep.dir)))
+    folder = Path(str(config.hydra.sweep.dir))
+    chosen = _resolved(chosen, space, laboratory.threads, folder)
     if settings.sweep.plan:
         from lora_exp.sweeps.plan import plan_text
 
         first = Study(None, space, chosen)
         for _ in range(_end_of_batch(0, chosen)):
             first.ask()
-        print(f"a search of {chosen.trials} trials by {chosen.sampler}, {chosen.batch} at a time; the first of them:")
-        print(plan_text(laboratory, checked(context, config, first.jobs())[0]))
+        print(f"a search of {chosen.trials} trials by {chosen.sampler}, {chosen.batch} at a time; the first batch:")
+        print(plan_text(laboratory, read_jobs(context, config, first.jobs())[0]))
         return []
-    told = dataclasses.asdict(chosen) | {"objectives": list(chosen.objectives)} | space.told()
-    with alone(Path(str(config.hydra.sweep.dir))), conducted(config, [], specs[0], settings, told) as folder:
+    about = dataclasses.asdict(chosen) | {"objectives": list(chosen.objectives)} | space.to_dict()
+    with lock_folder(folder), open_sweep(config, [], specs[0], settings, about):
         chosen = dataclasses.replace(chosen, trials=read_about(folder)["search"]["trials"])
-        study = Study(folder / STUDY, space, chosen)
-        returns = _run(study, chosen, launcher, configs, folder)
+        returns = _run(Study(folder / STUDY, space, chosen), chosen, launcher, configs, folder)
     raise_failed(returns)
     return returns
 
@@ -80,17 +80,15 @@ def search(context: HydraContext, config: DictConfig, launcher: Launcher, given:
 def _run(
     study: Study, chosen: SearchSettings, launcher: Launcher, configs: JobConfigs, folder: Path
 ) -> list[JobReturn]:
-    """Ask, launch and tell until all trials have been; what each job returned.
+    """Ask, launch and tell, batch by batch, until the study has all trials; return what each job returned.
 
-    Raises LoraExpError when the study is not of the jobs in the folder.
+    Raises LoraExpError when the jobs in the folder are not those of the study.
     """
     jobs, recorded = study.jobs(), read_about(folder)["jobs"]
-    if any(one != other for one, other in zip(jobs, recorded, strict=False)) or len(jobs) < min(
-        len(recorded), chosen.trials
-    ):
-        raise LoraExpError(f"{folder}: holds jobs that its search has not asked for; choose another folder")
-    # Of an earlier process: what is finished is not computed again, what failed is tried again.
-    done = study.told()
+    if jobs[: len(recorded)] != recorded[: len(jobs)] or len(jobs) < min(len(recorded), chosen.trials):
+        raise LoraExpError(f"{folder}: holds jobs that are not in its {STUDY}; choose another folder")
+    # Of an earlier process: finished jobs are not computed again, failed ones are tried again.
+    done = study.finished()
     returns = list(launcher.launch(jobs[:done], initial_job_idx=0)) if done else []
     _tell(study, range(done), chosen, configs, folder)
     while done < chosen.trials:
@@ -105,36 +103,38 @@ def _run(
     return returns
 
 
-def _tell(study: Study, jobs: range, chosen: SearchSettings, configs: JobConfigs, folder: Path) -> None:
-    """Tell the study what lies in the folders of these jobs, of which it has no numbers yet."""
-    overrides = study.jobs()
-    for job in jobs:
-        if study.is_sound(job):
+def _tell(study: Study, numbers: range, chosen: SearchSettings, configs: JobConfigs, folder: Path) -> None:
+    """Tell the study the results in the folders of these jobs, unless it has their objectives already."""
+    jobs = study.jobs()
+    for number in numbers:
+        if study.has_values(number):
             continue
-        result = finished_run(folder / str(job), read(configs.own(overrides[job]))[0])
-        is_sound = result is not None and not result.diverged
-        study.tell(job, values_of(result, chosen.objectives) if result is not None and is_sound else None)
+        result = finished_run(folder / str(number), read(configs.own(jobs[number]))[0])
+        if result is None or result.diverged:
+            study.tell(number, None)
+        else:
+            study.tell(number, values_of(result, chosen.objectives))
 
 
 def _end_of_batch(done: int, chosen: SearchSettings) -> int:
-    """The job after the last of the batch that begins with job `done`, or goes on with it."""
+    """The number after the last job of the batch that job `done` is in."""
     assert chosen.batch is not None
     return min(chosen.trials, (done // chosen.batch + 1) * chosen.batch)
 
 
-def _counted(chosen: SearchSettings, size: int | None, threads: int, folder: Path) -> SearchSettings:
-    """With the number of trials that there can be, and with a batch: that of before in a folder that has one."""
-    trials = min(chosen.trials, size or chosen.trials) if chosen.sampler == "grid" else chosen.trials
+def _resolved(chosen: SearchSettings, space: Space, threads: int, folder: Path) -> SearchSettings:
+    """The settings with a batch size, which is the earlier one in a folder that has one; a grid ends with its space."""
+    trials = min(chosen.trials, space.size or chosen.trials) if chosen.sampler == "grid" else chosen.trials
     batch = chosen.batch
     if batch is None and (folder / SWEEP).is_file():
         batch = read_about(folder).get("search", {}).get("batch")
     if batch is None:
-        batch = min(FULL_PACK * threads, -(-trials // SHARE))
+        batch = min(FULL_PACK * threads, -(-trials // MIN_BATCHES))
     return dataclasses.replace(chosen, trials=trials, batch=batch)
 
 
 def _check_validation(laboratory: Laboratory, data: DataSpec) -> None:
-    """Raise LoraExpError when there are no validation images of some class to compare errors on."""
+    """Raise LoraExpError when a class has no validation images, on which a search compares errors."""
     held = laboratory.data(data).validation
     if held is None or len(set(held.labels.tolist())) < CLASSES:
         raise LoraExpError(

@@ -1,7 +1,8 @@
-"""What a search may vary: Hydra's sweep syntax (choice, range, interval, int, tag) as dimensions of a space.
+"""The search space: Hydra's sweep syntax (choice, range, interval, int, tag) as dimensions.
 
-A dimension knows its Optuna distribution, how a value is written as an override, and where a value lies between 0
-and 1, for samplers that think in a unit cube.
+Each dimension has `distribution`, for Optuna; `text`, to write a value in an override; `at` and `unit`, from the unit
+interval to a value and back, for samplers of the unit cube; and `probes`: if the config allows these values, it allows
+all values of the dimension.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from optuna.distributions import BaseDistribution
 
-# Errors on different data can't be compared, so all trials have the same.
+# Not `data`: errors on different data can't be compared.
 SEARCHED = tuple(group for group in PARTS if group != "data")
 SYNTAX = "choice(1,2,4), range(1,9), interval(0.1,0.9), int(interval(1,64)) or tag(log,interval(1e-4,1e-2))"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Values without an order, as they are written in an override."""
+    """Values without an order, as written in an override."""
 
     key: str
     values: tuple[str, ...]
@@ -49,7 +50,6 @@ class Choice:
         return str(value)
 
     def probes(self) -> tuple[str, ...]:
-        """Values such that all are allowed if these are."""
         return self.values
 
 
@@ -71,7 +71,7 @@ class Range:
         step = self.values[1] - low if len(self.values) > 1 else 1
         if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(low, high, step=int(step))
-        # Optuna wants the distance in the numbers as they are written: 0.3 - 0.1 is a hair beside 0.2.
+        # Optuna checks that the step divides the range, and 0.3 - 0.1 is not exactly 0.2.
         low, high, step = (float(f"{number:.12g}") for number in (low, high, step))
         return FloatDistribution(low, high, step=step)
 
@@ -85,17 +85,16 @@ class Range:
         return str(self._nearest(value))
 
     def probes(self) -> tuple[float, ...]:
-        """Values such that all are allowed if these are."""
         return self.values
 
     def _nearest(self, value: float) -> float:
-        """Optuna's low + k * step is a hair beside the number that Hydra writes."""
+        """The value of Hydra's for one of Optuna's, whose low + k * step may differ in the last digit."""
         return min(self.values, key=lambda own: abs(own - value))
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Numbers from `low` to `high`, whole ones if both are; with `log`, each order of magnitude weighs the same."""
+    """Numbers from `low` to `high`, integers if both ends are; uniform in the logarithm with `log`."""
 
     key: str
     low: float
@@ -133,11 +132,10 @@ class Interval:
         return str(value)
 
     def probes(self) -> tuple[float, ...]:
-        """Values such that all are allowed if these are."""
         return (self.low, self.high)
 
     def _ends(self) -> tuple[float, float]:
-        margin = 0.5 if self.whole else 0.0  # each whole number has a stretch of its own, half of it on either side
+        margin = 0.5 if self.whole else 0.0  # so that the outermost integers are as likely as the others
         return self._scaled(self.low - margin), self._scaled(self.high + margin)
 
     def _scaled(self, value: float) -> float:
@@ -156,37 +154,36 @@ class Space:
 
     @property
     def size(self) -> int | None:
-        """How many settings there are; None where an interval holds more than can be listed."""
+        """The number of combinations; None with an interval, which can't be listed."""
         if any(isinstance(dimension, Interval) for dimension in self.dimensions):
             return None
         return math.prod(len(dimension.probes()) for dimension in self.dimensions)
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """As Optuna has them, by key."""
+        """The Optuna distribution of each key."""
         return {dimension.key: dimension.distribution() for dimension in self.dimensions}
 
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
-        """The overrides of the job with these values, by key."""
+        """The overrides of the job with these values (key -> value)."""
         return [*self.fixed, *(f"{one.key}={one.text(values[one.key])}" for one in self.dimensions)]
 
     def probes(self) -> list[list[str]]:
-        """Jobs that hold every value of each dimension, or its ends: what is wrong with any shows in one of these."""
+        """Jobs (overrides) that hold each probe of each dimension: if these are valid, all jobs of the space are."""
         first = {dimension.key: dimension.probes()[0] for dimension in self.dimensions}
         jobs = [self.overrides(first)]
         for dimension in self.dimensions:
             jobs += [self.overrides(first | {dimension.key: value}) for value in dimension.probes()[1:]]
         return jobs
 
-    def told(self) -> dict[str, Any]:
-        """All of it as plain values, to compare and to show."""
-        spaces = {one.key: str(one) for one in self.dimensions}
-        return {"fixed": list(self.fixed), "space": spaces}
+    def to_dict(self) -> dict[str, Any]:
+        """The space as text by key, to store and to compare."""
+        return {"fixed": list(self.fixed), "space": {one.key: str(one) for one in self.dimensions}}
 
 
-def space_of(overrides: Sequence[Override]) -> Space:
-    """The space of a command's overrides; of several of one key the last counts.
+def parse_space(overrides: Sequence[Override]) -> Space:
+    """The space that a command's overrides describe; the last override of a key counts.
 
-    Raises LoraExpError where there is nothing to search, or for what can't be searched.
+    Raises LoraExpError when no override sweeps a key, and for a key or a syntax that can't be searched.
     """
     last = {override.get_key_element(): override for override in overrides}
     fixed = [f"{key}={one.get_value_element_as_str()}" for key, one in last.items() if not one.is_sweep_override()]

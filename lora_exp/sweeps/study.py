@@ -1,7 +1,7 @@
-"""The study of a search: `study.db` in the sweep's folder, by which a search that was interrupted goes on.
+"""The Optuna study of a search: `study.db` in the sweep's folder, from which an interrupted search is resumed.
 
-A trial comes into the file whole, with the number of its job, before the job is in `sweep.json` or runs; and it is told
-once, from what lies in the job's folder. Samplers work on a copy in memory, so that a crash leaves no half of a trial.
+A trial is added in one write, with the number of its job, before `sweep.json` lists the job and before it runs. Its
+values come from the result in the job's folder. Samplers work on a copy in memory, so no crash leaves half a trial.
 """
 
 from __future__ import annotations
@@ -14,25 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.settings import SearchSettings
 from lora_exp.errors import LoraExpError
-from lora_exp.sweeps.samplers import optuna_sampler, proposal
+from lora_exp.sweeps.samplers import optuna_sampler, suggest
 from lora_exp.sweeps.search_space import Space
 
 if TYPE_CHECKING:
-    import optuna
     from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
 STUDY, LOCK = "study.db", "study.lock"
-JOB = "job"  # what a trial's job number is called in the file
+JOB = "job"  # the user attribute of a trial that holds its job number
 
 
 class Study:
-    """What was asked and told of one search."""
+    """The trials of one search, by job number; ask and tell as in Optuna."""
 
     def __init__(self, file: Path | None, space: Space, settings: SearchSettings) -> None:
-        """Open the study in `file`, or make it; without a file it is kept in memory only.
+        """Open or create the study in `file`; None keeps it in memory only.
 
-        Raises LoraExpError when the file can't be read or holds trials of something else.
+        Raises LoraExpError when the file can't be read or is the study of another search.
         """
         import optuna
 
@@ -47,89 +46,86 @@ class Study:
                     storage=_storage(file), study_name="search", directions=directions, load_if_exists=True
                 )
                 self._memory.add_trials(kept.get_trials())
-                self._studies.insert(0, kept)  # the file hears of everything first
-                asked = sorted(self._trials())
-                if asked != list(range(len(asked))):
+                self._studies.insert(0, kept)  # each change goes to the file first
+                numbers = sorted(self._trials())
+                if numbers != list(range(len(numbers))):
                     raise ValueError("a job has no trial")
-                self.jobs()
+                self.jobs()  # raises for trials of another space
 
     def jobs(self) -> list[list[str]]:
-        """The overrides of every job that was asked."""
+        """The overrides of every job so far."""
         trials = self._trials()
         return [self._space.overrides(trials[job].params) for job in range(len(trials))]
 
-    def told(self) -> int:
-        """How many jobs from the first on have been told."""
+    def finished(self) -> int:
+        """How many jobs, counted from the first, have a finished trial (complete or failed)."""
         trials = self._trials()
         return next((job for job in range(len(trials)) if not trials[job].state.is_finished()), len(trials))
 
-    def is_sound(self, job: int) -> bool:
-        """Whether a job has been told with a sound result."""
+    def has_values(self, job: int) -> bool:
+        """Whether the trial of a job is complete, with its objectives."""
         return self._trials()[job].values is not None
 
     def ask(self) -> None:
-        """Ask for one more job."""
+        """Sample the trial of one more job and add it to the study."""
+        import optuna
         from optuna.trial import TrialState, create_trial
 
         trials = self._trials()
         job = len(trials)
-        told = {number: (trial.params, trial.values[0] if trial.values else None) for number, trial in trials.items()}
-        values = proposal(self._settings, self._space, job, told)
-        memory = self._copy()  # a sampler must not find there what it noted for the job before
+        known = {number: (trial.params, trial.values[0] if trial.values else None) for number, trial in trials.items()}
+        values = suggest(self._settings, self._space, job, known)
+        memory = optuna.create_study(directions=self._memory.directions)  # without the notes of earlier samplers
+        memory.add_trials(self._memory.get_trials(deepcopy=False))
         if values is not None:
             memory.enqueue_trial(values)
         memory.sampler = optuna_sampler(self._settings, job)
-        asked = memory.ask(self._distributions)
-        whole = create_trial(
+        sampled = memory.ask(self._distributions)
+        trial = create_trial(
             state=TrialState.RUNNING,
-            params=asked.params,
+            params=sampled.params,
             distributions=self._distributions,
             user_attrs={JOB: job},
             system_attrs=memory.get_trials(deepcopy=False)[-1].system_attrs,
         )
         for study in self._studies:
-            study.add_trial(whole)
+            study.add_trial(trial)
 
     def tell(self, job: int, values: Sequence[float] | None) -> None:
-        """Tell what came of a job: its objectives, or None for a failure. A job that failed may be told once more."""
+        """Finish the trial of a job with its objectives, or None if it failed. A failed job may succeed later."""
         from optuna.trial import TrialState, create_trial
 
         trial = self._trials()[job]
-        is_told = trial.state.is_finished()
+        is_finished = trial.state.is_finished()
         for study in self._studies:
-            if not is_told:
+            if not is_finished:
                 state = TrialState.FAIL if values is None else TrialState.COMPLETE
                 study.tell(trial.number, values=values, state=state)
-            elif values is not None:  # it failed before: a trial that ended stays, and another takes its place
-                whole = create_trial(
+            elif values is not None:  # it failed before; Optuna keeps a finished trial as it is, so add another
+                another = create_trial(
                     params=trial.params, distributions=self._distributions, values=values, user_attrs={JOB: job}
                 )
-                study.add_trial(whole)
-
-    def _copy(self) -> optuna.Study:
-        import optuna
-
-        copy = optuna.create_study(directions=self._memory.directions)
-        copy.add_trials(self._memory.get_trials(deepcopy=False))
-        return copy
+                study.add_trial(another)
 
     def _trials(self) -> dict[int, FrozenTrial]:
-        """The trial of each job, the last if it has several."""
+        """The trial of each job, the last one if it has several."""
         return {int(trial.user_attrs[JOB]): trial for trial in self._memory.get_trials(deepcopy=False)}
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """A block in which no other process searches in `folder`. Raises LoraExpError when one does.
 
-    By a record lock, which the processes of packs don't inherit: they may outlive a search that is killed.
+    Takes a record lock. Forked processes don't inherit it, and those of packs may outlive a search that is killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise LoraExpError(f"hydra.sweep.dir={folder}: another process is searching there") from error
+            raise LoraExpError(
+                f"hydra.sweep.dir={folder}: another process searches in it; choose another folder"
+            ) from error
         yield
 
 

@@ -1,4 +1,4 @@
-"""What every sweep does around its jobs: they are checked, MLflow gets a parent run, and a report comes at the end."""
+"""A sweep: check its jobs, run them in its folder with an MLflow parent run around them, and write its report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from lora_exp.config.compose import read
+from lora_exp.config.compose import is_run_config, one_line_errors, read
 from lora_exp.config.spec import RunSpec
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.pruning import kept_within
@@ -25,12 +29,35 @@ if TYPE_CHECKING:
     from lora_exp.config.settings import Settings
 
 
-def checked(
+def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: list[str]) -> Sequence[JobReturn]:
+    """Run a grid: every combination of the values in `given` is a job.
+
+    Raises LoraExpError, before anything is computed, when one of the jobs is not valid, and JobsFailed at the end
+    when jobs failed.
+    """
+    with one_line_errors(HydraException):
+        overrides = OverridesParser.create(config_loader=context.config_loader).parse_overrides(given)
+        [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    if not is_run_config(config):
+        return launcher.launch(jobs, initial_job_idx=0)
+    specs, settings = read_jobs(context, config, jobs)
+    if settings.sweep.plan:
+        from lora_exp.sweeps.plan import plan_text
+
+        print(plan_text(open_laboratory(settings), specs))
+        return []
+    with open_sweep(config, jobs, specs[0], settings):
+        returns = launcher.launch(jobs, initial_job_idx=0)
+    raise_failed(returns)
+    return returns
+
+
+def read_jobs(
     context: HydraContext, config: DictConfig, jobs: Sequence[Sequence[str]], numbered: bool = True
 ) -> tuple[list[RunSpec], Settings]:
-    """Compose and check every job; their specs, and the settings of the first, which are those of the sweep.
+    """Compose and check every job; return their specs and the settings of the first, which are those of the sweep.
 
-    Raises LoraExpError, of one line, with the job's number where they are `numbered`.
+    Raises LoraExpError for the first job that is not valid; the line holds its number if `numbered`.
     """
     configs = JobConfigs(context.config_loader, config)
     found: list[tuple[RunSpec, Settings]] = []
@@ -38,9 +65,8 @@ def checked(
         try:
             found.append(read(configs.own(overrides)))
         except LoraExpError as error:
-            raise LoraExpError(
-                f"{error} (job {number} of the sweep)" if numbered and len(jobs) > 1 else str(error)
-            ) from error
+            job = f" (job {number} of the sweep)" if numbered and len(jobs) > 1 else ""
+            raise LoraExpError(f"{error}{job}") from error
     if not found:
         raise LoraExpError("the sweep has no jobs: a swept key has no values")
     specs = [spec for spec, _ in found]
@@ -49,21 +75,21 @@ def checked(
 
 
 @contextlib.contextmanager
-def conducted(
+def open_sweep(
     config: DictConfig,
     jobs: Sequence[Sequence[str]],
     first: RunSpec,
     settings: Settings,
     search: Mapping[str, Any] | None = None,
 ) -> Iterator[Path]:
-    """A block in which a sweep runs, in the folder that is given to it; what comes of it is reported when it ends.
+    """A block in which a sweep runs in the folder that is yielded; its report is written when the block ends.
 
-    `jobs` are those known when it begins; a search, of which `search` tells how it searches, finds its jobs as it
-    goes. A sweep that is interrupted gets no report, so that it ends at once, but the command that goes on with it.
-    Raises LoraExpError when the folder holds another sweep, or the report has no place.
+    `jobs` are the overrides of each job. A search adds its jobs later, and describes itself in `search`. After an
+    interrupt no report is written, so that the process ends at once; the command to resume is printed instead.
+    Raises LoraExpError when the folder holds another sweep, or when the report can't be written where it should be.
     """
     folder = Path(str(config.hydra.sweep.dir))
-    name = "-".join(folder.parts[-2:]) if len(folder.parts) > 1 else folder.name  # its date and time, say
+    name = "-".join(folder.parts[-2:]) if len(folder.parts) > 1 else folder.name  # by default its date and time
     check_report_place(settings.report.place(name))
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
@@ -79,7 +105,7 @@ def conducted(
         except KeyboardInterrupt:
             end_sweep(folder, "KILLED", None)
             delivery.close_parent(folder)
-            print(f"to go on: {shlex.join(['lora-exp', 'resume', str(folder.absolute())])}", file=sys.stderr)
+            print(f"to resume: {shlex.join(['lora-exp', 'resume', str(folder.absolute())])}", file=sys.stderr)
             raise
         except Exception:
             status = "FAILED"
@@ -90,21 +116,21 @@ def conducted(
 
 
 def raise_failed(returns: Sequence[JobReturn]) -> None:
-    """Raise JobsFailed, with the reason of the first, when jobs failed."""
+    """Raise JobsFailed, with the reason of the first failure, when jobs failed."""
     reasons = [str(r._return_value) for r in returns if r.status is not JobStatus.COMPLETED]
     if reasons:
         raise JobsFailed(f"{len(reasons)} of {len(returns)} jobs failed; the first: {reasons[0]}")
 
 
 def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> None:
-    """Write the report, close the parent run, and tell a terminal what came of the sweep."""
+    """Write the report, close the MLflow parent run, and print the table and where everything is."""
     from lora_exp.report import write as report
     from lora_exp.report.search_section import search_verdict
     from lora_exp.report.terminal import print_next, print_sweep
     from lora_exp.storage.sweep_folder import read_sweep
 
     delivery = open_delivery(settings)
-    if not read_about(folder)["jobs"]:  # a search that could not begin
+    if not read_about(folder)["jobs"]:  # a search that failed before its first job
         end_sweep(folder, status, None)
         delivery.close_parent(folder)
         return
@@ -125,4 +151,4 @@ def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> No
     print_next(done)
     if missing or not delivery.close_parent(folder):
         command = shlex.join(["lora-exp", "sync", str(folder.absolute())])
-        print(f"not all of it is in MLflow yet; when that is back: {command}")
+        print(f"MLflow lacks some of these runs; when it can be reached again: {command}")

@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_config.py"""
+"""python -m pytest tests/test_compose.py"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.config.compose import config_folder, one_line, read, register, without_hydra
+from lora_exp.config.compose import config_folder, error_line, read, register, without_hydra
 from lora_exp.config.settings import Settings
 from lora_exp.config.spec import RunSpec
 from lora_exp.errors import LoraExpError
@@ -43,7 +43,7 @@ def refused(*overrides: str) -> str:
     except LoraExpError as error:
         return str(error)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        return one_line(error)
+        return error_line(error)
     raise AssertionError(f"{overrides} was taken")
 
 
