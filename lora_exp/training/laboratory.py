@@ -23,7 +23,7 @@ from lora_exp.executors.local import Ended, Progress, Run, Trainer, completed, i
 from lora_exp.executors.remote import Crew, PackTask, dispatched
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.data import ImageData, load, pictures
-from lora_exp.storage.provenance import BASE_MODULES, RESULT_MODULES, code_version, provenance
+from lora_exp.storage.provenance import code_version, provenance
 from lora_exp.storage.result import RESULT, RunResult
 from lora_exp.storage.store import Store
 from lora_exp.training.base import TrainedBase, trained_base
@@ -142,18 +142,18 @@ class Laboratory:
 
     def base_key(self, spec: RunSpec) -> str:
         """Hash of all that determines a base, as `result_key` is of a result."""
-        return digest([spec.base_key, *self.circumstances(spec, BASE_MODULES)])
+        return digest([spec.base_key, *self.circumstances(spec, "bases")])
 
     def result_key(self, spec: RunSpec) -> str:
         """Hash of all that determines a result: spec, data, computing code, torch, kind of device, code path."""
         return digest([spec.key, *self.circumstances(spec)])
 
-    def circumstances(self, spec: RunSpec, modules: tuple[str, ...] = RESULT_MODULES) -> list[str]:
+    def circumstances(self, spec: RunSpec, kind: str = "results") -> list[str]:
         """What determines a result besides its spec: data, computing code, torch, kind of device, code path."""
         code_path = numerics.requested() if self.device.type == "cpu" else ""
         return [
             self.data(spec.data).sha256,
-            code_version(modules),
+            code_version(kind),
             torch.__version__,
             self.device.type,
             code_path,
