@@ -34,7 +34,7 @@ def trained_into_store(task: PackTask, progress: Progress | None) -> str | None:
                 f"store.folder={task.store}: {platform.node()} finds no base there, and must see the same"
             )
         for key, files in results(task, base, progress):
-            store.put("results", key, files)
+            store.put("results", key, files, [("bases", task.base_key)])
 
     return _why_not(train)
 

@@ -205,7 +205,7 @@ class Laboratory:
 
         def run(pack: list[RunSpec], progress: Progress) -> None:
             for spec, files in self.results(pack, bench, facts, progress, begin(pack)):
-                self.store.put("results", self.result_key(spec), files)
+                self.store.put("results", self.result_key(spec), files, [("bases", self.base_key(spec))])
 
         return lambda packs, progress: completed(packs, run, self.threads, progress, self.device.type)
 
@@ -213,9 +213,10 @@ class Laboratory:
         """What has packs trained by the crew."""
         crew, task = self.crew, functools.partial(self._task, work=work)
         assert crew is not None
+        base_key = self.base_key(next(iter(work.plans)))
 
         def keep(key: str, files: Mapping[str, bytes]) -> None:
-            self.store.put("results", key, files)
+            self.store.put("results", key, files, [("bases", base_key)])
 
         return lambda packs, progress: dispatched(packs, crew, task, keep, progress)
 
