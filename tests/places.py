@@ -45,8 +45,8 @@ def install():
                 os.kill(os.getpid(), getattr(signal, fault))
         return tune(base, jobs, data, *more)
 
-    def noted(self, kind, key, files):
-        put(self, kind, key, files)
+    def noted(self, kind, key, files, needs=()):
+        put(self, kind, key, files, needs)
         with open(os.environ["COMPUTED"], "a") as file:
             file.write(f"{kind} {key}\\n")
 

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from lora_exp.errors import LoraExpError
-from lora_exp.storage import leases as living
+from lora_exp.storage import leases
 from lora_exp.storage import store as store_module
-from lora_exp.storage.leases import alive_and_abandoned, living_folder
+from lora_exp.storage.leases import held_and_abandoned, leased_folder
 from lora_exp.storage.store import ENTRY, DamagedError, Store
 
 KEY = "ab" * 32
@@ -44,6 +44,15 @@ def test_what_was_put_is_what_is_got(store: Store) -> None:
     assert store.get("results", KEY) == FILES
     assert store.has("results", KEY)
     assert not store.has("bases", KEY)
+
+
+def test_entries_are_found_by_the_content_of_a_file(store: Store) -> None:
+    others = {"ab": b"1", "cd": b"2", "ef": b"1"}
+    for key, content in others.items():
+        store.put("bases", key, {"name.txt": content})
+    store.put("results", "12", {"name.txt": b"1"})
+    assert list(store.holding("bases", "name.txt", b"1")) == ["ab", "ef"]
+    assert list(store.holding("bases", "name.txt", b"3")) == list(store.holding("bases", "other.txt", b"1")) == []
 
 
 def test_no_partial_entry_is_left_after_a_put(store: Store) -> None:
@@ -146,7 +155,7 @@ def test_only_a_use_changes_the_time_of_last_use_and_it_takes_no_3_ms(store: Sto
     assert min(seconds) < 3e-3
 
 
-STEPS = (store_module.__file__, living.__file__)
+STEPS = (store_module.__file__, leases.__file__)
 
 
 def after_lines(count: int, act: Callable[[], None]) -> Callable[[FrameType, str, Any], Any]:
@@ -262,8 +271,8 @@ def test_a_writer_killed_at_random_moments_leaves_no_partial_entry_and_nothing_f
 def sleeper(store: Store) -> Iterator[subprocess.Popen[bytes]]:
     """A process in the middle of writing an entry."""
     code = """
-import sys, time; from pathlib import Path; from lora_exp.storage.leases import living_folder
-with living_folder(Path(sys.argv[1])) as folder:
+import sys, time; from pathlib import Path; from lora_exp.storage.leases import leased_folder
+with leased_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_bytes(b"x"); print("ready", flush=True); time.sleep(600)
 """
     command = [sys.executable, "-c", code, str(store.root / "partial")]
@@ -278,10 +287,10 @@ def test_what_a_living_process_writes_is_left_alone_until_it_is_dead(
 ) -> None:
     store.prepare()
     [folder] = (store.root / "partial").iterdir()
-    assert alive_and_abandoned(store.root / "partial") == ([folder], [])
+    assert held_and_abandoned(store.root / "partial") == ([folder], [])
     sleeper.kill()
     sleeper.wait()
-    assert alive_and_abandoned(store.root / "partial") == ([], [folder])
+    assert held_and_abandoned(store.root / "partial") == ([], [folder])
     store.prepare()
     assert not folder.exists()
 
@@ -297,7 +306,7 @@ def test_what_another_machine_writes_is_left_alone_for_a_day(store: Store) -> No
 
 
 def test_a_folder_moved_elsewhere_outlives_its_block(tmp_path: Path) -> None:
-    with living_folder(tmp_path / "parent") as folder:
+    with leased_folder(tmp_path / "parent") as folder:
         folder.rename(tmp_path / "kept")
     assert (tmp_path / "kept").is_dir() and list((tmp_path / "parent").iterdir()) == []
 

@@ -22,10 +22,10 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from lora_exp.commands.store import verify_lines
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
 from lora_exp.model.data import ImageData
-from lora_exp.storage.pruning import verify
 from lora_exp.storage.result import ADAPTER, RESULT, from_json
 from lora_exp.storage.store import ENTRY, Store
 from lora_exp.training.base import SECONDS, SHA256, WEIGHTS
@@ -82,7 +82,7 @@ def test_damaged_bases_and_results_are_set_aside_and_made_anew_by_the_next_run(l
     base.write_bytes(base.read_bytes()[:-1] + b"\xff")
     assert numbers(laboratory) == first
     assert len(list((store.root / "damaged").iterdir())) == 5
-    assert verify(store) == (["5 entries checked, 0 damaged"], True)
+    assert verify_lines(store) == (["5 entries checked, 0 damaged"], True)
 
 
 def weights_with(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[dict[str, bytes]], None]:
@@ -171,12 +171,12 @@ def test_a_full_disk_is_one_clear_line_and_with_room_the_same_command_works(fold
         assert f"{disk / 'store'}: " in line and "make room" in line and "Traceback" not in said
         store = Store(disk / "store")
         assert list((store.root / "partial").iterdir()) == []
-        assert verify(store) == (["0 entries checked, 0 damaged"], True)
+        assert verify_lines(store) == (["0 entries checked, 0 damaged"], True)
         (disk / "ballast").unlink(missing_ok=True)
         works = start(folder, *arguments)
         said = works.communicate(timeout=120)[0]
         assert works.returncode == 0, said
-        assert verify(store) == (["2 entries checked, 0 damaged"], True)
+        assert verify_lines(store) == (["2 entries checked, 0 damaged"], True)
 
 
 def test_a_file_that_may_not_grow_is_told_as_a_full_disk_is(folder: Path) -> None:
@@ -200,7 +200,7 @@ def test_four_sweeps_at_once_share_base_store_and_a_fresh_database(folder: Path)
     assert rows == [("FINISHED", 12)]  # four sweeps and their eight runs
     assert errors == 8
     store = Store(folder / "cache" / "store")
-    assert verify(store) == (["6 entries checked, 0 damaged"], True)  # one base and five digits
+    assert verify_lines(store) == (["6 entries checked, 0 damaged"], True)  # one base and five digits
     assert list((store.root / "partial").iterdir()) == []
     assert len(list(folder.glob(f"runs/*/*/*/{RESULT}"))) == 8
     assert not os.path.lexists(folder / "mlflow.db.new")

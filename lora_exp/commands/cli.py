@@ -131,7 +131,8 @@ def store(arguments: Sequence[str]) -> int:
     for action in actions.choices.values():
         action.add_argument("overrides", nargs="*", default=[], help="such as store.folder=elsewhere")
     options = parser.parse_args(arguments)
-    from lora_exp.storage import pruning as keeping
+    from lora_exp.commands.store import list_lines, prune_lines, verify_lines
+    from lora_exp.storage.pruning import GIB, prune
     from lora_exp.storage.store import Store
 
     own = Store(Path(compose_settings(options.overrides).store.folder).absolute())
@@ -139,12 +140,13 @@ def store(arguments: Sequence[str]) -> int:
         pruning.error("say what is to go: --older-than DAYS, --to-size GIB, or both")
     whole = True
     if options.action == "list":
-        lines = keeping.listed(own)
+        lines = list_lines(own)
     elif options.action == "verify":
-        lines, whole = keeping.verify(own)
+        lines, whole = verify_lines(own)
     else:
-        to_size = None if options.to_size is None else options.to_size * keeping.GIB
-        lines = keeping.told(keeping.prune(own, options.older_than, to_size, dry_run=options.dry_run), options.dry_run)
+        to_size = None if options.to_size is None else options.to_size * GIB
+        removed = prune(own, options.older_than, to_size, dry_run=options.dry_run)
+        lines = prune_lines(removed, options.dry_run)
     print("\n".join(lines))
     return 0 if whole else 1
 

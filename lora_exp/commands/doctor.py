@@ -12,18 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from lora_exp import numerics
 from lora_exp.config.compose import compose_config, config_folder, read
 from lora_exp.config.settings import Settings
 from lora_exp.config.spec import DATA_SETS
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.data import MNIST_SHA256, damaged_embedded_files, damaged_unpacked_files, read_prepared
-from lora_exp.storage.leases import alive_and_abandoned
+from lora_exp.storage.leases import held_and_abandoned
 from lora_exp.storage.provenance import processor
-from lora_exp.storage.pruning import GIB, USERS, damage, entries
-from lora_exp.storage.store import DAMAGED, LOCKS, PARTIAL, Store
+from lora_exp.storage.pruning import GIB, USERS, damage, entries, held_locks
+from lora_exp.storage.store import DAMAGED, PARTIAL, Store
 from lora_exp.tracking.connection import state
 
 LEAST_FREE = 1.0  # GiB
@@ -190,19 +188,11 @@ def _store(store: Store, full: bool) -> Iterator[Finding]:
 
 def _leftovers(store: Store) -> Iterator[Finding]:
     """Of killed processes, which hold no lock any more; and how many processes are at work."""
-    partial, users = (alive_and_abandoned(store.root / name) for name in (PARTIAL, USERS))
+    partial, users = (held_and_abandoned(store.root / name) for name in (PARTIAL, USERS))
     for path in partial[1]:
         yield Finding(f"{path} was left by a killed process; the next run removes it, or delete it", well=False)
-    held = sum(_is_held(path) for path in (store.root / LOCKS).glob("*.lock"))
+    held = held_locks(store)
     yield Finding(f"{len(partial[0])} entries being written, {held} locks held, {len(users[0])} running processes")
-
-
-def _is_held(path: Path) -> bool:
-    try:
-        with FileLock(path).acquire(blocking=False):
-            return False
-    except Timeout:
-        return True
 
 
 def _tracking(settings: Settings) -> Iterator[Finding]:

@@ -44,7 +44,7 @@ def trained_into_store(task: PackTask, progress: Progress | None) -> str | None:
                 f"store.folder={task.store}: has no base on {platform.node()}; all nodes must see the same store"
             )
         for key, files in _results(task, base, progress):
-            store.put("results", key, files)
+            store.put("results", key, files, [("bases", task.base_key)])
 
     return _why_failed(train)
 

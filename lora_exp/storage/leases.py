@@ -1,7 +1,7 @@
-"""Folders that belong to a process for as long as it lives.
+"""Folders that a process leases for as long as it lives.
 
-Such a folder is locked by its process (`flock`), and the kernel lets go of the locks of a process that is killed:
-so what a dead process left is told from what a living one is busy with, without trusting process numbers.
+The process holds a lock (`flock`) on its folder, and the kernel releases the locks of a process that is killed. So a
+folder without a lock was left by a dead process; process numbers, which are used again, don't matter.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-# The lock of a process on another machine can't be seen on every network file system: its folder gets a day.
-PATIENCE_WITH_OTHERS = 86_400.0
+# Some network file systems hide the locks of other machines, so a folder of another machine counts as held for a day.
+SECONDS_FOR_OTHER_MACHINES = 86_400.0
 
 
 @contextlib.contextmanager
-def living_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent` that is this process's own; removed at the end of the block, unless moved elsewhere.
+def leased_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent` for this process alone; removed at the end of the block, unless moved elsewhere.
 
-    Raises OSError when it can't be made.
+    Raises OSError when it can't be created.
     """
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f"{platform.node()}-{uuid.uuid4().hex}"
-    with contextlib.ExitStack() as held:
-        with _locked(parent):  # so that nobody sees it before it is locked
+    with contextlib.ExitStack() as stack:
+        with _locked(parent):  # so that no process sees the folder before it is locked
             folder.mkdir()
-            held.callback(shutil.rmtree, folder, ignore_errors=True)
-            held.enter_context(_locked(folder))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.enter_context(_locked(folder))
         yield folder
 
 
-def alive_and_abandoned(parent: Path) -> tuple[list[Path], list[Path]]:
-    """What lies in `parent`: folders of living processes, and whatever dead ones left.
+def held_and_abandoned(parent: Path) -> tuple[list[Path], list[Path]]:
+    """The folders in `parent` that running processes lease, and whatever else lies there.
 
-    Raises OSError when `parent` can't be read; one that isn't there has nothing in it.
+    Both are empty when `parent` doesn't exist. Raises OSError when it can't be read.
     """
     found: tuple[list[Path], list[Path]] = ([], [])
     if parent.is_dir():
         with _locked(parent):
             for path in sorted(parent.iterdir()):
-                found[0 if _is_alive(path) else 1].append(path)
+                found[0 if _is_held(path) else 1].append(path)
     return found
 
 
 def remove_abandoned(parent: Path) -> None:
     """Remove what dead processes left in `parent`."""
-    for path in alive_and_abandoned(parent)[1]:
+    for path in held_and_abandoned(parent)[1]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -60,7 +60,7 @@ def remove_abandoned(parent: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Raises BlockingIOError when the lock is held elsewhere, unless told to wait."""
+    """Hold the lock of `path`. Without `wait`, raises BlockingIOError when another process holds it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -69,12 +69,12 @@ def _locked(path: Path, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_alive(path: Path) -> bool:
+def _is_held(path: Path) -> bool:
     try:
         with _locked(path, wait=False):
             own = path.name.rpartition("-")[0] == platform.node()
-            return not own and time.time() - path.stat().st_mtime < PATIENCE_WITH_OTHERS
-    except FileNotFoundError:  # finished just now
+            return not own and time.time() - path.stat().st_mtime < SECONDS_FOR_OTHER_MACHINES
+    except FileNotFoundError:  # its process ended just now
         return True
     except BlockingIOError:
         return True

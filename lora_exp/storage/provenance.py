@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, processor, threads, and the version of the computing code."""
+"""Where a result comes from: versions, commit, processor, threads, and a hash of the code that computes."""
 
 from __future__ import annotations
 
@@ -7,29 +7,98 @@ import functools
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lora_exp import numerics
 from lora_exp.config.spec import digest
 
-PACKAGE = Path(__file__).parents[1]
-# The modules whose code determines numbers; a change in one makes stored results of the older code unreachable.
-BASE_MODULES = ("model/data", "model/architecture", "model/base", "numerics")
-RESULT_MODULES = (
-    *BASE_MODULES,
-    *("config/methods", "adapters/plan", "adapters/initialisation", "adapters/updates"),
-    *("adapters/layer", "adapters/pack"),
-    *("training/checkpoint", "training/loop", "training/evaluation", "training/pack"),
-)
+PACKAGE = Path(__file__).resolve().parents[1]
+# The code that determines the numbers in an entry of the store: folders, modules or single definitions. A new file in
+# one of these folders counts from its first day.
+COMPUTING = {
+    "bases": ("numerics", "config.spec", "model", "training.base", "training.evaluation"),
+    "results": (
+        *("numerics", "config.spec", "config.methods", "model", "adapters", "training"),
+        *("storage.result.Outcome", "storage.result.ClassErrors"),
+    ),
+}
+# What lies among it and computes nothing of such an entry: it schedules, or converts adapters of other libraries.
+NOT_COMPUTING = {
+    "bases": ("config.spec.AdapterSpec", "config.spec.FinetuneSpec"),
+    "results": (
+        *("adapters.peft", "training.laboratory", "training.packing", "training.halving", "training.executor"),
+    ),
+}
+# Fields of a syntax tree that say nothing about numbers: annotations, error messages and bookkeeping of `ast`.
+NO_NUMBERS = {"annotation", "returns", "type_params", "type_comment", "cause", "msg", "ctx", "kind"}
+FIELD = 2  # marks `name: type` in the body of a class: a field of a dataclass, which a plain assignment is not
 LIBRARIES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "pandas", "numpy", "safetensors")
 
 
 @functools.cache
-def code_version(modules: tuple[str, ...]) -> str:
-    """Hash of the modules' syntax trees: comments and layout don't count."""
-    trees = [ast.dump(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))) for name in modules]
-    return digest(trees)[:16]
+def code_version(kind: str, package: Path = PACKAGE) -> str:
+    """Hash of the code that computes the entries of `kind` ("bases" or "results"), 16 hex digits.
+
+    What is hashed is the set of top-level statements, without comments, docstrings, imports, annotations and messages:
+    the hash stays the same when a definition moves to another computing module. It doesn't see when an import line
+    binds another object to the same name.
+    """
+    return digest(sorted({text for _, text in definitions(kind, package)}))[:16]
+
+
+def definitions(kind: str, package: Path = PACKAGE) -> Iterator[tuple[str, str]]:
+    """The top-level statements that compute the entries of `kind`: name (`model.base.train`), and code."""
+    places, others = COMPUTING[kind], NOT_COMPUTING[kind]
+    for path in package.rglob("*.py"):
+        module = ".".join(path.relative_to(package).with_suffix("").parts)
+        if _is_in(module, places) or any(_is_in(place, [module]) for place in places):
+            for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+                name = f"{module}.{_name(statement)}"
+                if _is_in(name, places) and not _is_in(name, others) and (code := _essence(statement)):
+                    yield name, code
+
+
+def _is_in(name: str, places: Iterable[str]) -> bool:
+    return any(f"{name}.".startswith(f"{place}.") for place in places)
+
+
+def _name(statement: ast.stmt) -> str:
+    """What a top-level statement defines; a question mark for several names or none."""
+    target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+    return str(getattr(statement, "name", None) or getattr(target, "id", "?"))
+
+
+def _essence(node: object) -> str:
+    """The code of a syntax tree, without what changes no number; the same text in every version of Python.
+
+    Left out are docstrings, imports, annotations, error messages and logging. "" for code that is nothing else.
+    """
+    if isinstance(node, list):
+        return f"[{', '.join(filter(None, map(_essence, node)))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    match node:
+        case ast.Import() | ast.ImportFrom() | ast.Pass() | ast.If(test=ast.Name("TYPE_CHECKING")):
+            return ""
+        case ast.Expr(ast.Constant(str())) | ast.Expr(ast.Call(ast.Attribute(ast.Name("log")))):
+            return ""
+        case ast.Assign([ast.Name("log")]):
+            return ""
+        case ast.ClassDef():
+            for statement in node.body:
+                if isinstance(statement, ast.AnnAssign):
+                    statement.simple = FIELD
+        case ast.AnnAssign(target, _, value, simple) if simple != FIELD:
+            if value is None:
+                return ""
+            node = ast.Assign([target], value)
+        case ast.Raise(ast.Call(function)):
+            node = ast.Raise(function)
+    parts = {name: getattr(node, name, None) for name in node._fields if name not in NO_NUMBERS}
+    shown = (f"{name}={_essence(part)}" for name, part in parts.items() if part not in (None, []))
+    return f"{type(node).__name__}({', '.join(shown)})"
 
 
 @functools.cache
@@ -40,9 +109,9 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def git_commit() -> str | None:
-    """Commit of the checkout that the package runs from, with `+changes` when files differ; None outside one."""
-    command = ["git", "-C", str(PACKAGE)]
+def git_commit(package: Path = PACKAGE) -> str | None:
+    """Commit of the checkout that holds `package` at its top, with `+changes` when files differ; None outside one."""
+    command = ["git", "-C", str(package)]
     try:
         top = subprocess.run(
             [*command, "rev-parse", "--show-toplevel", "HEAD"],
@@ -51,7 +120,7 @@ def git_commit() -> str | None:
             timeout=10,
             check=True,
         ).stdout.split()
-        if Path(top[0]) != PACKAGE.parent:  # installed inside somebody else's checkout
+        if Path(top[0]) != package.parent:  # installed inside another project's checkout
             return None
         changed = subprocess.run(
             [*command, "status", "--porcelain", "--untracked-files=no"],
@@ -76,18 +145,18 @@ def processor() -> str:
 
 
 def provenance(device: str, threads: int, promise: str, data_sha256: str) -> dict[str, Any]:
-    """What a result carries about the circumstances of its making."""
+    """Describe where and with what a result is computed, as JSON types."""
     import torch
 
     return {
         "versions": versions(),
         "commit": git_commit(),
-        "code": code_version(RESULT_MODULES),
+        "code": code_version("results"),
         "platform": platform.platform(),
         "processor": processor(),
         "device": device,
         "threads": threads,
-        "torch_threads": torch.get_num_threads(),  # on which bases are trained
+        "torch_threads": torch.get_num_threads(),  # the number that bases train on
         "mkl_cbwr": numerics.requested(),
         "promise": promise,
         "data_sha256": data_sha256,

@@ -1,33 +1,31 @@
-"""Keeping the store: what is in it, whether it is whole, and making room by removing what was used longest ago."""
+"""What is in the store, whether it is whole, and which entries go first to free space: those used longest ago."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from lora_exp.errors import LoraExpError
-from lora_exp.storage.leases import alive_and_abandoned, living_folder, remove_abandoned
-from lora_exp.storage.result import RESULT
-from lora_exp.storage.store import DAMAGED, ENTRY, KINDS, PARTIAL, DamagedError, Store
+from lora_exp.storage.leases import held_and_abandoned, leased_folder, remove_abandoned
+from lora_exp.storage.store import DAMAGED, ENTRY, KINDS, LOCKS, PARTIAL, DamagedError, EntryId, Store
 
 log = logging.getLogger(__name__)
 
-# Here each running process has a folder of its own, whose time says since when it uses the store.
+# Each running process leases a folder here; the time of the folder is when the process began to use the store.
 USERS = "users"
 DAY, GIB = 86_400, 2**30
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry, or one that was set aside as damaged; `made` and `used` are seconds since 1970."""
+    """One entry, or one that was set aside as damaged; `made` and `used` are seconds since 1970, `size` is in bytes."""
 
     kind: str
     key: str
@@ -35,11 +33,6 @@ class Entry:
     size: int
     made: float
     used: float
-
-    def line(self, now: float) -> str:
-        """The entry in one line of a list."""
-        made, used = (_ago(now - moment) for moment in (self.made, self.used))
-        return f"{self.kind:8} {self.key[:12]} {_size(self.size):>10}  made {made} ago, used {used} ago"
 
 
 def entries(store: Store) -> list[Entry]:
@@ -57,18 +50,8 @@ def entries(store: Store) -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.used, entry.key))
 
 
-def listed(store: Store) -> list[str]:
-    """The store in lines: every entry, and the totals by kind."""
-    found, now = entries(store), time.time()
-    lines = [entry.line(now) for kind in (*KINDS, DAMAGED) for entry in reversed(found) if entry.kind == kind]
-    for kind in (*KINDS, DAMAGED):
-        own = [entry.size for entry in found if entry.kind == kind]
-        lines.append(f"{kind:8} {len(own)} entries, {_size(sum(own))}")
-    return [*lines, f"in all   {_size(sum(entry.size for entry in found))} in {store.root}"]
-
-
 def damage(store: Store, entry: Entry, full: bool = True) -> str | None:
-    """What is wrong with an entry, its checksums tried or only its names; None for one that is whole, or gone."""
+    """What is wrong with an entry; None when it is whole, or gone. Without `full`, checksums are not compared."""
     try:
         if full:
             store.read(entry.kind, entry.key)
@@ -81,16 +64,14 @@ def damage(store: Store, entry: Entry, full: bool = True) -> str | None:
     return None
 
 
-def verify(store: Store) -> tuple[list[str], bool]:
-    """Try every checksum and set damaged entries aside; what was found, in lines, and whether all is whole."""
-    sound = [entry for entry in entries(store) if entry.kind in KINDS]
-    lines = []
-    for entry in sound:
-        reason = damage(store, entry)
-        if reason is not None:
-            target = store.set_aside(entry.kind, entry.key, reason)
-            lines.append(f"{entry.kind} {entry.key}: {reason}; set aside in {target}")
-    return [*lines, f"{len(sound)} entries checked, {len(lines)} damaged"], not lines
+def verify(store: Store) -> tuple[int, list[tuple[Entry, str, Path]]]:
+    """Compare every checksum and set damaged entries aside.
+
+    Returns the number of entries checked, and of each damaged one the reason and where it is now.
+    """
+    checked = [entry for entry in entries(store) if entry.kind in KINDS]
+    damaged = [(entry, reason) for entry in checked if (reason := damage(store, entry)) is not None]
+    return len(checked), [(entry, why, store.set_aside(entry.kind, entry.key, why)) for entry, why in damaged]
 
 
 def prune(
@@ -100,10 +81,10 @@ def prune(
     made_before: float | None = None,
     dry_run: bool = False,
 ) -> list[Entry]:
-    """Remove entries that nobody used for so many days, then more until `to_size` bytes are left; return them.
+    """Remove entries not used for so many days, then more until `to_size` bytes are left; return what was removed.
 
-    Those used longest ago go first, bases that stored results belong to last. Entries that a running process
-    used since it started, or holds the lock of, stay; so do those not made before `made_before`.
+    Those used longest ago go first, bases of stored results last. Entries that a running process used since it
+    started, or whose lock it holds, stay; so do those not made before `made_before`.
     """
     if not dry_run:
         remove_abandoned(store.root / PARTIAL)
@@ -111,12 +92,12 @@ def prune(
     left, removed = sum(entry.size for entry in found), []
     if unused_days is None and (to_size is None or left <= to_size):
         return []
-    running = [path.stat().st_mtime for path in alive_and_abandoned(store.root / USERS)[0]]
-    for entry in _bases_last(store, found):
+    running = [path.stat().st_mtime for path in held_and_abandoned(store.root / USERS)[0]]
+    for entry in _in_order(store, found):
         old = unused_days is not None and now - entry.used > unused_days * DAY
-        wanted = old or (to_size is not None and left > to_size)
+        goes = old or (to_size is not None and left > to_size)
         stays = entry.used >= min(running, default=now) or entry.made >= (now if made_before is None else made_before)
-        if wanted and not stays and not _is_locked(store, entry):
+        if goes and not stays and not _is_held(Path(store.lock(entry.kind, entry.key).lock_file)):
             if not dry_run:
                 _remove(store, entry)
             left -= entry.size
@@ -126,88 +107,73 @@ def prune(
 
 @contextlib.contextmanager
 def kept_within(store: Store, limit: float | None) -> Iterator[None]:
-    """A block in which this process uses the store: nobody prunes what it takes or makes there meanwhile.
+    """A block in which this process uses the store: other processes prune nothing that it reads or makes there.
 
     At the end the store is pruned to `limit` GiB (None: not at all); what was made in the block stays.
     """
     remove_abandoned(store.root / USERS)
-    with contextlib.ExitStack() as presence:
-        began = presence.enter_context(living_folder(store.root / USERS)).stat().st_mtime
+    with contextlib.ExitStack() as lease:
+        began = lease.enter_context(leased_folder(store.root / USERS)).stat().st_mtime
         try:
             yield
         finally:
-            presence.close()
+            lease.close()
             if limit is not None and (removed := prune(store, to_size=limit * GIB, made_before=began)):
-                log.info("store.limit=%g: %s", limit, told(removed)[-1])
+                log.info("store.limit=%g: %d entries removed, %s", limit, len(removed), size_text(removed))
 
 
-def told(removed: Sequence[Entry], dry_run: bool = False) -> list[str]:
-    """What was removed, or would be, in lines; the last has the total."""
-    now = time.time()
-    total = _size(sum(entry.size for entry in removed))
-    return [
-        *(entry.line(now) for entry in removed),
-        f"{len(removed)} entries {'to remove' if dry_run else 'removed'}, {total}",
-    ]
+def held_locks(store: Store) -> int:
+    """How many entries processes are computing at this moment."""
+    return sum(_is_held(path) for path in (store.root / LOCKS).glob("*.lock"))
 
 
-def _entry(kind: str, folder: Path) -> Entry:
-    """What the file system knows of an entry: its files are never written again, `entry.json` is touched by use."""
-    known = {path.name: path.stat() for path in folder.iterdir()} if folder.is_dir() else {}
-    of_folder = folder.stat()
-    made = min((stat.st_mtime for name, stat in known.items() if name != ENTRY), default=of_folder.st_mtime)
-    used = known[ENTRY].st_mtime if ENTRY in known else of_folder.st_mtime
-    return Entry(kind, folder.name, folder, sum(stat.st_size for stat in known.values()), made, max(made, used))
-
-
-def _bases_last(store: Store, found: Sequence[Entry]) -> list[Entry]:
-    """The entries as they are to go; a base was used, at the latest, when the last of its results was."""
-    from lora_exp.training.base import SHA256  # loads torch
-
-    used: dict[str, float] = {}
-    for entry in found:
-        if entry.kind == "results":
-            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-                base = json.loads((entry.folder / RESULT).read_bytes())["outcome"]["base_sha256_before"]
-                used[base] = max(entry.used, used.get(base, 0.0))
-    order = []
-    for entry in found:
-        needed = None
-        if entry.kind == "bases":
-            with contextlib.suppress(OSError, ValueError):
-                needed = used.get((entry.folder / SHA256).read_text())
-        own = entry if needed is None else dataclasses.replace(entry, used=max(needed, entry.used))
-        order.append((needed is not None, own.used, own.key, own))
-    return [entry for *_, entry in sorted(order, key=lambda row: row[:3])]
-
-
-def _is_locked(store: Store, entry: Entry) -> bool:
-    """Whether a process holds the entry's lock. Asking makes no lock where there is none."""
-    lock = store.lock(entry.kind, entry.key)
-    if not Path(lock.lock_file).exists():
-        return False
-    try:
-        with lock.acquire(blocking=False):
-            return False
-    except Timeout:
-        return True
-
-
-def _remove(store: Store, entry: Entry) -> None:
-    """In one move, so that no reader sees half an entry; what is left of a killed removal lies under `partial/`."""
-    with living_folder(store.root / PARTIAL) as folder, contextlib.suppress(FileNotFoundError):
-        entry.folder.rename(folder / entry.key)
-
-
-def _size(size: int) -> str:
+def size_text(found: Sequence[Entry]) -> str:
+    """The size of all of these entries: `1.2 MiB`."""
+    size = sum(entry.size for entry in found)
     for unit, length in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= length:
             return f"{size / length:.1f} {unit}"
     return f"{size} B"
 
 
-def _ago(seconds: float) -> str:
-    for unit, length in (("d", DAY), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
+def _entry(kind: str, folder: Path) -> Entry:
+    """An entry by its files' times: content is written once, and a use touches `entry.json`."""
+    files = {path.name: path.stat() for path in folder.iterdir()} if folder.is_dir() else {}
+    of_folder = folder.stat()
+    made = min((stat.st_mtime for name, stat in files.items() if name != ENTRY), default=of_folder.st_mtime)
+    used = files[ENTRY].st_mtime if ENTRY in files else of_folder.st_mtime
+    return Entry(kind, folder.name, folder, sum(stat.st_size for stat in files.values()), made, max(made, used))
+
+
+def _in_order(store: Store, found: Sequence[Entry]) -> list[Entry]:
+    """The entries in the order in which they go. One that others need counts as used when the last of these was.
+
+    Entries from before `Store.put` took `needs` name none: their bases go by their own last use.
+    """
+    needed: dict[EntryId, float] = {}
+    for entry in found:
+        for other in store.needs(entry.kind, entry.key) if entry.kind in KINDS else ():
+            needed[other] = max(entry.used, needed.get(other, 0.0))
+    order = []
+    for entry in found:
+        used = needed.get((entry.kind, entry.key))
+        own = entry if used is None else dataclasses.replace(entry, used=max(used, entry.used))
+        order.append((used is not None, own.used, own.key, own))
+    return [entry for *_, entry in sorted(order, key=lambda row: row[:3])]
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process holds this lock; a lock file that doesn't exist is not created."""
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+def _remove(store: Store, entry: Entry) -> None:
+    """In one move, so that no reader sees half an entry; a removal that is killed leaves the rest under `partial/`."""
+    with leased_folder(store.root / PARTIAL) as folder, contextlib.suppress(FileNotFoundError):
+        entry.folder.rename(folder / entry.key)

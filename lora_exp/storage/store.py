@@ -1,9 +1,9 @@
-"""The content-addressed store of base models and results: what is in it is whole, and is never computed again.
+"""The content-addressed store of base models and results: an entry is whole, and is never computed twice.
 
 An entry is a folder of files, named by a hash of what determines them. It is written under `partial/`, every
 file flushed to disk, `entry.json` with the SHA-256 of each file last, and then renamed into place: a reader
-sees a whole entry or none. An entry whose files do not match their hashes is set aside in `damaged/` and made
-anew. The time of `entry.json` is that of the entry's last use.
+sees a whole entry or none. An entry whose files do not match their hashes is set aside in `damaged/` and computed
+again. The time of `entry.json` is that of the entry's last use.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from lora_exp.errors import LoraExpError
-from lora_exp.storage.leases import living_folder, remove_abandoned
+from lora_exp.storage.leases import leased_folder, remove_abandoned
 
 log = logging.getLogger(__name__)
 
 ENTRY = "entry.json"
 KINDS = ("bases", "results", "rungs", "checkpoints")
 PARTIAL, DAMAGED, LOCKS = "partial", "damaged", "locks"
-# The disk, the quota, or the greatest size of a file that this process may write.
+# No space on the disk, none in the quota, or a file larger than this process may write.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EntryId = tuple[str, str]  # kind and key
 
 
 class DamagedError(ValueError):
-    """An entry is not what was put; the message is one line."""
+    """An entry is not what `put` wrote; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Store:
     root: Path
 
     def prepare(self) -> None:
-        """Make the folders of the store, and remove what killed processes left half written.
+        """Create the folders of the store, and remove what killed processes left half written.
 
         Raises LoraExpError when that is not possible.
         """
@@ -61,7 +63,7 @@ class Store:
             ) from error
 
     def lock(self, kind: str, key: str) -> FileLock:
-        """Held by the one process that makes an entry, while others wait for it."""
+        """The lock of the one process that computes an entry, for which others wait."""
         return FileLock(self.root / LOCKS / f"{kind}-{key}.lock")
 
     def get(self, kind: str, key: str) -> dict[str, bytes] | None:
@@ -71,12 +73,12 @@ class Store:
         except DamagedError as error:
             self.set_aside(kind, key, str(error))
             return None
-        with contextlib.suppress(OSError):  # a store that may only be read
+        with contextlib.suppress(OSError):  # a read-only store
             os.utime(self.folder(kind, key) / ENTRY)
         return files
 
     def read(self, kind: str, key: str) -> dict[str, bytes] | None:
-        """The same, without counting as a use. Raises DamagedError for an entry that is not whole."""
+        """Like `get`, but not counted as a use. Raises DamagedError for an entry that is not whole."""
         folder = self.folder(kind, key)
         with _damaged_unless_gone(folder):
             hashes = _hashes(folder, kind, key)
@@ -88,26 +90,41 @@ class Store:
         return None
 
     def names(self, kind: str, key: str) -> list[str]:
-        """The names of an entry's files, which are all there; none when there is no entry. Raises DamagedError."""
+        """The names of an entry's files, all of which exist; [] without such an entry. Raises DamagedError."""
         folder = self.folder(kind, key)
         with _damaged_unless_gone(folder):
             return list(_hashes(folder, kind, key))
         return []
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether an entry is there; its content is checked when it is read."""
+        """Whether an entry exists; its content is checked when it is read."""
         return (self.folder(kind, key) / ENTRY).is_file()
 
-    def put(self, kind: str, key: str, files: Mapping[str, bytes]) -> None:
+    def needs(self, kind: str, key: str) -> list[EntryId]:
+        """The entries that this one belongs to; [] when it says nothing about that, or can't be read."""
+        try:
+            return [(str(needed), str(of)) for needed, of in _about(self.folder(kind, key)).get("needs", ())]
+        except (OSError, DamagedError, TypeError, ValueError):
+            return []
+
+    def holding(self, kind: str, name: str, content: bytes) -> Iterator[str]:
+        """The keys of the entries of `kind` whose file `name` has this content; only that file is read."""
+        for path in sorted((self.root / kind).glob(f"*/*/{name}")):
+            with contextlib.suppress(OSError):  # removed by another process just now
+                if path.read_bytes() == content:
+                    yield path.parent.name
+
+    def put(self, kind: str, key: str, files: Mapping[str, bytes], needs: Sequence[EntryId] = ()) -> None:
         """Store an entry; where there is one already (another process was faster) it stays.
 
+        `needs` names the entries that this one belongs to, such as the base of a result: they are pruned after it.
         Raises OSError, with what to do, when the disk is full; nothing is left of the entry then.
         """
-        with _told_when_full(self.root), living_folder(self.root / PARTIAL) as partial:
+        with _explained_when_full(self.root), leased_folder(self.root / PARTIAL) as partial:
             for name, content in files.items():
                 _write_flushed(partial / name, content)
             hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-            about = {"kind": kind, "key": key, "files": hashes}
+            about = {"kind": kind, "key": key, "files": hashes, **({"needs": list(needs)} if needs else {})}
             _write_flushed(partial / ENTRY, json.dumps(about, indent=1).encode())
             _flush_folder(partial)
             folder = self.folder(kind, key)
@@ -120,11 +137,11 @@ class Store:
             _flush_folder(folder.parent)
 
     def folder(self, kind: str, key: str) -> Path:
-        """Where an entry lies, if it is there."""
+        """The folder of an entry, whether it exists or not."""
         return self.root / kind / key[:2] / key
 
     def set_aside(self, kind: str, key: str, reason: str) -> Path:
-        """Keep a damaged entry for inspection, out of the way of a new one; return where."""
+        """Move a damaged entry out of the way of a new one, for inspection; return where."""
         target = self.root / DAMAGED / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
         target.parent.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another process did it first
@@ -134,19 +151,19 @@ class Store:
 
 
 @contextlib.contextmanager
-def _told_when_full(root: Path) -> Iterator[None]:
+def _explained_when_full(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        hint = "the store is as it was; make room (lora-exp store prune) and the same command goes on from there"
+        hint = "nothing stored is lost; make room (lora-exp store prune) and run the same command again to go on"
         raise OSError(error.errno, f"{error.strerror}; {hint}", str(root)) from error
 
 
 @contextlib.contextmanager
 def _damaged_unless_gone(folder: Path) -> Iterator[None]:
-    """Leaves the block silently when there is no such folder (any more)."""
+    """Leave the block silently when the folder doesn't exist (any more)."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
@@ -154,15 +171,20 @@ def _damaged_unless_gone(folder: Path) -> Iterator[None]:
             raise DamagedError("a file is missing") from error
 
 
-def _hashes(folder: Path, kind: str, key: str) -> dict[str, str]:
-    """SHA-256 by file name, from an entry's `entry.json`.
-
-    Raises DamagedError when that is not what `put` wrote for this entry.
-    """
+def _about(folder: Path) -> dict[str, Any]:
+    """The content of `entry.json`. Raises DamagedError when it is no JSON object."""
     try:
-        about = json.loads((folder / ENTRY).read_bytes())
+        return dict(json.loads((folder / ENTRY).read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{ENTRY} is damaged") from error
+
+
+def _hashes(folder: Path, kind: str, key: str) -> dict[str, str]:
+    """SHA-256 by file name, from `entry.json`. Raises DamagedError when that is not what `put` wrote for this entry."""
+    about = _about(folder)
+    try:
         hashes, owner = dict(about["files"]), (about["kind"], about["key"])
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise DamagedError(f"{ENTRY} is damaged") from error
     if owner != (kind, key):
         raise DamagedError(f"{ENTRY} is that of another entry")

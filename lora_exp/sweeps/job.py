@@ -92,14 +92,14 @@ def diverged(result: RunResult) -> JobsFailed:
 
 def finished_run(folder: Path, spec: RunSpec) -> RunResult | None:
     """The result of `spec` in a job's folder, if it is there whole and was made by the code of today."""
-    from lora_exp.storage.provenance import RESULT_MODULES, code_version
+    from lora_exp.storage.provenance import code_version
 
     try:
         result = read_result(folder)
         sha256 = hashlib.sha256((folder / ADAPTER).read_bytes()).hexdigest()
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    is_same = result.spec == spec and result.provenance.get("code") == code_version(RESULT_MODULES)
+    is_same = result.spec == spec and result.provenance.get("code") == code_version("results")
     is_whole = sha256 == result.outcome.adapter_sha256 and (folder / PREDICTIONS).is_file()
     return result if is_same and is_whole else None
 

@@ -21,7 +21,7 @@ from lora_exp.config.spec import DataSpec, RunSpec, digest
 from lora_exp.errors import reason
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.data import ImageData, load, pictures
-from lora_exp.storage.provenance import BASE_MODULES, RESULT_MODULES, code_version, provenance
+from lora_exp.storage.provenance import code_version, provenance
 from lora_exp.storage.result import RESULT, RunResult
 from lora_exp.storage.store import Store
 from lora_exp.training.base import TrainedBase, trained_base
@@ -130,18 +130,18 @@ class Laboratory:
 
     def base_key(self, spec: RunSpec) -> str:
         """Hash everything that determines a base: the store's key of it."""
-        return digest([spec.base_key, *self.circumstances(spec, BASE_MODULES)])
+        return digest([spec.base_key, *self.circumstances(spec, "bases")])
 
     def result_key(self, spec: RunSpec) -> str:
         """Hash everything that determines a result: the store's key of it."""
         return digest([spec.key, *self.circumstances(spec)])
 
-    def circumstances(self, spec: RunSpec, modules: tuple[str, ...] = RESULT_MODULES) -> list[str]:
+    def circumstances(self, spec: RunSpec, kind: str = "results") -> list[str]:
         """List what determines a result besides its spec: data, code, torch version, device type, code path of MKL."""
         code_path = numerics.requested() if self.device.type == "cpu" else ""
         return [
             self.data(spec.data).sha256,
-            code_version(modules),
+            code_version(kind),
             torch.__version__,
             self.device.type,
             code_path,
@@ -224,6 +224,7 @@ class ResultWork:
         self.data = laboratory.data(specs[0].data)
         self.jobs = plan_jobs(specs, self.data)
         self._base = laboratory.base(specs[0])
+        self._base_key = laboratory.base_key(specs[0])
         self.begin: Callable[[Pack], Sequence[Checkpoint]] = lambda _: ()
 
     def prepare(self) -> None:
@@ -246,7 +247,7 @@ class ResultWork:
 
     def keep(self, key: str, files: Files) -> None:
         """Store a result."""
-        self._laboratory.store.put("results", key, files)
+        self._laboratory.store.put("results", key, files, [("bases", self._base_key)])
 
     def task(self, pack: Pack) -> PackTask:
         """Describe a pack to a process that shares no memory with this one."""

@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_store_keeping.py"""
+"""python -m pytest tests/test_pruning.py"""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from lora_exp.storage.leases import living_folder
+from lora_exp.commands.store import verify_lines
+from lora_exp.storage.leases import leased_folder
 from lora_exp.storage.pruning import DAY, GIB, USERS, entries, kept_within, prune, verify
-from lora_exp.storage.result import RESULT
-from lora_exp.storage.store import ENTRY, Store
-from lora_exp.training.base import SHA256
+from lora_exp.storage.store import ENTRY, EntryId, Store
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,15 +26,16 @@ def store(tmp_path: Path) -> Store:
     made = Store(tmp_path / "store")
     made.prepare()
     for name, base, days in (("r1", "b1", 40), ("r2", "gone", 30), ("r3", "b3", 20), ("r4", "gone", 10)):
-        result = json.dumps({"outcome": {"base_sha256_before": f"sha of {base}"}}).encode()
-        put(made, "results", name, {RESULT: result, "a.bin": bytes(1000)}, days)
+        put(made, "results", name, {"a.bin": bytes(1000)}, days, [("bases", base)])
     for name in ("b1", "b3", "b9"):
-        put(made, "bases", name, {SHA256: f"sha of {name}".encode(), "w.bin": bytes(5000)}, 50)
+        put(made, "bases", name, {"w.bin": bytes(5000)}, 50)
     return made
 
 
-def put(store: Store, kind: str, name: str, files: dict[str, bytes], days_ago: float) -> None:
-    store.put(kind, name, files)
+def put(
+    store: Store, kind: str, name: str, files: dict[str, bytes], days_ago: float, needs: Sequence[EntryId] = ()
+) -> None:
+    store.put(kind, name, files, needs)
     for path in store.folder(kind, name).iterdir():
         os.utime(path, (time.time() - days_ago * DAY,) * 2)
 
@@ -52,7 +53,7 @@ def command(*arguments: str, code: int = 0) -> list[str]:
     return (done.stdout or done.stderr).splitlines()
 
 
-def test_entries_are_told_with_size_making_and_last_use(store: Store) -> None:
+def test_an_entry_has_its_size_and_the_times_of_its_making_and_last_use(store: Store) -> None:
     [first] = [entry for entry in entries(store) if entry.key == "r1"]
     assert first.size == sum(path.stat().st_size for path in store.folder("results", "r1").iterdir())
     store.get("results", "r1")
@@ -77,6 +78,25 @@ def test_a_base_is_as_old_as_the_last_use_of_its_results(store: Store) -> None:
     assert names(store) == {"r3", "b3", "r4"}
 
 
+def test_results_from_before_entries_named_what_they_need_go_with_their_bases_by_last_use(store: Store) -> None:
+    for name in ("r1", "r3"):
+        record = store.folder("results", name) / ENTRY
+        about, used = json.loads(record.read_bytes()), record.stat().st_mtime
+        del about["needs"]
+        record.write_text(json.dumps(about))
+        os.utime(record, (used, used))
+    assert [entry.key for entry in prune(store, to_size=0)] == ["b1", "b3", "b9", "r1", "r2", "r3", "r4"]
+
+
+def test_a_record_that_can_not_be_read_needs_nothing(store: Store) -> None:
+    assert store.needs("results", "r1") == [("bases", "b1")]
+    for content in (b"", b"[]", b'{"needs": null}', b'{"needs": [1]}', b'{"needs": [["bases"]]}'):
+        (store.folder("results", "r1") / ENTRY).write_bytes(content)
+        assert store.needs("results", "r1") == []
+    assert store.needs("results", "r9") == []
+    assert "b1" in [entry.key for entry in prune(store, to_size=0)][:2]
+
+
 def test_damaged_entries_are_counted_and_go_too(store: Store) -> None:
     aside = store.set_aside("results", "r4", "a test")
     assert aside.name in names(store)
@@ -85,7 +105,7 @@ def test_damaged_entries_are_counted_and_go_too(store: Store) -> None:
 
 
 def test_what_a_running_process_uses_stays(store: Store) -> None:
-    with living_folder(store.root / USERS):
+    with leased_folder(store.root / USERS):
         store.get("results", "r1")
         store.put("results", "r5", {"a.bin": b"made meanwhile"})
         with store.lock("bases", "b1"):
@@ -97,8 +117,9 @@ def test_what_a_running_process_uses_stays(store: Store) -> None:
 
 def test_what_a_killed_process_used_does_not_stay(store: Store) -> None:
     code = """
-import os, signal, sys; from pathlib import Path; from lora_exp.storage.leases import living_folder
-with living_folder(Path(sys.argv[1])):
+import os, signal, sys; from pathlib import Path; from lora_exp.commands.store import verify_lines
+from lora_exp.storage.leases import leased_folder
+with leased_folder(Path(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", code, str(store.root / USERS)], cwd=ROOT)
@@ -132,16 +153,16 @@ def test_the_limit_leaves_what_was_used_last(store: Store) -> None:
 
 
 def test_verify_finds_names_and_sets_aside_what_is_damaged(store: Store) -> None:
-    assert verify(store) == (["7 entries checked, 0 damaged"], True)
+    assert verify_lines(store) == (["7 entries checked, 0 damaged"], True)
     (store.folder("results", "r1") / "a.bin").write_bytes(b"\1" + bytes(999))
     (store.folder("bases", "b1") / ENTRY).unlink()
-    lines, whole = verify(store)
+    lines, whole = verify_lines(store)
     assert not whole and lines[-1] == "7 entries checked, 2 damaged"
     assert sorted(line.split(";")[0] for line in lines[:-1]) == [
         "bases b1: a file is missing",
         "results r1: a.bin is damaged",
     ]
-    assert verify(store)[1]
+    assert verify(store) == (5, [])
     assert len(list((store.root / "damaged").iterdir())) == 2
 
 
@@ -155,7 +176,7 @@ def test_the_commands_list_verify_and_prune(store: Store) -> None:
     where = f"store.folder={store.root}"
     listed = command("list", where)
     assert [line.split()[1] for line in listed[:7]] == ["b9", "b3", "b1", "r4", "r3", "r2", "r1"]
-    assert listed[3].split()[2:] == ["1.2", "KiB", "made", "10", "d", "ago,", "used", "10", "d", "ago"]
+    assert listed[3].split()[2:] == ["1.1", "KiB", "made", "10", "d", "ago,", "used", "10", "d", "ago"]
     assert listed[7].startswith("bases    3 entries, ") and listed[-1].endswith(f" in {store.root}")
     (store.folder("results", "r1") / "a.bin").write_bytes(b"")
     assert command("verify", where, code=1)[-1] == "7 entries checked, 1 damaged"
