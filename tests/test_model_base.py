@@ -1,4 +1,4 @@
-"""pytest tests/test_base_model.py"""
+"""pytest tests/test_model_base.py"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_peft_format.py
+"""python -m pytest tests/test_peft.py
 
 The files of a PEFT folder, without PEFT: what is written is read again, and what isn't understood is refused.
 """

@@ -1,4 +1,4 @@
-"""pytest tests/test_adapters.py
+"""pytest tests/test_adapter_pack.py
 
 The adapters of a pack: how they are stacked, padded and taken apart. What they compute: test_updates.py.
 """

@@ -1,4 +1,4 @@
-"""pytest tests/test_training.py"""
+"""pytest tests/test_loop.py"""
 
 from __future__ import annotations
 
