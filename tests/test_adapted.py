@@ -25,14 +25,14 @@ Trained = tuple[AdaptedClassifier, dict[str, torch.Tensor], torch.Tensor]
 
 @pytest.fixture(scope="module")
 def trained(make_job: MakeJob, train_pack: TrainPack, small_base: BaseModel, mnist: ImageData) -> Trained:
-    """An adapter trained in a pack, and what the pack says of the test images."""
+    """An adapter trained in a pack, and the predictions of the pack for the test images."""
     pack = train_pack([make_job(SPEC, FinetuneSpec((4,), steps=30))]).pack
     [factors] = pack.factors(layer_shapes(SMALL))
-    [said] = predict_pack(small_base, pack, mnist.test, frozen_first_layer(small_base, mnist.test.images))
-    return AdaptedClassifier(small_base, factors, SCALING), factors, said.predicted
+    [predictions] = predict_pack(small_base, pack, mnist.test, frozen_first_layer(small_base, mnist.test.images))
+    return AdaptedClassifier(small_base, factors, SCALING), factors, predictions.predicted
 
 
-def test_it_answers_as_the_pack_that_trained_it(trained: Trained, mnist: ImageData) -> None:
+def test_it_predicts_what_the_pack_that_trained_it_predicts(trained: Trained, mnist: ImageData) -> None:
     adapted, _, predicted = trained
     assert torch.equal(adapted.logits(mnist.test.images).argmax(1).to(torch.uint8), predicted)
 

@@ -112,14 +112,14 @@ def test_a_later_start_imports_no_torchvision(data_root: Path, mnist: ImageData)
         "print(data.load(DataSpec('mnist'), Path(sys.argv[1]), torch.device('cpu')).sha256)\n"
         "print('torchvision' in sys.modules)"
     )
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code, str(data_root)],
         cwd=Path(lora_exp.__file__).parents[1],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert told.stdout.split() == [mnist.sha256, "False"]
+    assert done.stdout.split() == [mnist.sha256, "False"]
 
 
 @pytest.mark.parametrize("damage", ["cut short", "overwritten", "empty", "other values"])

@@ -70,9 +70,9 @@ def sweep(request: pytest.FixtureRequest, tmp_path: Path, test_images: tuple[NDA
 def test_a_diverged_run_has_no_errors_in_the_table_and_is_never_the_best(sweep: Sweep) -> None:
     frame = sweep.frame
     assert list(frame["status"]) == ["diverged", "finished", "diverged", "finished", "diverged"]
-    judged = [name for name in frame.columns if name.startswith(JUDGEMENTS)]
-    assert len(judged) > 20
-    assert frame.loc[frame["status"] == "diverged", judged].isna().all(axis=None)
+    measures = [name for name in frame.columns if name.startswith(JUDGEMENTS)]
+    assert len(measures) > 20
+    assert frame.loc[frame["status"] == "diverged", measures].isna().all(axis=None)
     assert representative(frame) in (1, 3)
     assert len(frame.sort_values("target_error").head(2)["job"].isin([1, 3])) == 2
     assert len(frame[frame["target_error"] < 0.1]) <= 2 and len(frame[frame["forgetting"] < 1]) == 2

@@ -127,7 +127,7 @@ def test_jobs_that_went_on_have_the_bits_of_the_whole_grid(place: Place) -> None
 
 
 def test_losers_are_those_that_shorter_runs_say_on_validation_images(place: Place) -> None:
-    """A run of 10 steps judges itself on validation images too: at the first rung the same error, bit for bit."""
+    """A run of 10 steps is evaluated on validation images too: at the first rung the same error, bit for bit."""
     place.run(
         *("-m", *QUICK, "data.validation=500", *GRID, "finetune.steps=10"),
         *("hydra.sweep.dir=short", "store.folder=other", "tracking=off"),
@@ -211,5 +211,5 @@ def test_what_halving_needs_is_said_in_one_line(place: Place) -> None:
         ("halving.objective=loss", "halving.objective=loss: must be one of target_error, forgetting, both_errors"),
         ("halving.first=0", "halving.first=0: must be an integer of at least 1"),
     ):
-        _, told = place.run("-m", *QUICK, given, "finetune.digit=3,4", code=2)
-        assert reason in told and len(told.strip().splitlines()) == 1
+        _, err = place.run("-m", *QUICK, given, "finetune.digit=3,4", code=2)
+        assert reason in err and len(err.strip().splitlines()) == 1

@@ -84,7 +84,7 @@ def test_adapters_of_different_rank_share_their_first_rows(method: str, init: st
                 torch.testing.assert_close(factor, largest[name][:rank], rtol=limit, atol=limit)
 
 
-def test_gaussian_rows_are_normal_with_the_deviation_asked_for() -> None:
+def test_gaussian_rows_are_normal_with_the_given_deviation() -> None:
     for deviation in (1.0, 0.02):
         a = factors_of(AdapterSpec(rank=64, init_std=deviation), untrained(REFERENCE))["linear2.A"] / deviation
         assert abs(float(a.mean())) < 5 / a.numel() ** 0.5
@@ -223,9 +223,9 @@ def test_only_the_layers_chosen_are_changed(method: str) -> None:
 def test_a_pattern_that_matches_nothing_is_an_error_of_one_line(wrong: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(LoraExpError) as caught:
         adapter_plan(AdapterSpec(**wrong), layer_shapes(SMALL), seed=0)
-    said = str(caught.value)
-    assert said.startswith(f"adapter.{next(iter(wrong))}=") and "\n" not in said
-    assert "matches no layer" in said and "linear1, linear2, linear3" in said
+    message = str(caught.value)
+    assert message.startswith(f"adapter.{next(iter(wrong))}=") and "\n" not in message
+    assert "matches no layer" in message and "linear1, linear2, linear3" in message
 
 
 @pytest.mark.parametrize(("method", "trained"), [("lora", 17), ("dora", 17), ("pissa", 10)])

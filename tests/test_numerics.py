@@ -19,7 +19,7 @@ PACKAGE = Path(lora_exp.__file__).parents[1]
 
 def in_a_fresh_process(code: str, **environment: str) -> str:
     clean = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code],
         env={**clean, **environment},
         cwd=PACKAGE,
@@ -27,7 +27,7 @@ def in_a_fresh_process(code: str, **environment: str) -> str:
         text=True,
         check=True,
     )
-    return told.stdout.strip()
+    return done.stdout.strip()
 
 
 @pytest.mark.parametrize("module", ["config.spec", "training.pack", "numerics"])

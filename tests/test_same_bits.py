@@ -134,7 +134,7 @@ def test_every_method_has_the_same_bits_in_packs_of_any_size_and_on_any_threads(
     assert len(losses) > 0.8 * len(jobs)  # jobs do differ
 
 
-def test_a_job_asked_for_alone_has_the_same_bits(run: Run, jobs: list[RunSpec], one_pack: Numbers) -> None:
+def test_a_job_run_alone_has_the_same_bits(run: Run, jobs: list[RunSpec], one_pack: Numbers) -> None:
     """Alone, a job draws fewer images, so that the first layer's frozen product has other rows."""
     for spec in jobs[::5]:
         assert run([spec]) == {spec: one_pack[spec]}
@@ -163,7 +163,7 @@ def test_the_first_layers_product_has_the_same_bits_for_few_images_and_many(mnis
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"none"}))
-def test_a_diverging_job_of_any_method_leaves_its_neighbours_alone(
+def test_a_diverging_job_of_any_method_leaves_other_jobs_unchanged(
     run: Run, jobs: list[RunSpec], one_pack: Numbers, method: str
 ) -> None:
     chosen = next(spec for spec in jobs if spec.adapter.method == method and spec.finetune.steps > 5)

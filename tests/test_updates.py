@@ -1,7 +1,7 @@
 """pytest tests/test_updates.py
 
 Every update, stacked in packs of different jobs: outputs and gradients against PEFT's own modules and against torch's
-autograd through the weight that the update stands for.
+autograd through the equivalent weight.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def worst_gradient(
 @pytest.mark.parametrize("rectify", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("known", [False, True], ids=["", "known product"])
-def test_every_update_has_the_outputs_and_gradients_of_the_weight_it_stands_for(
+def test_every_update_has_the_outputs_and_gradients_of_the_equivalent_weight(
     dtype: torch.dtype, rectify: bool, dropout: float, known: bool
 ) -> None:
     base = base_of(ModelSpec((23,)), dtype)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,27 +27,39 @@ T = TypeVar("T")
 ADAPTER_MODEL, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 PARTS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-# Known options with PEFT's defaults.
-OPTIONS: dict[str, Any] = {
-    "peft_type": None,
-    "target_modules": None,
-    "r": 8,
-    "rank_pattern": {},
-    "lora_alpha": 8,
-    "alpha_pattern": {},
-    "lora_dropout": 0.0,
-    "use_rslora": False,
-    "use_dora": False,
-    "bias": "none",
-    "init_lora_weights": True,
+
+
+class Option(NamedTuple):
+    """An option of `adapter_config.json`: PEFT's default, and which values this module reads."""
+
+    default: Any
+    allowed: str = ""  # in words
+    check: Callable[[Any], bool] = lambda value: True
+
+
+# Ranks, alphas and target_modules are checked later, layer by layer.
+OPTIONS = {
+    "peft_type": Option(None, "LORA", lambda value: value == "LORA"),
+    "target_modules": Option(None),
+    "r": Option(8),
+    "rank_pattern": Option({}, "a mapping of layers or patterns to ranks", lambda value: isinstance(value, dict)),
+    "lora_alpha": Option(8),
+    "alpha_pattern": Option({}, "a mapping of layers or patterns to alphas", lambda value: isinstance(value, dict)),
+    "lora_dropout": Option(0.0, "a share of at least 0 and below 1", lambda value: is_number(value) and 0 <= value < 1),
+    "use_rslora": Option(False, "true or false", lambda value: isinstance(value, bool)),
+    "use_dora": Option(False, "true or false", lambda value: isinstance(value, bool)),
+    "bias": Option("none", "none", lambda value: value == "none"),
+    "init_lora_weights": Option(
+        True,
+        "true, false, gaussian or orthogonal; others change the base's weights",
+        lambda value: isinstance(value, bool) or value in ("gaussian", "orthogonal"),
+    ),
 }
 # Options that do not change what the adapter computes. Any other option must be off.
 WITHOUT_EFFECT = {
     *("peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
     *("qalora_group_size", "megatron_core"),
 }
-# Allowed values of init_lora_weights: others (pissa, olora, loftq, ...) change the base's weights.
-INITIALISATIONS = (True, False, "gaussian", "orthogonal")
 MAX_PATTERN = 60  # characters; no pattern this short takes long to match
 
 
@@ -160,26 +172,10 @@ def _read_config(file: Path) -> dict[str, Any]:
     for name in sorted(set(given) - set(OPTIONS) - WITHOUT_EFFECT):
         if not _is_off(given[name]):
             raise ValueError(f"{file}: {name}={_shown(given[name])}: is not supported; turn it off")
-    config = OPTIONS | given
-    checks: dict[str, tuple[bool, str]] = {
-        "peft_type": (config["peft_type"] == "LORA", "LORA"),
-        "bias": (config["bias"] == "none", "none"),
-        "use_rslora": (isinstance(config["use_rslora"], bool), "true or false"),
-        "use_dora": (isinstance(config["use_dora"], bool), "true or false"),
-        "init_lora_weights": (
-            config["init_lora_weights"] in INITIALISATIONS and not is_number(config["init_lora_weights"]),
-            "true, false, gaussian or orthogonal; others change the base's weights",
-        ),
-        "rank_pattern": (isinstance(config["rank_pattern"], dict), "a mapping of layers or patterns to ranks"),
-        "alpha_pattern": (isinstance(config["alpha_pattern"], dict), "a mapping of layers or patterns to alphas"),
-        "lora_dropout": (
-            is_number(config["lora_dropout"]) and 0 <= config["lora_dropout"] < 1,
-            "a share of at least 0 and below 1",
-        ),
-    }
-    for name, (holds, must) in checks.items():
-        if not holds:
-            raise ValueError(f"{file}: {name}={_shown(config[name])}: must be {must}")
+    config = {name: given.get(name, option.default) for name, option in OPTIONS.items()}
+    for name, option in OPTIONS.items():
+        if not option.check(config[name]):
+            raise ValueError(f"{file}: {name}={_shown(config[name])}: must be {option.allowed}")
     return config
 
 

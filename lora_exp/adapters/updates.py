@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from lora_exp.numerics import rowwise_product
 
-Tensors = tuple[torch.Tensor, ...]
+Tensors = tuple[Tensor, ...]
 Gradients = tuple[Tensors, Tensors]
-Weights = tuple[torch.Tensor, torch.Tensor]
-Parts = Mapping[str, torch.Tensor]
+Weights = tuple[Tensor, Tensor]
+Parts = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,16 @@ class AdaptedLayer:
     name of the part, for gradients that are too large to allocate in each step.
     """
 
-    weight: torch.Tensor
-    bias: torch.Tensor
+    weight: Tensor
+    bias: Tensor
     parts: Parts
-    scaling: torch.Tensor
-    mask: torch.Tensor | None
+    scaling: Tensor
+    mask: Tensor | None
     buffers: Parts
 
 
 class Update(Protocol):
-    """One kind of change; see the top of this file."""
+    """One kind of change; see the top of this file. The classes below only document what is special about them."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -58,25 +59,23 @@ class Update(Protocol):
         """Count the trained parameters of one layer of one job."""
         ...
 
-    def initial_parts(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+    def initial_parts(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
         """Return the initial parts of one job, except A and B, which `initialisation.py` makes."""
         ...
 
-    def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
+    def merged(self, weight: Tensor, bias: Tensor, parts: Parts, scaling: float) -> Weights:
         """Return weight [O, I] and bias [O] with one job's update merged into them; its A is [r, I], its B [O, r]."""
         ...
 
-    def forward(self, layer: AdaptedLayer, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
+    def forward(self, layer: AdaptedLayer, hidden: Tensor, outputs: Tensor) -> Tensors:
         """Change outputs [n, B, O] of hidden [n, B, I] in place; return what `gradients` needs."""
         ...
 
-    def gradients(self, layer: AdaptedLayer, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
+    def gradients(self, layer: AdaptedLayer, hidden: Tensor, grad: Tensor, saved: Tensors) -> Gradients:
         """Return the parts' gradients and what `input_gradient` needs; may change grad [n, B, O] in place."""
         ...
 
-    def input_gradient(
-        self, layer: AdaptedLayer, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor
-    ) -> None:
+    def input_gradient(self, layer: AdaptedLayer, grad: Tensor, carried: Tensors, grad_hidden: Tensor) -> None:
         """Add to grad_hidden [n, B, I] in place."""
 
 
@@ -86,33 +85,27 @@ class LowRank:
     parts = ("A", "B")
 
     def parameters(self, rank: int, outputs: int, inputs: int) -> int:
-        """A and B."""
         return rank * (outputs + inputs)
 
-    def initial_parts(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
-        """No part besides A and B."""
+    def initial_parts(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
         return {}
 
-    def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
-        """W + scaling B A."""
+    def merged(self, weight: Tensor, bias: Tensor, parts: Parts, scaling: float) -> Weights:
         return weight + scaling * (parts["B"] @ parts["A"]), bias
 
-    def forward(self, layer: AdaptedLayer, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
+    def forward(self, layer: AdaptedLayer, hidden: Tensor, outputs: Tensor) -> Tensors:
         """outputs + scaling (hidden A') B'."""
         dropped = hidden if layer.mask is None else hidden * layer.mask
         inner = torch.bmm(dropped, layer.parts["A"].transpose(1, 2)).mul_(layer.scaling)
         torch.baddbmm(outputs, inner, layer.parts["B"], out=outputs)
         return inner, dropped
 
-    def gradients(self, layer: AdaptedLayer, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
-        """Those of A and B."""
+    def gradients(self, layer: AdaptedLayer, hidden: Tensor, grad: Tensor, saved: Tensors) -> Gradients:
         inner, dropped = saved
         grad_inner = torch.bmm(grad, layer.parts["B"].transpose(1, 2)).mul_(layer.scaling)
         return (torch.bmm(grad_inner.transpose(1, 2), dropped), torch.bmm(inner.transpose(1, 2), grad)), (grad_inner,)
 
-    def input_gradient(
-        self, layer: AdaptedLayer, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor
-    ) -> None:
+    def input_gradient(self, layer: AdaptedLayer, grad: Tensor, carried: Tensors, grad_hidden: Tensor) -> None:
         """Add the gradient through A and the dropout before it."""
         (grad_inner,) = carried
         if layer.mask is None:
@@ -134,19 +127,17 @@ class Dora:
     parts = ("A", "B", "magnitude")
 
     def parameters(self, rank: int, outputs: int, inputs: int) -> int:
-        """A, B and one magnitude per output."""
         return rank * (outputs + inputs) + outputs
 
-    def initial_parts(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The norm of each row of the weight."""
+    def initial_parts(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
         return {"magnitude": _row_squares(weight).sqrt()}
 
-    def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
+    def merged(self, weight: Tensor, bias: Tensor, parts: Parts, scaling: float) -> Weights:
         """m V / |V|."""
         direction, _ = LOW_RANK.merged(weight, bias, parts, scaling)
         return direction * (parts["magnitude"] / direction.norm(dim=1))[:, None], bias
 
-    def forward(self, layer: AdaptedLayer, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
+    def forward(self, layer: AdaptedLayer, hidden: Tensor, outputs: Tensor) -> Tensors:
         """Apply the low-rank update, then multiply each output without its bias by m / |V|."""
         a, b = layer.parts["A"], layer.parts["B"]
         cross = (b * rowwise_product(a, layer.weight.t())).sum(1)
@@ -159,18 +150,14 @@ class Dora:
         outputs.addcmul_(ratio - 1, without_bias)
         return *low_rank, without_bias, ratio, norm
 
-    def gradients(self, layer: AdaptedLayer, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
-        """Those of A, B and the magnitude."""
+    def gradients(self, layer: AdaptedLayer, hidden: Tensor, grad: Tensor, saved: Tensors) -> Gradients:
         inner, dropped, without_bias, ratio, norm = saved
         grad_magnitude = (grad * without_bias).sum(1) / norm
         grad *= ratio
         grads, carried = LOW_RANK.gradients(layer, hidden, grad, (inner, dropped))
         return (*grads, grad_magnitude), carried
 
-    def input_gradient(
-        self, layer: AdaptedLayer, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor
-    ) -> None:
-        """The same as for the low-rank update."""
+    def input_gradient(self, layer: AdaptedLayer, grad: Tensor, carried: Tensors, grad_hidden: Tensor) -> None:
         LOW_RANK.input_gradient(layer, grad, carried, grad_hidden)
 
 
@@ -180,29 +167,23 @@ class Bias:
     parts = ("bias",)
 
     def parameters(self, rank: int, outputs: int, inputs: int) -> int:
-        """One per output."""
         return outputs
 
-    def initial_parts(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Those of the base."""
+    def initial_parts(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
         return {"bias": bias.clone()}
 
-    def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
-        """The job's own bias."""
+    def merged(self, weight: Tensor, bias: Tensor, parts: Parts, scaling: float) -> Weights:
         return weight, parts["bias"]
 
-    def forward(self, layer: AdaptedLayer, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
+    def forward(self, layer: AdaptedLayer, hidden: Tensor, outputs: Tensor) -> Tensors:
         """Add the difference between the two biases: exactly zero before training."""
         outputs += (layer.parts["bias"] - layer.bias)[:, None]
         return ()
 
-    def gradients(self, layer: AdaptedLayer, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
-        """That of the bias."""
+    def gradients(self, layer: AdaptedLayer, hidden: Tensor, grad: Tensor, saved: Tensors) -> Gradients:
         return (grad.sum(1),), ()
 
-    def input_gradient(
-        self, layer: AdaptedLayer, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor
-    ) -> None:
+    def input_gradient(self, layer: AdaptedLayer, grad: Tensor, carried: Tensors, grad_hidden: Tensor) -> None:
         """Nothing to add: the whole gradient goes through the frozen product."""
 
 
@@ -212,32 +193,27 @@ class Dense:
     parts = ("weight", "bias")
 
     def parameters(self, rank: int, outputs: int, inputs: int) -> int:
-        """All weights and biases."""
         return outputs * inputs + outputs
 
-    def initial_parts(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Those of the base."""
+    def initial_parts(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
         return {"weight": weight.clone(), "bias": bias.clone()}
 
-    def merged(self, weight: torch.Tensor, bias: torch.Tensor, parts: Parts, scaling: float) -> Weights:
-        """The job's own weight and bias."""
+    def merged(self, weight: Tensor, bias: Tensor, parts: Parts, scaling: float) -> Weights:
         return parts["weight"], parts["bias"]
 
-    def forward(self, layer: AdaptedLayer, hidden: torch.Tensor, outputs: torch.Tensor) -> Tensors:
+    def forward(self, layer: AdaptedLayer, hidden: Tensor, outputs: Tensor) -> Tensors:
         """Overwrite the outputs of the frozen layer."""
         for own, rows, weight, bias in zip(outputs, hidden, *layer.parts.values(), strict=True):
             torch.addmm(bias, rows, weight.t(), out=own)
         return ()
 
-    def gradients(self, layer: AdaptedLayer, hidden: torch.Tensor, grad: torch.Tensor, saved: Tensors) -> Gradients:
+    def gradients(self, layer: AdaptedLayer, hidden: Tensor, grad: Tensor, saved: Tensors) -> Gradients:
         """Those of weight and bias, in memory that all steps share."""
         for own, rows, into in zip(grad, hidden, layer.buffers["weight"], strict=True):
             torch.mm(own.t(), rows, out=into)
         return (layer.buffers["weight"], grad.sum(1)), ()
 
-    def input_gradient(
-        self, layer: AdaptedLayer, grad: torch.Tensor, carried: Tensors, grad_hidden: torch.Tensor
-    ) -> None:
+    def input_gradient(self, layer: AdaptedLayer, grad: Tensor, carried: Tensors, grad_hidden: Tensor) -> None:
         """Overwrite the gradient through the frozen layer."""
         for own, weight, into in zip(grad, layer.parts["weight"], grad_hidden, strict=True):
             torch.mm(own, weight, out=into)
@@ -248,5 +224,5 @@ TINY = 1e-20  # smallest square of a norm
 
 
 @functools.lru_cache(maxsize=16)  # keyed by the identity of the weight
-def _row_squares(weight: torch.Tensor) -> torch.Tensor:
+def _row_squares(weight: Tensor) -> Tensor:
     return weight.square().sum(1)

@@ -1,4 +1,4 @@
-"""pytest tests/test_base_model.py"""
+"""pytest tests/test_model_base.py"""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_layer_table_counts_base_and_adapter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "wrong", "said"),
+    ("part", "wrong", "message"),
     [
         ("linear1.weight", torch.zeros(784, 96), "must be a float32 tensor of shape (96, 784)"),
         ("linear2.bias", torch.zeros(64, 1), "must be a float32 tensor of shape (64,)"),
@@ -80,13 +80,13 @@ def test_the_layer_table_counts_base_and_adapter() -> None:
         ("linear2.weight", None, "must be a float32 tensor of shape (64, 96)"),
     ],
 )
-def test_wrong_weights_are_refused(part: str, wrong: torch.Tensor | None, said: str) -> None:
+def test_wrong_weights_are_refused(part: str, wrong: torch.Tensor | None, message: str) -> None:
     tensors = initial_weights(SMALL, 0, CPU)
     if wrong is None:
         del tensors[part]
     else:
         tensors[part] = wrong
-    with pytest.raises(ValueError, match="^" + re.escape(f"{part} {said}") + "$"):
+    with pytest.raises(ValueError, match="^" + re.escape(f"{part} {message}") + "$"):
         assemble(SMALL, tensors)
 
 

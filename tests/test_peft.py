@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_peft_format.py
+"""python -m pytest tests/test_peft.py
 
 The files of a PEFT folder, without PEFT: what is written is read again, and what isn't understood is refused.
 """
@@ -183,7 +183,7 @@ def test_an_option_that_is_not_understood_is_refused_by_name(folder: Path, optio
 
 
 @pytest.mark.parametrize(
-    ("edit", "says"),
+    ("edit", "message"),
     [
         (lambda t: t.pop(KEY), f"{KEY} is missing"),
         (lambda t: t.update({"base_model.model.linear1.bias": torch.zeros(32)}), "linear1.bias is not expected"),
@@ -198,10 +198,10 @@ def test_an_option_that_is_not_understood_is_refused_by_name(folder: Path, optio
     ],
 )
 def test_tensors_that_are_not_those_of_the_config_are_refused(
-    folder: Path, edit: Callable[[dict[str, torch.Tensor]], object], says: str
+    folder: Path, edit: Callable[[dict[str, torch.Tensor]], object], message: str
 ) -> None:
     retensor(folder, edit)
-    with pytest.raises(ValueError, match=says) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         read_folder(folder, MLP)
     assert str(caught.value).startswith(str(folder / ADAPTER_MODEL)) and "\n" not in str(caught.value)
 

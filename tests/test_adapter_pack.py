@@ -1,4 +1,4 @@
-"""pytest tests/test_adapters.py
+"""pytest tests/test_adapter_pack.py
 
 The adapters of a pack: how they are stacked, padded and taken apart. What they compute: test_updates.py.
 """
@@ -52,7 +52,7 @@ def test_factors_come_out_of_a_pack_as_they_went_in(small_base: BaseModel) -> No
 
 
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.label or "one layer")
-def test_a_fresh_pack_says_exactly_what_its_base_says(mnist: ImageData, spec: ModelSpec) -> None:
+def test_an_untrained_pack_has_exactly_the_logits_of_its_base(mnist: ImageData, spec: ModelSpec) -> None:
     base = assemble(spec, initial_weights(spec, 0, CPU))
     layers = len(base.layers)
     plans = [plan(*(rank,) * layers, seed=rank) for rank in RANKS]

@@ -1,4 +1,4 @@
-"""pytest tests/test_training.py"""
+"""pytest tests/test_loop.py"""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def mixed_jobs(make_job: MakeJob, count: int, batch_size: int, most_steps: int) 
 
 
 def all_bits(jobs: Sequence[Job], size: int, train_pack: TrainPack, base: BaseModel, data: ImageData) -> list[Bits]:
-    """Factors, losses and predictions of every job, trained and judged in packs of `size`."""
+    """Factors, losses and predictions of every job, trained and evaluated in packs of `size`."""
     first = frozen_first_layer(base, data.test.images)
     found: list[Bits] = []
     for start in range(0, len(jobs), size):
         tuned = train_pack(jobs[start : start + size])
-        said = predict_pack(base, tuned.pack, data.test, first)
-        found += zip(tuned.pack.factors(layer_shapes(SMALL)), tuned.losses, said, strict=True)
+        predictions = predict_pack(base, tuned.pack, data.test, first)
+        found += zip(tuned.pack.factors(layer_shapes(SMALL)), tuned.losses, predictions, strict=True)
     return found
 
 
@@ -98,7 +98,7 @@ def test_two_runs_of_the_same_pack_give_the_same_bits(
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("learning_rate", [1e30, 1e38])
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_diverging_job_leaves_the_bits_of_its_neighbours_alone(
+def test_a_diverging_job_leaves_the_bits_of_other_jobs_unchanged(
     at: int,
     learning_rate: float,
     make_job: MakeJob,
