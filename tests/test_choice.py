@@ -23,7 +23,7 @@ from lora_exp.config.settings import (
 from lora_exp.errors import LoraExpError
 from lora_exp.executors.choice import executor, laboratory, torch_device
 from lora_exp.executors.local import LocalExecutor
-from lora_exp.executors.remote import PACK_MEMORY, RemoteExecutor
+from lora_exp.executors.remote import PACK_MEMORY, WorkerPool
 
 GIB = 2**30
 
@@ -65,7 +65,7 @@ def test_a_worker_pool_has_the_workers_and_the_memory_that_the_settings_give(
     settings: Settings, chosen: ExecutorSettings, workers: int, memory: int
 ) -> None:
     found = executor(replace(settings, executor=chosen), CPU)
-    assert isinstance(found, RemoteExecutor)
+    assert isinstance(found, WorkerPool)
     assert (found.workers, found.memory, found.shares_memory) == (workers, memory, False)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
-from lora_exp.executors.remote import TRIES, PackEnd, RemoteExecutor
+from lora_exp.executors.remote import TRIES, PackEnd, WorkerPool
 from lora_exp.training.executor import Files, Pack, PackTask, Progress, train_in_parts
 
 SPECS = [
@@ -21,7 +21,7 @@ SPECS = [
 
 
 @dataclass
-class Pool:
+class Pool(WorkerPool):
     """A pool that trains nothing: packs with a key of `bad` fail, or are lost; the others end well, newest first."""
 
     bad: set[str]
@@ -75,7 +75,7 @@ class Kept:
 
 def train(pool: Pool) -> Iterator[tuple[RunSpec, Files | None, str]]:
     work = Kept()
-    return train_in_parts(deque([SPECS[:4], SPECS[4:]]), RemoteExecutor(pool), work, work.find, 80, "jobs")
+    return train_in_parts(deque([SPECS[:4], SPECS[4:]]), pool, work, work.find, 80, "jobs")
 
 
 def test_a_pack_that_fails_is_retried_in_halves_until_the_failing_job_is_alone() -> None:
@@ -105,4 +105,4 @@ def test_a_pool_ends_what_runs_when_the_caller_stops(workers: int) -> None:
 
 
 def test_the_memory_of_an_executor_is_that_of_all_its_workers() -> None:
-    assert RemoteExecutor(Pool(set(), workers=3)).memory == 3000
+    assert Pool(set(), workers=3).memory == 3000

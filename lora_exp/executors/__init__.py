@@ -4,7 +4,7 @@ An executor changes no number. `training.executor` defines what the laboratory e
 
 choice     from settings to a laboratory with its device and executor
 local      forked processes or threads of this process
-remote     the interface of a worker pool, and the executor that sends packs to one
+remote     worker pools: what all of them share
 processes  a pool of worker processes on this machine
 ray        a pool of workers on a Ray cluster
 slurm      a pool of Slurm jobs

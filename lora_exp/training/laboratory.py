@@ -79,7 +79,7 @@ class Laboratory:
                 yield spec, known
         for sharing_a_base in missing.values():
             try:
-                work = ResultWork(self, sharing_a_base)
+                work = ResultWork(self, sharing_a_base, self.base(sharing_a_base[0]))
                 if self.executor.shares_memory:
                     work.prepare()
             except (ArithmeticError, MemoryError, RuntimeError) as error:  # diverged, or too large for this machine
@@ -95,12 +95,11 @@ class Laboratory:
 
         The result does not enter the store. Raises FloatingPointError when the base diverges.
         """
-        work = Workload([spec], self.data(spec.data))
-        bench = Bench([spec], self.base(spec), work)
-        adapters = AdapterPack.of([work.plans[spec]], [factors], bench.base.model)
+        work = ResultWork(self, [spec], self.base(spec))
+        adapters = AdapterPack.of([work.jobs.plans[spec]], [factors], work.trainer.base.model)
         with numerics.on_threads(1):
-            [(result, files)] = bench.judge([spec], adapters, [torch.empty(0)], {})
-        return dataclasses.replace(result, provenance=self.facts(bench)), files
+            [(result, files)] = work.trainer.judge([spec], adapters, [torch.empty(0)], {})
+        return dataclasses.replace(result, provenance=work.facts), files
 
     def data(self, spec: DataSpec) -> ImageData:
         """Return the data set, which is read once per process."""
@@ -143,27 +142,6 @@ class Laboratory:
             self.device.type,
             code_path,
         ]
-
-    def results(
-        self,
-        pack: Sequence[RunSpec],
-        bench: Bench,
-        facts: dict[str, Any],
-        progress: Progress | None,
-        begin: Sequence[Checkpoint] = (),
-    ) -> Iterator[tuple[RunSpec, Files]]:
-        """Train and judge a pack in this process; yield each spec with the files of its result.
-
-        `facts` are the provenance of the results. With `begin`, one checkpoint per job, training resumes from there.
-        """
-        for result, files in bench.run_pack(pack, progress, begin):
-            whole = dataclasses.replace(result, provenance=facts)
-            yield result.spec, files | {RESULT: whole.to_json().encode()}
-
-    def facts(self, bench: Bench) -> dict[str, Any]:
-        """Return the provenance of results that `bench` computes."""
-        sides = tuple((layer.outputs, layer.inputs) for layer in bench.work.layers)
-        return provenance(str(self.device), self.threads, _promise(sides, self.device), bench.data.sha256)
 
     def _with_halving(self, halving: Halving, specs: Sequence[RunSpec], work: ResultWork) -> Iterator[Done]:
         """Yield the jobs that are stopped or fail at a rung, then those that run to their end."""
@@ -213,16 +191,14 @@ class ResultWork:
     `begin` returns the checkpoints from which the jobs of a pack resume; none: they start from the first step.
     """
 
-    def __init__(self, laboratory: Laboratory, specs: Sequence[RunSpec]) -> None:
-        """Read the data and train the base, or read it from the store. Raises FloatingPointError when it diverges."""
-        self._laboratory, self._specs = laboratory, specs
+    def __init__(self, laboratory: Laboratory, specs: Sequence[RunSpec], base: TrainedBase) -> None:
+        self._laboratory, self._specs, self._base = laboratory, specs, base
         self.jobs = Workload(specs, laboratory.data(specs[0].data))
-        self._base = laboratory.base(specs[0])
         self.begin: Callable[[Pack], Sequence[Checkpoint]] = lambda _: ()
 
     def prepare(self) -> None:
         """Compute what all packs share, once, before processes are forked."""
-        _ = self._facts
+        _ = self.trainer, self.facts
 
     @functools.cached_property
     def trainer(self) -> Bench:
@@ -230,13 +206,22 @@ class ResultWork:
         return Bench(self._specs, self._base, self.jobs)
 
     @functools.cached_property
-    def _facts(self) -> dict[str, Any]:
-        return self._laboratory.facts(self.trainer)
+    def facts(self) -> dict[str, Any]:
+        """The provenance of the results."""
+        laboratory, shapes = self._laboratory, tuple((layer.outputs, layer.inputs) for layer in self.jobs.layers)
+        promise = _promise(shapes, laboratory.device)
+        return provenance(str(laboratory.device), laboratory.threads, promise, self.jobs.data.sha256)
+
+    def results(self, pack: Sequence[RunSpec], progress: Progress | None) -> Iterator[tuple[str, Files]]:
+        """Train and judge a pack in this process; yield the store's key and the files of each result."""
+        for result, files in self.trainer.run_pack(pack, progress, self.begin(list(pack))):
+            whole = dataclasses.replace(result, provenance=self.facts)
+            yield self._laboratory.result_key(result.spec), files | {RESULT: whole.to_json().encode()}
 
     def run(self, pack: Pack, progress: Progress) -> None:
-        """Train a pack in this process and store its results."""
-        for spec, files in self._laboratory.results(pack, self.trainer, self._facts, progress, self.begin(pack)):
-            self.keep(self._laboratory.result_key(spec), files)
+        """Train and judge a pack in this process and store its results."""
+        for key, files in self.results(pack, progress):
+            self.keep(key, files)
 
     def keep(self, key: str, files: Files) -> None:
         """Store a result."""
@@ -266,6 +251,6 @@ def _read_once(spec: DataSpec, root: Path, device: torch.device) -> ImageData:
 
 
 @functools.cache
-def _promise(sides: tuple[tuple[int, int], ...], device: torch.device) -> str:
+def _promise(shapes: tuple[tuple[int, int], ...], device: torch.device) -> str:
     """Try the matrix products once per process; this can take a second."""
-    return numerics.promise(sides, device)
+    return numerics.promise(shapes, device)
