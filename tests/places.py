@@ -1,4 +1,4 @@
-"""A working folder in which tests run the application as its users do, and see what became of it."""
+"""A working folder in which tests run the application as its users do, and look at what it wrote."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from lora_exp.storage.sweep_file import SWEEP
 
 JOBS = ("adapter.rank=1,2,3,4", "finetune.digit=range(0,10)")
 QUICK = ("model=tiny", "data.limit=3000", "base.batch_size=50")
-# Runs in every process of a sweep: what is put into the store is noted in the file COMPUTED, and FAULT is what the job
-# of digit 3 and rank 2 does.
+# Runs in every process of a sweep: it lists in the file COMPUTED what is put into the store, and makes the job of
+# digit 3 and rank 2 fail in the way that FAULT names.
 HOOK = """
 import os, signal, sys
 
@@ -58,14 +58,14 @@ if "COMPUTED" in os.environ:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def comparable(folder: Path) -> pd.DataFrame:
-    """The summary without what need not be equal: seconds, where it lies, and how it was asked for."""
+    """Return the summary without columns that may differ: times, folders and overrides."""
     table = load_sweep(folder)
     return table.drop(
         columns=["folder", "sweep", "overrides", *(name for name in table if name.startswith("seconds_"))]
@@ -73,7 +73,7 @@ def comparable(folder: Path) -> pd.DataFrame:
 
 
 def same(one: Path, other: Path) -> None:
-    """Every number and every tensor of two sweeps."""
+    """Assert that every number and every tensor of two sweeps are equal."""
     pd.testing.assert_frame_equal(comparable(one), comparable(other), check_exact=True)
     for job in range(len(load_sweep(one))):
         for name in ("adapter.safetensors", "predictions.safetensors"):
@@ -81,7 +81,7 @@ def same(one: Path, other: Path) -> None:
 
 
 class Place:
-    """A working folder, the command line in it, and what became of its runs."""
+    """A working folder: runs commands in it, and reads what they wrote."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -89,7 +89,7 @@ class Place:
         (folder / "sitecustomize.py").write_text(HOOK)
 
     def start(self, *arguments: str, new_session: bool = False, **environment: str) -> subprocess.Popen[str]:
-        paths = [str(self.folder), str(Path(__file__).parent.parent)]  # this checkout, whichever is installed
+        paths = [str(self.folder), str(Path(__file__).parent.parent)]  # this checkout, even if another is installed
         given = {"PYTHONPATH": os.pathsep.join(paths), "COMPUTED": str(self.computed), **environment}
         return subprocess.Popen(
             [sys.executable, "-m", "lora_exp", *arguments],
@@ -99,22 +99,22 @@ class Place:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=new_session,
-            # Tests that run in the background of a script ignore Ctrl-C, which their children would inherit.
+            # In the background of a script, processes and their children ignore SIGINT.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *arguments: str, code: int = 0, **environment: str) -> tuple[str, str]:
         process = self.start(*arguments, **environment)
-        told = process.communicate(timeout=300)
-        assert process.returncode == code, told
-        return told
+        output = process.communicate(timeout=300)
+        assert process.returncode == code, output
+        return output
 
     def sweep(self) -> Path:
         [found] = self.folder.glob(f"runs/*/*/{SWEEP}")
         return found.parent
 
     def last_change(self) -> float:
-        """When a sweep last wrote of itself; 0 before there is one."""
+        """Return when a sweep last wrote its sweep.json; 0 before there is one."""
         return max((path.stat().st_mtime for path in self.folder.glob(f"runs/*/*/{SWEEP}")), default=0.0)
 
     def statuses(self) -> Counter[str]:
@@ -124,7 +124,7 @@ class Place:
             )
 
     def results_made(self) -> Counter[str]:
-        """How often each result was put into the store."""
+        """Count how often each result was put into the store."""
         lines = self.computed.read_text().splitlines() if self.computed.exists() else []
         return Counter(line for line in lines if line.startswith("results "))
 
@@ -133,14 +133,14 @@ class Place:
 
 
 def prepared(folder: Path, data_root: Path) -> Place:
-    """A place in `folder` that shares the data of all tests."""
+    """Return a place in `folder` that shares the data of all tests."""
     (folder / "cache").mkdir()
     (folder / "cache" / "data").symlink_to(data_root)
     return Place(folder)
 
 
 def busy(process: subprocess.Popen[str], name: str, seconds: float) -> psutil.Process:
-    """The first process below `process` with `name` in its command line that has worked for so many seconds."""
+    """Wait for a descendant of `process` with `name` in its command line that has used so many seconds of CPU time."""
     while True:
         assert process.poll() is None, process.communicate()
         for child in psutil.Process(process.pid).children(recursive=True):

@@ -1,6 +1,6 @@
 """python -m pytest tests/test_executors_cluster.py
 
-A sweep on a Ray cluster of several nodes, on this machine, one of which is killed in the middle.
+A sweep on a Ray cluster of several nodes on this machine, one of which is killed during the sweep.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SWEEP = ("-m", *QUICK, "finetune.steps=1000", *JOBS)
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    """A head, which trains nothing, and two nodes for a pack each."""
+    """A head node, which trains nothing, and two nodes with room for one pack each."""
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -39,7 +39,7 @@ def trains(node: Any) -> bool:
     return any("ray::trained_apart" in " ".join(child.cmdline()) for child in psutil.Process(raylet.pid).children())
 
 
-@pytest.mark.filterwarnings("ignore")  # Ray's own, of this process
+@pytest.mark.filterwarnings("ignore")  # warnings of Ray
 def test_a_sweep_survives_a_node_and_has_the_bits_of_a_local_one(
     tmp_path: Path, data_root: Path, mnist: ImageData, cluster: Any
 ) -> None:

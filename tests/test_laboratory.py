@@ -1,6 +1,6 @@
 """python -m pytest tests/test_laboratory.py
 
-Same bits alone or in any pack, through the whole story: base, packs, evaluation, store.
+Same bits alone or in any pack, from specs to results in the store.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Run = Callable[..., Numbers]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Run:
-    """Run specs in a store whose results are empty but whose base is there."""
+    """Run specs in a store that holds the base but no results."""
     store = Store(tmp_path_factory.mktemp("store"))
     store.prepare()
 
@@ -83,12 +83,12 @@ def test_every_tensor_and_number_is_the_same_in_packs_of_any_size_and_on_any_thr
     assert run(grid(), threads=threads) == one_pack
 
 
-def test_a_job_asked_for_alone_has_the_same_numbers(run: Run, one_pack: Numbers) -> None:
+def test_a_job_that_runs_alone_has_the_same_numbers(run: Run, one_pack: Numbers) -> None:
     for spec in grid()[::9]:
         assert run([spec]) == {spec: one_pack[spec]}
 
 
-def test_a_diverging_job_leaves_its_pack_mates_alone_and_tells_its_step(run: Run, one_pack: Numbers) -> None:
+def test_a_diverging_job_reports_its_step_and_changes_no_other_job_of_its_pack(run: Run, one_pack: Numbers) -> None:
     specs = grid()[:6]
     wild = dataclasses.replace(specs[2], finetune=dataclasses.replace(specs[2].finetune, learning_rate=1e30))
     found = run([*specs[:3], wild, *specs[3:]])

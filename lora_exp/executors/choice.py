@@ -11,7 +11,6 @@ import torch
 from lora_exp.config.settings import Settings
 from lora_exp.errors import LoraExpError
 from lora_exp.executors.local import LocalExecutor
-from lora_exp.executors.remote import RemoteExecutor, WorkerPool
 from lora_exp.storage.store import Store
 from lora_exp.training.executor import Executor
 from lora_exp.training.laboratory import Laboratory
@@ -39,22 +38,19 @@ def laboratory(settings: Settings) -> Laboratory:
 def executor(settings: Settings, device: torch.device) -> Executor:
     """Choose where packs train; nothing is started yet."""
     chosen, threads = settings.executor, _threads(settings, device)
-    pool: WorkerPool
     if chosen.kind == "processes":
         from lora_exp.executors.processes import ProcessPool
 
-        pool = ProcessPool(_devices(device, chosen.workers, threads), _memory(settings, device))
-    elif chosen.kind == "ray":
+        return ProcessPool(_devices(device, chosen.workers, threads), _memory(settings, device))
+    if chosen.kind == "ray":
         from lora_exp.executors.ray import RayPool
 
-        pool = RayPool(chosen, device.type)
-    elif chosen.kind == "slurm":
+        return RayPool(chosen, device.type)
+    if chosen.kind == "slurm":
         from lora_exp.executors.slurm import SlurmPool
 
-        pool = SlurmPool(chosen, device.type, threads, Path(settings.store.folder).absolute().parent / "slurm")
-    else:
-        return LocalExecutor(threads, _memory(settings, device), device.type)
-    return RemoteExecutor(pool)
+        return SlurmPool(chosen, device.type, threads, Path(settings.store.folder).absolute().parent / "slurm")
+    return LocalExecutor(threads, _memory(settings, device), device.type)
 
 
 def torch_device(name: str) -> torch.device:

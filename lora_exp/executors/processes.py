@@ -17,7 +17,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
 from lora_exp.executors.local import exit_reason
-from lora_exp.executors.remote import PackEnd
+from lora_exp.executors.remote import PackEnd, WorkerPool
 from lora_exp.training.executor import PackTask, Progress
 
 
@@ -28,7 +28,7 @@ class _Worker:
     device: str
 
 
-class ProcessPool:
+class ProcessPool(WorkerPool):
     """One worker for each of `devices`, such as `["cuda:0", "cuda:1"]` or `["cpu"] * 2`.
 
     Together they use at most `memory` bytes.

@@ -25,7 +25,7 @@ from typing import Any
 
 from lora_exp.config.settings import ExecutorSettings
 from lora_exp.errors import LoraExpError
-from lora_exp.executors.remote import PackEnd, Resources
+from lora_exp.executors.remote import PackEnd, Resources, WorkerPool
 from lora_exp.numerics import requested
 from lora_exp.storage.store import Store
 from lora_exp.training.executor import Files, PackTask, Progress
@@ -40,7 +40,7 @@ ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 PATIENCE = 60.0
 
 
-class RayPool:
+class RayPool(WorkerPool):
     """Workers of the cluster at `settings.address` (None: a Ray of this machine, started and stopped with the sweep).
 
     `settings.workers` bounds how many packs train at a time (None: as many as fit when the sweep starts). `device` is
@@ -74,7 +74,7 @@ class RayPool:
         log.info("executor.address=%s: room for %d packs at a time", self._address, self.workers)
 
     @functools.cached_property
-    def workers(self) -> int:
+    def workers(self) -> int:  # type: ignore[override]
         """How many packs fit on the nodes at a time. Raises LoraExpError when none does."""
         fit = sum(self._fitting(node) for node in self._nodes())
         if fit == 0:

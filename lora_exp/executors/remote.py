@@ -1,15 +1,15 @@
-"""Packs that train in processes which share no memory with this one: the interface of a worker pool, and its executor.
+"""Worker pools: processes of this machine, of a Ray cluster or of Slurm, which share no memory with this one.
 
-A worker pool is processes of this machine, of a Ray cluster or of Slurm. It trains packs that are described as plain
-values and reports the end of each exactly once. Retries are decided here and by the laboratory, not by the pool.
+A pool trains packs that are described as plain values, and reports the end of each exactly once. What is retried is
+decided here and in `training.executor`, the same for every pool.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
 
 from lora_exp.config.settings import ExecutorSettings
 from lora_exp.training.executor import Files, Pack, PackTask, Progress, Work
@@ -53,50 +53,36 @@ class PackEnd:
     files: Mapping[str, Files] = field(default_factory=dict)
 
 
-class WorkerPool(Protocol):
-    """Processes that train packs, each of which knows no more of a pack than its task."""
+class WorkerPool(ABC):
+    """An executor: processes that share no memory with this one, and know no more of a pack than its task.
 
-    @property
-    def workers(self) -> int:
-        """How many packs train at a time."""
+    `workers` is how many packs train at a time, `pack_memory` the bytes that each may use.
+    """
 
-    @property
-    def pack_memory(self) -> int:
-        """Bytes that each pack may use."""
-
-    def check(self) -> None:
-        """Raise LoraExpError, with a one-line message, if no pack can train; called before anything is computed."""
-
-    def start(self, task: PackTask) -> int:
-        """Start to train a pack; return the number that its `PackEnd` will have."""
-
-    def wait(self, progress: Progress) -> PackEnd:
-        """Wait for the next pack that ends; meanwhile report job-steps to `progress`, where the pool knows them."""
-
-    def end(self) -> None:
-        """Stop all running packs at once, and release the workers."""
-
-
-@dataclass(frozen=True)
-class RemoteExecutor:
-    """An executor that has packs trained by a worker pool."""
-
-    pool: WorkerPool
-    shares_memory: ClassVar[bool] = False
-
-    @property
-    def workers(self) -> int:
-        """How many packs train at a time."""
-        return self.pool.workers
+    shares_memory = False
+    workers: int
+    pack_memory: int
 
     @property
     def memory(self) -> int:
         """Bytes that the packs which train at a time may use together."""
-        return self.pool.workers * self.pool.pack_memory
+        return self.workers * self.pack_memory
 
+    @abstractmethod
     def check(self) -> None:
-        """Raise LoraExpError, with a one-line message, if no pack can train."""
-        self.pool.check()
+        """Raise LoraExpError, with a one-line message, if no pack can train; called before anything is computed."""
+
+    @abstractmethod
+    def start(self, task: PackTask) -> int:
+        """Start to train a pack; return the number that its `PackEnd` will have."""
+
+    @abstractmethod
+    def wait(self, progress: Progress) -> PackEnd:
+        """Wait for the next pack that ends; meanwhile report job-steps to `progress`, where the pool knows them."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Stop all running packs at once, and release the workers."""
 
     def train(self, packs: deque[Pack], work: Work, progress: Progress) -> Iterator[tuple[Pack, str | None]]:
         """Train packs; yield each when it ends, with the reason if it failed (see `training.executor`)."""
@@ -105,15 +91,15 @@ class RemoteExecutor:
             while packs or running:
                 while packs and len(running) < self.workers:
                     pack = packs.popleft()
-                    running[self.pool.start(work.task(pack))] = (pack, 1)
-                end = self.pool.wait(progress)
+                    running[self.start(work.task(pack))] = (pack, 1)
+                end = self.wait(progress)
                 pack, tries = running.pop(end.number)
                 if end.lost and len(pack) == 1 and tries < TRIES:
-                    running[self.pool.start(work.task(pack))] = (pack, tries + 1)
+                    running[self.start(work.task(pack))] = (pack, tries + 1)
                     continue
                 for key, files in end.files.items():
                     work.keep(key, files)
                 yield pack, end.why
         finally:
             if running:
-                self.pool.end()
+                self.end()

@@ -21,7 +21,7 @@ from typing import Any
 
 from lora_exp.config.settings import ExecutorSettings
 from lora_exp.errors import LoraExpError
-from lora_exp.executors.remote import PackEnd, Resources
+from lora_exp.executors.remote import PackEnd, Resources, WorkerPool
 from lora_exp.storage.store import Store
 from lora_exp.training.executor import PackTask, Progress
 
@@ -31,7 +31,7 @@ POLL = {"slurm": 1.0, "local": 0.1}
 PATIENCE = 60.0
 
 
-class SlurmPool:
+class SlurmPool(WorkerPool):
     """Slurm jobs as `settings` describe them, or with `settings.cluster` "local" processes of this machine.
 
     `device` is the type of device that packs train on, `threads` how many local processes run by default. The logs of

@@ -26,8 +26,7 @@ from lora_exp.executors.local import LocalExecutor
 from lora_exp.storage.store import Store
 from lora_exp.training.base import read_base
 from lora_exp.training.executor import Files, PackTask, Progress
-from lora_exp.training.laboratory import Laboratory
-from lora_exp.training.pack import PackTrainer, plan_jobs
+from lora_exp.training.laboratory import Laboratory, ResultWork
 
 # The names of what `Laboratory.circumstances` lists.
 CIRCUMSTANCES = ("data", "code of lora_exp", "torch", "device", "MKL_CBWR")
@@ -90,12 +89,9 @@ def _results(task: PackTask, base: Files, progress: Progress | None) -> Iterator
     specs, device = [from_dict(values) for values in task.specs], torch.device(task.device)
     laboratory = Laboratory(Store(Path(task.store)), Path(task.data_root), device, 1, LocalExecutor(1, 0, device.type))
     _check_same(task.circumstances, laboratory.circumstances(specs[0]))
-    data = laboratory.data(specs[0].data)
-    trainer = PackTrainer(read_base(specs[0], data, base, device), data, plan_jobs(specs, data))
-    facts = laboratory.facts(trainer)
+    work = ResultWork(laboratory, specs, read_base(specs[0], laboratory.data(specs[0].data), base, device))
     with numerics.on_threads(1):
-        for spec, files in laboratory.results(specs, trainer, facts, progress):
-            yield laboratory.result_key(spec), files
+        yield from work.results(specs, progress)
 
 
 def _check_same(expected: list[str], found: list[str]) -> None:

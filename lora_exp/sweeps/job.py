@@ -1,4 +1,4 @@
-"""One job of the Hydra application: config in, a result in the job's folder and a record in MLflow out."""
+"""One job of the Hydra application: from its config to a result in its folder and a run in MLflow."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig) -> float:
-    """Run one config and return its target error; of a job that halving stopped, what it was judged by.
+    """Run one config and return its target error, or the error at which halving stopped it.
 
-    Raises LoraExpError for bad input, and JobsFailed when the run failed or diverged; either way what there is
-    to keep is in the job's folder and in MLflow.
+    Raises LoraExpError for bad input, and JobsFailed when the run failed or diverged. The job's folder and MLflow then
+    record why.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -49,7 +49,7 @@ def run(config: DictConfig) -> float:
     parent = None if sweep_folder is None else parent_run(sweep_folder)
     laboratory = open_laboratory(settings)
     text = _saved_config(folder / (hydra.output_subdir or "")) or OmegaConf.to_yaml(config)
-    # A sweep keeps the store within its limit itself, when all of its jobs are done.
+    # A sweep prunes the store itself, after its last job.
     with kept_within(laboratory.store, settings.store.limit) if sweep_folder is None else nullcontext():
         [(_, files)] = laboratory.run([spec])
     if isinstance(files, Stopped):
@@ -71,27 +71,27 @@ def run(config: DictConfig) -> float:
 def keep(
     result: RunResult, files: Mapping[str, bytes], folder: Path, settings: Settings, parent: str | None, draw: bool
 ) -> None:
-    """Write a result and its files into the job's folder, with figures where asked, and record it in MLflow.
+    """Write a result and its files to the job's folder, with figures if `draw`, and record it in MLflow.
 
-    `result.json` comes last: where it is, all is.
+    `result.json` is written last, so a folder that has it is complete.
     """
     for name, content in files.items():
         if name != RESULT:
             write_whole(folder / name, content)
     write_whole(folder / RESULT, (result.to_json() + "\n").encode())
-    (folder / FAILURE).unlink(missing_ok=True)  # of an earlier try
+    (folder / FAILURE).unlink(missing_ok=True)  # of an earlier attempt
     if draw:
         _draw(result, open_laboratory(settings), folder)
     open_delivery(settings).deliver(folder, parent)
 
 
 def diverged(result: RunResult) -> JobsFailed:
-    """What is raised of a run that has no errors to compare."""
+    """Return the error to raise for a run that diverged."""
     return JobsFailed(f"{result.name}: the loss stopped being finite at step {result.outcome.diverged_at}")
 
 
 def finished_run(folder: Path, spec: RunSpec) -> RunResult | None:
-    """The result of `spec` in a job's folder, if it is there whole and was made by the code of today."""
+    """Return the result of `spec` in a job's folder if it is complete and made by the current code, else None."""
     from lora_exp.storage.provenance import code_version
 
     try:
@@ -105,15 +105,14 @@ def finished_run(folder: Path, spec: RunSpec) -> RunResult | None:
 
 
 def with_facts(result: RunResult, **facts: Any) -> RunResult:
-    """The result with more provenance: the overrides and the config of its job, say."""
+    """Return the result with more provenance, such as the overrides and the config of its job."""
     return dataclasses.replace(result, provenance=result.provenance | facts)
 
 
 def check(specs: Sequence[RunSpec], settings: Settings) -> None:
-    """Find out before anything is written whether these runs can be made here: device, folders, executor, data,
-    tracking.
+    """Check device, folders, executor, data and tracking of these runs before anything is written.
 
-    Raises LoraExpError, of one line.
+    Raises LoraExpError, with a one-line message.
     """
     open_delivery(settings)
     laboratory = open_laboratory(settings)
@@ -142,9 +141,9 @@ def open_laboratory(settings: Settings) -> Laboratory:
 
 @functools.lru_cache(maxsize=1)
 def open_delivery(settings: Settings) -> Delivery:
-    """What brings runs to MLflow under these settings, made once a process.
+    """Return what records runs in MLflow with these settings, made once per process.
 
-    Raises LoraExpError when the store or server can't be reached.
+    Raises LoraExpError when the tracking store or server can't be reached.
     """
     from lora_exp.tracking.delivery import Delivery
 
@@ -170,7 +169,7 @@ def summary_line(result: RunResult) -> str:
 
 
 def _saved_config(folder: Path) -> str | None:
-    """What Hydra saved of the job's config; composing the text anew takes 3 ms a job."""
+    """Read the job's config that Hydra saved, if it did; to compose the text again would take 3 ms per job."""
     try:
         return (folder / "config.yaml").read_text(encoding="utf-8")
     except OSError:

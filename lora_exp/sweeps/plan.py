@@ -1,4 +1,4 @@
-"""What a sweep would do, without doing it: bases, packs, memory, expected time (`lora-exp -m --plan ...`)."""
+"""The plan of a sweep that is not run: bases, packs, memory and expected time (`lora-exp -m --plan ...`)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ TRIAL_BATCHES = 25
 
 
 def plan_text(laboratory: Laboratory, specs: Sequence[RunSpec]) -> str:
-    """Lines for a terminal; times are measured here in about a second, not looked up."""
+    """Return the plan as lines of text. Times are extrapolated from measurements that take about a second."""
     unique = list(dict.fromkeys(specs))
     missing = [spec for spec in unique if not laboratory.store.has("results", laboratory.result_key(spec))]
     lines = [f"{len(specs)} jobs: {len(unique) - len(missing)} in the store already, {len(missing)} to run"]
     if len(unique) < len(specs):
-        lines[0] += f", {len(specs) - len(unique)} the same as others"
+        lines[0] += f", {len(specs) - len(unique)} duplicates"
     rate = _product_rate(laboratory) if missing else 1.0
     total = 0.0
     by_base: dict[str, list[RunSpec]] = {}
@@ -44,12 +44,12 @@ def _base_lines(laboratory: Laboratory, jobs: list[RunSpec], rate: float) -> tup
         f"base {'-'.join(filter(None, ('784', first.model.label, '10')))} on {first.data.name}, seed {first.base.seed}"
     )
     if laboratory.store.has("bases", laboratory.base_key(first)):
-        training, said = 0.0, "in the store already"
+        training, state = 0.0, "in the store already"
     else:
         training = _base_seconds(laboratory, first)
-        said = f"to be trained, about {_duration(training)}"
+        state = f"to be trained, about {_duration(training)}"
     planned = plan_jobs(jobs, laboratory.data(first.data))
-    lines = [f"{name}: {said}"]
+    lines = [f"{name}: {state}"]
     spent = 0.0
     for number, pack in enumerate(laboratory.packs(jobs, planned), 1):
         sizes = [planned[spec].size for spec in pack]
@@ -66,7 +66,7 @@ def _base_lines(laboratory: Laboratory, jobs: list[RunSpec], rate: float) -> tup
 
 
 def _product_rate(laboratory: Laboratory) -> float:
-    """Floating-point operations a second of one pack's thread, with all of them at work."""
+    """Measure the floating-point operations per second of one thread while as many run as train packs."""
     a, b = (torch.ones(500, 1000, device=laboratory.device), torch.ones(1000, 2000, device=laboratory.device))
 
     def products(repeats: int) -> float:
@@ -74,7 +74,7 @@ def _product_rate(laboratory: Laboratory) -> float:
         started = time.perf_counter()
         for _ in range(repeats):
             last = a @ b
-        float(last[0, 0])  # waits for an accelerator
+        float(last[0, 0])  # waits until an accelerator has finished
         return repeats * 2.0 * 500 * 1000 * 2000 / (time.perf_counter() - started)
 
     before = torch.get_num_threads()
@@ -87,12 +87,12 @@ def _product_rate(laboratory: Laboratory) -> float:
 
 
 def _base_seconds(laboratory: Laboratory, spec: RunSpec) -> float:
-    """Seconds of base training, from a few batches of it."""
+    """Estimate the seconds of base training from a few batches."""
     data, how = laboratory.data(spec.data).train, spec.base
     few = min(len(data.labels), TRIAL_BATCHES * how.batch_size)
     trial = Split(data.images[:few], data.labels[:few])
     once = dataclasses.replace(how, epochs=1)
-    train(spec.model, once, Split(trial.images[:1], trial.labels[:1]))  # first use of anything takes longer
+    train(spec.model, once, Split(trial.images[:1], trial.labels[:1]))  # warm up
     started = time.perf_counter()
     train(spec.model, once, trial)
     return (time.perf_counter() - started) * how.epochs * len(data.labels) / few

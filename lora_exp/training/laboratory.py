@@ -81,7 +81,7 @@ class Laboratory:
                 yield spec, known
         for sharing_a_base in missing.values():
             try:
-                work = ResultWork(self, sharing_a_base)
+                work = ResultWork(self, sharing_a_base, self.base(sharing_a_base[0]))
                 if self.executor.shares_memory:
                     work.prepare()
             except (ArithmeticError, MemoryError, RuntimeError) as error:  # diverged, or too large for this machine
@@ -97,13 +97,11 @@ class Laboratory:
 
         The result does not enter the store. Raises FloatingPointError when the base diverges.
         """
-        data = self.data(spec.data)
-        jobs = plan_jobs([spec], data)
-        trainer = PackTrainer(self.base(spec), data, jobs)
-        adapters = AdapterPack.of([jobs[spec].plan], [factors], trainer.base.model)
+        work = ResultWork(self, [spec], self.base(spec))
+        adapters = AdapterPack.of([work.jobs[spec].plan], [factors], work.trainer.base.model)
         with numerics.on_threads(1):
-            [(result, files)] = trainer.evaluate([spec], adapters, [torch.empty(0)], {})
-        return dataclasses.replace(result, provenance=self.facts(trainer)), files
+            [(result, files)] = work.trainer.evaluate([spec], adapters, [torch.empty(0)], {})
+        return dataclasses.replace(result, provenance=work.facts), files
 
     def data(self, spec: DataSpec) -> ImageData:
         """Return the data set, which is read once per process."""
@@ -146,27 +144,6 @@ class Laboratory:
             self.device.type,
             code_path,
         ]
-
-    def results(
-        self,
-        pack: Sequence[RunSpec],
-        trainer: PackTrainer,
-        facts: dict[str, Any],
-        progress: Progress | None,
-        checkpoints: Sequence[Checkpoint] = (),
-    ) -> Iterator[tuple[RunSpec, Files]]:
-        """Train and judge a pack in this process; yield each spec with the files of its result.
-
-        `facts` are the provenance of the results. With `checkpoints`, one per job, training resumes from there.
-        """
-        for result, files in trainer.train(pack, progress, checkpoints):
-            whole = dataclasses.replace(result, provenance=facts)
-            yield result.spec, files | {RESULT: whole.to_json().encode()}
-
-    def facts(self, trainer: PackTrainer) -> dict[str, Any]:
-        """Return the provenance of results that `trainer` computes."""
-        sides = tuple((layer.shape.outputs, layer.shape.inputs) for layer in trainer.base.model.layers)
-        return provenance(str(self.device), self.threads, _promise(sides, self.device), trainer.data.sha256)
 
     def _with_halving(self, halving: HalvingSettings, specs: Sequence[RunSpec], work: ResultWork) -> Iterator[Done]:
         """Yield the jobs that are stopped or fail at a rung, then those that run to their end."""
@@ -218,18 +195,16 @@ class ResultWork:
     `begin` returns the checkpoints from which the jobs of a pack resume; none: they start from the first step.
     """
 
-    def __init__(self, laboratory: Laboratory, specs: Sequence[RunSpec]) -> None:
-        """Read the data and train the base, or read it from the store. Raises FloatingPointError when it diverges."""
-        self._laboratory = laboratory
+    def __init__(self, laboratory: Laboratory, specs: Sequence[RunSpec], base: TrainedBase) -> None:
+        self._laboratory, self._base = laboratory, base
+        self._base_key = laboratory.base_key(specs[0])
         self.data = laboratory.data(specs[0].data)
         self.jobs = plan_jobs(specs, self.data)
-        self._base = laboratory.base(specs[0])
-        self._base_key = laboratory.base_key(specs[0])
         self.begin: Callable[[Pack], Sequence[Checkpoint]] = lambda _: ()
 
     def prepare(self) -> None:
         """Compute what all packs share, once, before processes are forked."""
-        _ = self._facts
+        _ = self.trainer, self.facts
 
     @functools.cached_property
     def trainer(self) -> PackTrainer:
@@ -237,13 +212,23 @@ class ResultWork:
         return PackTrainer(self._base, self.data, self.jobs)
 
     @functools.cached_property
-    def _facts(self) -> dict[str, Any]:
-        return self._laboratory.facts(self.trainer)
+    def facts(self) -> dict[str, Any]:
+        """The provenance of the results."""
+        laboratory, layers = self._laboratory, self._base.model.layers
+        shapes = tuple((layer.shape.outputs, layer.shape.inputs) for layer in layers)
+        promise = _promise(shapes, laboratory.device)
+        return provenance(str(laboratory.device), laboratory.threads, promise, self.data.sha256)
+
+    def results(self, pack: Sequence[RunSpec], progress: Progress | None) -> Iterator[tuple[str, Files]]:
+        """Train and judge a pack in this process; yield the store's key and the files of each result."""
+        for result, files in self.trainer.train(pack, progress, self.begin(list(pack))):
+            whole = dataclasses.replace(result, provenance=self.facts)
+            yield self._laboratory.result_key(result.spec), files | {RESULT: whole.to_json().encode()}
 
     def run(self, pack: Pack, progress: Progress) -> None:
-        """Train a pack in this process and store its results."""
-        for spec, files in self._laboratory.results(pack, self.trainer, self._facts, progress, self.begin(pack)):
-            self.keep(self._laboratory.result_key(spec), files)
+        """Train and judge a pack in this process and store its results."""
+        for key, files in self.results(pack, progress):
+            self.keep(key, files)
 
     def keep(self, key: str, files: Files) -> None:
         """Store a result."""
@@ -273,6 +258,6 @@ def _read_once(spec: DataSpec, root: Path, device: torch.device) -> ImageData:
 
 
 @functools.cache
-def _promise(sides: tuple[tuple[int, int], ...], device: torch.device) -> str:
+def _promise(shapes: tuple[tuple[int, int], ...], device: torch.device) -> str:
     """Try the matrix products once per process; this can take a second."""
-    return numerics.promise(sides, device)
+    return numerics.promise(shapes, device)

@@ -1,0 +1,108 @@
+"""python -m pytest tests/test_remote.py
+
+Lost packs and packs that fail are retried alike for every worker pool.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.executors.remote import TRIES, PackEnd, WorkerPool
+from lora_exp.training.executor import Files, Pack, PackTask, Progress, train_in_parts
+
+SPECS = [
+    RunSpec(ModelSpec((8,)), DataSpec("mnist"), BaseSpec(), AdapterSpec(), FinetuneSpec((digit,))) for digit in range(8)
+]
+
+
+@dataclass
+class Pool(WorkerPool):
+    """A pool that trains nothing: packs with a key of `bad` fail, or are lost; the others end well, newest first."""
+
+    bad: set[str]
+    lost: bool = False
+    workers: int = 2
+    pack_memory: int = 1000
+    running: list[tuple[int, list[str]]] = field(default_factory=list)
+    started: Counter[str] = field(default_factory=Counter)
+    ended: bool = False
+
+    def check(self) -> None:
+        """Need nothing."""
+
+    def start(self, task: PackTask) -> int:
+        assert len(self.running) < self.workers
+        self.started[",".join(task.keys)] += 1
+        self.running.append((sum(self.started.values()), task.keys))
+        return self.running[-1][0]
+
+    def wait(self, progress: Progress) -> PackEnd:
+        number, keys = self.running.pop()
+        if self.bad & set(keys):
+            return PackEnd(number, "out of luck", self.lost)
+        return PackEnd(number, files={key: {"result": key.encode()} for key in keys})
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@dataclass
+class Kept:
+    """Work whose results end in a dictionary; the key of a result is the digit of its spec."""
+
+    results: dict[str, Files] = field(default_factory=dict)
+
+    def run(self, pack: Pack, progress: Progress) -> None:
+        raise AssertionError("a worker pool runs nothing here")
+
+    def task(self, pack: Pack) -> PackTask:
+        return PackTask([], [self.key(spec) for spec in pack], [], "", "", "", "cpu", 0)
+
+    def keep(self, key: str, files: Files) -> None:
+        self.results[key] = files
+
+    def find(self, spec: RunSpec) -> Files | None:
+        return self.results.get(self.key(spec))
+
+    def key(self, spec: RunSpec) -> str:
+        return str(spec.finetune.digit[0])
+
+
+def train(pool: Pool) -> Iterator[tuple[RunSpec, Files | None, str]]:
+    work = Kept()
+    return train_in_parts(deque([SPECS[:4], SPECS[4:]]), pool, work, work.find, 80, "jobs")
+
+
+def test_a_pack_that_fails_is_retried_in_halves_until_the_failing_job_is_alone() -> None:
+    pool = Pool({"6"})
+    found = {spec: (files, why) for spec, files, why in train(pool)}
+    assert set(found) == set(SPECS)
+    assert found.pop(SPECS[6]) == (None, "out of luck")
+    assert all(files is not None for files, _ in found.values())
+    assert set(pool.started) == {"0,1,2,3", "4,5,6,7", "4,5", "6,7", "6", "7"}
+    assert set(pool.started.values()) == {1}
+
+
+def test_a_single_job_whose_worker_is_lost_is_tried_several_times() -> None:
+    pool = Pool({"6"}, lost=True)
+    assert [spec for spec, files, _ in train(pool) if files is None] == [SPECS[6]]
+    assert pool.started.pop("6") == TRIES
+    assert set(pool.started.values()) == {1}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_pool_ends_what_runs_when_the_caller_stops(workers: int) -> None:
+    pool = Pool(set(), workers=workers)
+    jobs = train(pool)
+    next(jobs)
+    jobs.close()  # type: ignore[attr-defined]
+    assert pool.ended == (workers == 2)  # with one worker nothing runs at that moment
+
+
+def test_the_memory_of_an_executor_is_that_of_all_its_workers() -> None:
+    assert Pool(set(), workers=3).memory == 3000
