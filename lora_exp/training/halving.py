@@ -64,7 +64,7 @@ def rungs(halving: Halving, most_steps: int) -> list[int]:
 def group_of(spec: RunSpec) -> tuple[Any, ...]:
     """What a job has in common with those that it competes with."""
     how = spec.finetune
-    return (spec.base_key, how.digit, how.seed, how.steps, how.epochs, how.replay)
+    return (spec.base_spec_key, how.digit, how.seed, how.steps, how.epochs, how.replay)
 
 
 def survivors(errors: Mapping[RunSpec, float], eta: float) -> list[RunSpec]:

@@ -80,7 +80,7 @@ class Laboratory:
             if known is None and (self.halving is None or len(specs) == 1):
                 known = self._stored(spec)
             if known is None:
-                missing.setdefault(spec.base_key, []).append(spec)
+                missing.setdefault(spec.base_spec_key, []).append(spec)
             else:
                 yield spec, known
         for sharing_a_base in missing.values():
@@ -142,7 +142,7 @@ class Laboratory:
 
     def base_key(self, spec: RunSpec) -> str:
         """Hash of all that determines a base, as `result_key` is of a result."""
-        return digest([spec.base_key, *self.circumstances(spec, "bases")])
+        return digest([spec.base_spec_key, *self.circumstances(spec, "bases")])
 
     def result_key(self, spec: RunSpec) -> str:
         """Hash of all that determines a result: spec, data, computing code, torch, kind of device, code path."""
