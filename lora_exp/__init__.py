@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+import importlib
 
 from lora_exp.numerics import request_reproducible_products
+
+__version__ = "0.1.0"
 
 # Must happen before torch is loaded, and whoever imports any part of this package comes through here.
 request_reproducible_products()
 
+# The public names, each loaded on first use: they need pandas or torch.
+PUBLIC = {
+    "load_sweep": "lora_exp.storage.sweep_folder",
+    "AdaptedClassifier": "lora_exp.adapters.adapted",
+    "load_base": "lora_exp.training.base",
+    "plain_module": "lora_exp.model.base",
+}
+
 
 def __getattr__(name: str) -> object:
-    """The public names, each loaded on first use: they need pandas or torch."""
-    if name == "load_sweep":
-        from lora_exp.storage.sweep_folder import load_sweep
-
-        return load_sweep
-    if name == "AdaptedClassifier":
-        from lora_exp.adapters.adapted import AdaptedClassifier
-
-        return AdaptedClassifier
-    if name == "load_base":
-        from lora_exp.storage.run_folder import load_base
-
-        return load_base
-    if name == "plain_module":
-        from lora_exp.model.base import plain_module
-
-        return plain_module
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(PUBLIC[name]), name)

@@ -15,8 +15,8 @@ from lora_exp.adapters.peft import ADAPTER_CONFIG, peft_files
 from lora_exp.config.methods import METHODS
 from lora_exp.errors import LoraExpError
 from lora_exp.model.base import BaseModel, plain_module
-from lora_exp.storage.result import ADAPTER, RunResult
-from lora_exp.storage.run_folder import load_base, read_run
+from lora_exp.storage.result import ADAPTER, RunResult, read_run
+from lora_exp.training.base import load_base
 
 BASE, README = "base.safetensors", "README.md"
 

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_exp.config.compose import compose_settings
+from lora_exp.config.compose import compose_settings, saved_settings
 from lora_exp.config.settings import Settings
 from lora_exp.report.write import judged_claim, write_report
 from lora_exp.storage.result import RunResult
-from lora_exp.storage.run_folder import run_settings
 from lora_exp.storage.sweep_folder import COLUMNS, Sweep, read_sweep, table
 from lora_exp.tracking.reader import fetch_experiment
 from lora_exp.training.halving import Stopped
@@ -54,7 +53,7 @@ def experiment_report(name: str, out: Path | None, overrides: Sequence[str]) -> 
 def sweep_settings(sweep: Sweep, overrides: Sequence[str] = ()) -> Settings:
     """The settings that the first run with a result had, with overrides of them; those of today where there is none."""
     for result in sweep.results.values():
-        return run_settings(result, overrides)
+        return saved_settings(result.provenance["config"], overrides)
     return compose_settings(overrides)
 
 

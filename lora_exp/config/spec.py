@@ -1,7 +1,7 @@
-"""What a run is: frozen dataclasses, one for each config group, and the checks that a config passes to become one.
+"""What a run is: one frozen dataclass for each config group, and the checks that turn a config into them.
 
-`RunSpec` holds everything that determines the numbers of a run and nothing else, so its `key` names the
-result. Where files lie, what is tracked and how many threads work are settings (`settings.py`).
+`RunSpec` holds everything that determines the numbers of a run and nothing else, so its `key` names the result.
+Folders, tracking and the number of threads are settings (`settings.py`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -63,7 +64,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Which images are trained on; the test set is always whole."""
+    """Which images a run trains on; the test set is always complete."""
 
     name: str = allow("one of " + ", ".join(DATA_SETS), lambda v: v in DATA_SETS)
     validation: int = allow(
@@ -91,9 +92,9 @@ class BaseSpec:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """How the base is adapted: the method, and what of it can be chosen. Sources are in `methods.py`.
+    """How the base is adapted: the method and its options. `methods.py` names the sources.
 
-    `rank_pattern` and `alpha_pattern` give layers values of their own; the last pattern that matches counts.
+    `rank_pattern` and `alpha_pattern` set rank and alpha by layer; the last pattern that matches a layer counts.
     """
 
     method: str = allow("one of " + ", ".join(METHODS), lambda v: v in METHODS, default="lora")
@@ -120,26 +121,26 @@ class AdapterSpec:
     learning_rate_ratio: float = positive(default=16.0)
 
     def used(self) -> AdapterSpec:
-        """The same with every key that the method has no use for at its default."""
+        """This spec with every key that the method does not use at its default."""
         keys = METHODS[self.method].keys
-        own = {name: value for name, value in vars(self).items() if name in keys}
-        if self.init != "gaussian" and "init_std" in own:
-            del own["init_std"]  # the other initialisations have a size of their own
-        return AdapterSpec(self.method, **own)
+        used = {name: value for name, value in vars(self).items() if name in keys}
+        if self.init != "gaussian" and "init_std" in used:
+            del used["init_std"]  # the other initialisations have a fixed size
+        return AdapterSpec(self.method, **used)
 
     @property
     def scaling(self) -> float | None:
-        """The factor of the low-rank product where no pattern says otherwise; None for a method without one."""
+        """The factor of the low-rank product in layers that match no pattern; None for a method without one."""
         return self.scaling_at(self.rank, self.alpha) if "rank" in METHODS[self.method].keys else None
 
     def scaling_at(self, rank: int, alpha: float | str) -> float:
-        """The factor of a low-rank product of that rank and alpha."""
+        """The factor of a low-rank product with this rank and alpha."""
         return METHODS[self.method].scaling(float(rank) if isinstance(alpha, str) else alpha, rank)
 
 
 @dataclass(frozen=True)
 class FinetuneSpec:
-    """How the adapter is trained on the target digit(s) (Adam, cross-entropy)."""
+    """How the adapter is trained on the target digits (Adam, cross-entropy)."""
 
     digit: tuple[int, ...] = allow("a digit from 0 to 9, or a list of one to nine different ones", is_digits)
     steps: int = integer(1, default=100)
@@ -166,17 +167,17 @@ class RunSpec:
 
     @property
     def key(self) -> str:
-        """SHA-256 of the spec: the same for equal specs, in any process."""
+        """SHA-256 of the spec: equal specs have equal keys, in any process."""
         return digest(dataclasses.asdict(self))
 
     @property
-    def base_key(self) -> str:
-        """SHA-256 of what determines the base model: every job with this key shares one base."""
+    def base_spec_key(self) -> str:
+        """SHA-256 of the part of the spec that determines the base: jobs with equal keys share one base."""
         return digest([dataclasses.asdict(part) for part in (self.model, self.data, self.base)])
 
     @property
     def name(self) -> str:
-        """Short and readable: `digit-9_lora_rank-4_alpha-1_seed-0`."""
+        """A short, readable name: `digit-9_lora_rank-4_alpha-1_seed-0`."""
         parts = ["digit-" + "".join(str(digit) for digit in self.finetune.digit), self.adapter.method]
         if self.adapter.scaling is not None:
             alpha = self.adapter.alpha if isinstance(self.adapter.alpha, str) else f"{self.adapter.alpha:g}"
@@ -184,13 +185,10 @@ class RunSpec:
         return "_".join([*parts, f"seed-{self.finetune.seed}"])
 
 
-PARTS: dict[str, type[Any]] = {
-    "model": ModelSpec,
-    "data": DataSpec,
-    "base": BaseSpec,
-    "adapter": AdapterSpec,
-    "finetune": FinetuneSpec,
-}
+# Config group -> dataclass of its part of the spec.
+PARTS: dict[str, type[Any]] = typing.get_type_hints(RunSpec)
+# Keys of these groups that change no number; they are settings.
+NOT_SPEC = {("data", "root")}
 
 
 def digest(value: Any) -> str:
@@ -200,9 +198,9 @@ def digest(value: Any) -> str:
 
 
 def checked(cls: type[T], group: str, values: Mapping[str, Any]) -> T:
-    """Build dataclass `cls` from config values; each must pass the check of its field.
+    """Build dataclass `cls` from the config values of `group`, each checked by its field.
 
-    Raises LoraExpError for the first value that does not, and for unknown or missing keys.
+    Raises LoraExpError for the first value that is not allowed, and for unknown or missing keys.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for unknown in sorted(set(values) - set(fields)):
@@ -220,37 +218,28 @@ def checked(cls: type[T], group: str, values: Mapping[str, Any]) -> T:
     return cls(**clean)
 
 
-def allowed(key: str) -> str | None:
-    """In words, what config key `group.name` may hold; None for a key that is not one of a spec."""
-    group, _, name = key.partition(".")
-    for spec_field in dataclasses.fields(PARTS[group]) if group in PARTS else ():
-        if spec_field.name == name:
-            return str(spec_field.metadata["allowed"])
-    return None
-
-
 def spec_from(config: Mapping[str, Any]) -> RunSpec:
     """The spec of a resolved config (plain dicts, lists and scalars).
 
-    Raises LoraExpError with one line that names key, value and what is allowed.
+    Raises LoraExpError for the first value that is not allowed.
     """
     parts = {}
     for group, cls in PARTS.items():
         values = config.get(group)
         if not isinstance(values, Mapping):
             raise LoraExpError(f"{group}={_shown(values)}: must be a config group")
-        own = {k: v for k, v in values.items() if (group, k) not in NOT_SPEC}
-        parts[group] = checked(cls, group, own)
+        parts[group] = checked(cls, group, {k: v for k, v in values.items() if (group, k) not in NOT_SPEC})
     return _run_spec(parts)
 
 
+def from_dict(values: Mapping[str, Any]) -> RunSpec:
+    """The spec that `dataclasses.asdict` was taken of, or its JSON, in which tuples are lists."""
+    return _run_spec({group: checked(cls, group, values[group]) for group, cls in PARTS.items()})
+
+
 def _run_spec(parts: dict[str, Any]) -> RunSpec:
-    """Keys that a method ignores don't tell runs apart."""
+    """Runs that differ only in keys that their method does not use have equal specs."""
     return RunSpec(**(parts | {"adapter": parts["adapter"].used()}))
-
-
-# Keys of spec groups that say where or how, not what: they never change a number.
-NOT_SPEC = {("data", "root")}
 
 
 def _shown(value: Any) -> str:
@@ -260,21 +249,15 @@ def _shown(value: Any) -> str:
 
 
 def _normal(name: str, kind: Any, value: Any) -> Any:
-    """Equal settings in one form, so that `rank=4`, `alpha=1` and `alpha=1.0` have one key."""
+    """One form of equal values, so that `alpha=1` and `alpha=1.0` have one key."""
     if name == "digit":
         return tuple(sorted(value)) if isinstance(value, list | tuple) else (value,)
     if name == "digits" and value is not None:
         return tuple(sorted(value))
     if name.endswith("_pattern"):
         pairs = value.items() if isinstance(value, Mapping) else value or ()
-        return tuple(
-            (layer, own if isinstance(own, str) or name == "rank_pattern" else float(own)) for layer, own in pairs
-        )
+        as_is = name == "rank_pattern"
+        return tuple((layer, own if as_is or isinstance(own, str) else float(own)) for layer, own in pairs)
     if isinstance(value, list | tuple):
         return tuple(value)
     return float(value) if "float" in str(kind) and is_number(value) else value
-
-
-def from_dict(values: Mapping[str, Any]) -> RunSpec:
-    """The spec that `dataclasses.asdict` was taken of (JSON turns tuples into lists)."""
-    return _run_spec({group: checked(cls, group, values[group]) for group, cls in PARTS.items()})

@@ -1,1 +1,11 @@
-"""TODO"""
+"""What is kept on disk and read back: results, sweeps, and the store of finished work.
+
+- `result`: what a run yields, and its `result.json`
+- `table`: the columns of a summary
+- `sweep_file`: `sweep.json` and `failure.json`
+- `sweep_folder`: a sweep's folder as one table
+- `store`: bases and results by the hash of what determines them
+- `leases`: folders that belong to a process while it lives
+- `pruning`: what is in the store, and which entries go first
+- `provenance`: versions, commit, machine, and the hash of the code that computes
+"""

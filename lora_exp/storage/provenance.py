@@ -24,11 +24,13 @@ COMPUTING = {
         *("storage.result.Outcome", "storage.result.ClassErrors"),
     ),
 }
-# What lies among it and computes nothing of such an entry: it schedules, or converts adapters of other libraries.
+# Exceptions: code that only schedules, finds a stored base or converts adapters of other libraries, and the parts of
+# `config.spec` that no base depends on.
 NOT_COMPUTING = {
-    "bases": ("config.spec.AdapterSpec", "config.spec.FinetuneSpec"),
+    "bases": ("config.spec.AdapterSpec", "config.spec.FinetuneSpec", "training.base.load_base"),
     "results": (
-        *("adapters.peft", "training.laboratory", "training.packing", "training.halving", "training.executor"),
+        *("adapters.peft", "training.base.load_base"),
+        *("training.laboratory", "training.packing", "training.halving", "training.executor"),
     ),
 }
 # Fields of a syntax tree that say nothing about numbers: annotations, error messages and bookkeeping of `ast`.

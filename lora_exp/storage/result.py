@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.spec import AdapterSpec, RunSpec, from_dict
+from lora_exp.errors import LoraExpError
 
 RESULT, ADAPTER, PREDICTIONS = "result.json", "adapter.safetensors", "predictions.safetensors"
 # Provenance of an adapter that was trained elsewhere: the folder it came from.
@@ -195,6 +196,16 @@ def from_json(text: str) -> RunResult:
 def read(folder: Path) -> RunResult:
     """The result stored in a run's folder."""
     return from_json((folder / RESULT).read_text(encoding="utf-8"))
+
+
+def read_run(folder: Path) -> RunResult:
+    """The result of the run (or the job of a sweep) in `folder`. Raises LoraExpError when there is none."""
+    try:
+        return read(folder)
+    except FileNotFoundError as error:
+        raise LoraExpError(f"{folder}: holds no {RESULT}, so it is not the folder of a finished run") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoraExpError(f"{folder / RESULT}: can't be read ({' '.join(repr(error).split())})") from error
 
 
 def _alpha(spec: AdapterSpec) -> float | str | None:

@@ -29,7 +29,7 @@ def plan_text(laboratory: Laboratory, specs: Sequence[RunSpec]) -> str:
     total = 0.0
     by_base: dict[str, list[RunSpec]] = {}
     for spec in missing:
-        by_base.setdefault(spec.base_key, []).append(spec)
+        by_base.setdefault(spec.base_spec_key, []).append(spec)
     for jobs in by_base.values():
         seconds, more = _base_lines(laboratory, jobs, rate)
         total += seconds

@@ -17,14 +17,14 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from lora_exp.commands.export import adapted_run
+from lora_exp.config.compose import saved_settings
 from lora_exp.config.fields import is_name
 from lora_exp.config.spec import MEAN, SIDE, STD
 from lora_exp.errors import LoraExpError
 from lora_exp.executors.choice import laboratory
 from lora_exp.model.base import plain_module
 from lora_exp.storage.provenance import versions
-from lora_exp.storage.result import PREDICTIONS, RunResult
-from lora_exp.storage.run_folder import read_run, run_settings
+from lora_exp.storage.result import PREDICTIONS, RunResult, read_run
 from lora_exp.tracking.connection import one_line
 from lora_exp.tracking.delivery import recorded_run
 from lora_exp.tracking.facts import parameters_of
@@ -52,7 +52,7 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
         raise LoraExpError(f"--name {name}: must be a name without slashes and colons, of at most 200 bytes")
     if result.diverged:
         raise LoraExpError(f"{folder}: the run diverged at step {result.outcome.diverged_at}: it classifies nothing")
-    settings = run_settings(result, overrides)
+    settings = saved_settings(result.provenance["config"], overrides)
     recorder = Recorder.open(settings.tracking)
     module = plain_module(adapted_run(folder, overrides).merge())
     images, _ = laboratory(settings).test_pictures(result.spec)

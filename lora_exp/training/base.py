@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from lora_exp.config.compose import saved_settings
 from lora_exp.config.spec import CLASSES, ModelSpec, RunSpec
+from lora_exp.errors import LoraExpError
 from lora_exp.model.base import BaseModel, assemble, train
 from lora_exp.model.data import ImageData, Split
+from lora_exp.storage.result import read_run
 from lora_exp.storage.store import Store
+from lora_exp.storage.sweep_folder import run_command
 from lora_exp.training.evaluation import Predictions, predict_base
 
 log = logging.getLogger(__name__)
@@ -64,6 +70,30 @@ def stored_model(spec: ModelSpec, files: Mapping[str, bytes], device: torch.devi
     if model.sha256().encode() != files.get(SHA256):
         raise ValueError(f"{WEIGHTS}: holds other weights than {SHA256} says")
     return model
+
+
+def load_base(folder: str | Path, overrides: Sequence[str] = ()) -> BaseModel:
+    """The base of the run in `folder`, on the CPU, found in the run's store by the hash in the run's result.
+
+    So a base that another version of this package or of torch trained is found too. `overrides` are of the run's
+    settings, such as `store.folder=elsewhere` where the store has moved. Raises LoraExpError when `folder` holds no
+    run, when the store has no such base, and for an override that is not allowed.
+    """
+    result = read_run(Path(folder))
+    settings = saved_settings(result.provenance["config"], overrides)
+    store, sha256 = Store(Path(settings.store.folder).absolute()), result.outcome.base_sha256_before
+    for key in store.holding("bases", SHA256, sha256.encode()):
+        files = store.get("bases", key)
+        try:
+            if files is not None:
+                return stored_model(result.spec.model, files, torch.device("cpu"))
+        except ValueError as error:
+            log.warning("store entry bases %s: %s", key[:12], error)
+    command = run_command(shlex.join(result.provenance["overrides"]))
+    raise LoraExpError(
+        f"{folder}: its base {sha256[:12]} is not in {store.root}; name the store with store.folder=FOLDER, or make "
+        f"run and base again: {command}"
+    )
 
 
 def read_base(spec: RunSpec, data: ImageData, files: Mapping[str, bytes], device: torch.device) -> TrainedBase:

@@ -116,7 +116,7 @@ def select(
 def _group(spec: RunSpec) -> tuple[Any, ...]:
     """What competing jobs have in common."""
     how = spec.finetune
-    return (spec.base_key, how.digit, how.seed, how.steps, how.epochs, how.replay)
+    return (spec.base_spec_key, how.digit, how.seed, how.steps, how.epochs, how.replay)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Laboratory:
             if known is None and (self.halving is None or len(specs) == 1):
                 known = self._stored(spec)
             if known is None:
-                missing.setdefault(spec.base_key, []).append(spec)
+                missing.setdefault(spec.base_spec_key, []).append(spec)
             else:
                 yield spec, known
         for sharing_a_base in missing.values():
@@ -128,7 +128,7 @@ class Laboratory:
 
     def base_key(self, spec: RunSpec) -> str:
         """Hash everything that determines a base: the store's key of it."""
-        return digest([spec.base_key, *self.circumstances(spec, "bases")])
+        return digest([spec.base_spec_key, *self.circumstances(spec, "bases")])
 
     def result_key(self, spec: RunSpec) -> str:
         """Hash everything that determines a result: the store's key of it."""
