@@ -40,7 +40,7 @@ FACES = {
     "storage": "result table sweep_file sweep_folder store pruning provenance leases",
     "model": "data architecture base",
     "adapters": "plan pack adapted peft initialisation",
-    "training": "laboratory base packing pack halving checkpoint",
+    "training": "laboratory executor base packing pack halving checkpoint",
     "executors": "choice",
     "report": "write terminal figures search_section claims.catalogue",
     "tracking": "connection recorder reader delivery registry",
