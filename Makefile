@@ -1,11 +1,11 @@
-# make sweep: the first thing to try.  make test: everything that CI checks.
+# make sweep: the first thing to try.  make test: all that CI checks.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINIMUM := .venv-minimum
 AUDIT := .venv-audit
 TESTS := python -m pytest --numprocesses 2 --dist worksteal
-# Threads that wait actively would take the core of the other half of the tests.
+# Threads that wait actively would take the core that the other half of the tests needs.
 test minimum: export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: sweep test minimum audit setup browser example clean
@@ -19,8 +19,8 @@ test: setup browser
 	$(BIN)/mypy
 	$(BIN)/$(TESTS)
 
-# The tests with every library at the oldest version that pyproject.toml allows, torch and what tests need besides as
-# they are in .venv.
+# The tests with each library at the oldest version that pyproject.toml allows; torch and the test tools are those of
+# .venv.
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 minimum: setup browser
 	$(BIN)/python -m venv --clear $(MINIMUM)
@@ -28,9 +28,9 @@ minimum: setup browser
 	$(MINIMUM)/bin/python -m pip install --quiet --requirement $(MINIMUM)/pins.txt
 	$(MINIMUM)/bin/python -m pip install --quiet --no-deps --editable .
 	$(BIN)/python -c '$(SITE)' > "$$($(MINIMUM)/bin/python -c '$(SITE)')/others.pth"
-	$(MINIMUM)/bin/$(TESTS) -W ignore::DeprecationWarning  # old libraries over newer ones of their own
+	$(MINIMUM)/bin/$(TESTS) -W ignore::DeprecationWarning  # old libraries get these from newer dependencies
 
-# Known weaknesses of the installed libraries; needs the network. docs/safety.md says how to read it.
+# Known vulnerabilities of the installed libraries; needs the network. docs/safety.md explains the output.
 audit: setup
 	$(BIN)/python -m venv $(AUDIT)
 	$(AUDIT)/bin/python -m pip install --quiet pip-audit
@@ -44,13 +44,13 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-# The tests look at pages in Debian's Chromium.
+# The tests open pages in Chromium; this installs Debian's.
 browser:
 	@command -v chromium > /dev/null || if [ "$$(id -u)" = 0 ]; then \
 		apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends chromium; \
 	else echo "chromium is missing; install it: sudo apt-get install chromium"; exit 1; fi
 
-# The one report that git keeps.
+# The example report, which is kept in git.
 example: setup
 	$(BIN)/lora-exp experiment=rank_by_digit report.name=example
 

@@ -339,7 +339,7 @@ def command(lab: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (["adapter.rank=range(3,1)"], "adapter.rank=range(3,1): has no values"),
         (
             ["adapter.rank=tag(big,choice(1,2))"],
-            "adapter.rank=tag(big,choice(1,2)): must be like choice(1,2,4), range(",
+            "adapter.rank=tag(big,choice(1,2)): must be written like choice(1,2,4), range(",
         ),
         (["finetune.learning_rate=interval(1,0.1)"], "must go from a number to a larger one"),
         (["finetune.learning_rate=tag(log,interval(0,1))"], "must go from a number to a larger one, above 0"),

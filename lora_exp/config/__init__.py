@@ -1,5 +1,7 @@
 """What a run is and which value each key may hold; and from YAML and overrides to checked dataclasses.
 
+In reading order:
+
 - `fields`: dataclass fields that say, in words and in code, what a key may hold
 - `methods`: the fine-tuning methods by name
 - `spec`: everything that determines the numbers of a run, as frozen dataclasses

@@ -1,5 +1,7 @@
 """The Hydra application: from overrides to jobs, and around the jobs what every sweep does.
 
+In reading order:
+
 - `job`: one job, from a config to a result in its folder and a run in MLflow
 - `job_configs`: the configs of a sweep's jobs, composed quickly
 - `launcher`: trains the results of all jobs in packs, then runs each job in its folder

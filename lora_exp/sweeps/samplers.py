@@ -2,8 +2,8 @@
 
 A sampler is a function of the seed, the job's number and the trials so far, and keeps no state, so a search that is
 resumed in another process samples the same trials. `tpe`, `nsga2` and `random` are Optuna's. Its CMA-ES sampler is not
-used because it pickles its state into the study, and unpickling can run code; its QMC sampler is not used because it
-draws the whole first batch at random.
+used because it keeps its state in the study in a format that can run code when it is read; its QMC sampler is not used
+because it draws the whole first batch at random.
 """
 
 from __future__ import annotations

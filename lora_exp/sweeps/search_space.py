@@ -203,10 +203,10 @@ def _dimension(key: str, override: Override) -> Dimension:
     sweep: Any = override.value()
     tags = set(getattr(sweep, "tags", ()))
     if tags - {"log"} or (tags and not override.is_interval_sweep()):
-        raise LoraExpError(f"{given}: must be like {SYNTAX}")
+        raise LoraExpError(f"{given}: must be written like {SYNTAX}")
     if override.is_interval_sweep():
         low, high = sweep.start, sweep.end
-        # int(interval(...)) may leave one end as it was written.
+        # Hydra's int() may convert only one end of an interval.
         if isinstance(low, int) != isinstance(high, int):
             low, high = float(low), float(high)
         if not (math.isfinite(low) and math.isfinite(high) and low < high and (low > 0 or not tags)):
@@ -214,15 +214,14 @@ def _dimension(key: str, override: Override) -> Dimension:
                 f"{given}: must go from a number to a larger one{', above 0 with tag(log,...)' * bool(tags)}"
             )
         return Interval(key, low, high, log=bool(tags))
+    dimension: Choice | Range
     if override.is_range_sweep():
-        numbers = tuple(sorted(float(n) if isinstance(n, float) else int(n) for n in sweep.range()))
-        if not numbers:
-            raise LoraExpError(f"{given}: has no values")
-        return Range(key, numbers)
-    values = tuple(dict.fromkeys(override.sweep_string_iterator()))
-    if not values:
+        dimension = Range(key, tuple(sorted(float(n) if isinstance(n, float) else int(n) for n in sweep.range())))
+    else:
+        dimension = Choice(key, tuple(dict.fromkeys(override.sweep_string_iterator())))
+    if not dimension.values:
         raise LoraExpError(f"{given}: has no values")
-    return Choice(key, values)
+    return dimension
 
 
 def _place(unit: float, count: int) -> int:

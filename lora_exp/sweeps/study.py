@@ -10,7 +10,7 @@ import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_exp.config.settings import SearchSettings
 from lora_exp.errors import LoraExpError
@@ -18,7 +18,6 @@ from lora_exp.sweeps.samplers import optuna_sampler, suggest
 from lora_exp.sweeps.search_space import Space
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
 STUDY, LOCK = "study.db", "study.lock"
@@ -34,6 +33,8 @@ class Study:
         Raises LoraExpError when the file can't be read or is the study of another search.
         """
         import optuna
+        from optuna.storages import RDBStorage
+        from sqlalchemy import URL
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._settings, self._distributions = space, settings, space.distributions()
@@ -41,9 +42,10 @@ class Study:
         self._memory = optuna.create_study(directions=directions)
         self._studies = [self._memory]
         if file is not None:
+            url = URL.create("sqlite", database=str(file)).render_as_string()
             with _readable(file):
                 kept = optuna.create_study(
-                    storage=_storage(file), study_name="search", directions=directions, load_if_exists=True
+                    storage=RDBStorage(url), study_name="search", directions=directions, load_if_exists=True
                 )
                 self._memory.add_trials(kept.get_trials())
                 self._studies.insert(0, kept)  # each change goes to the file first
@@ -129,15 +131,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def _storage(file: Path) -> RDBStorage:
-    from optuna.storages import RDBStorage
-    from sqlalchemy import URL
-
-    return RDBStorage(URL.create("sqlite", database=str(file)).render_as_string())
-
-
 @contextmanager
-def _readable(file: Path) -> Iterator[Any]:
+def _readable(file: Path) -> Iterator[None]:
+    """A block whose errors mean that `file` can't be read as the study of this search."""
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
