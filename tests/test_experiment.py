@@ -17,10 +17,11 @@ from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, 
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, Outcome, from_json
 from lora_exp.storage.store import Store
+from lora_exp.storage.sweep_file import Failure
 from lora_exp.training import laboratory as experiment
 from lora_exp.training import packing
 from lora_exp.training.checkpoint import Checkpoint
-from lora_exp.training.laboratory import Failure, Files, Laboratory
+from lora_exp.training.laboratory import Files, Laboratory
 
 MODEL, DATA = ModelSpec((48, 32)), DataSpec("mnist", validation=200, limit=3000)
 

@@ -12,8 +12,6 @@ from lora_exp.config.executor_settings import ExecutorSettings
 from lora_exp.config.fields import allow, integer, is_int, is_name, is_number, is_text
 from lora_exp.config.spec import checked
 from lora_exp.errors import LoraExpError
-from lora_exp.report.claims.catalogue import CLAIMS
-from lora_exp.storage.objectives import ERRORS, OBJECTIVES
 from lora_exp.training.halving import Halving
 
 if TYPE_CHECKING:
@@ -25,6 +23,18 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda", "mps")
 TRACKING = ("sqlite", "server", "off")
 SAMPLERS = ("tpe", "nsga2", "cmaes", "random", "grid", "qmc")
+# Error measures by which jobs are compared, and what a search may minimise.
+ERRORS = ("target_error", "forgetting", "both_errors")
+OBJECTIVES = (*ERRORS, "parameters")
+# Claims of papers that a report can judge; `report.claims.catalogue` has a function for each.
+CLAIMS = (
+    "rank_saturates",
+    "learns_less_forgets_less",
+    "rslora_high_rank",
+    "lora_plus_faster",
+    "pissa_odd_even",
+    "replay_price",
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The report as one page that needs nothing else: its styles, its script, Plotly and the data are inside."""
+"""The report as one HTML file: styles, script, Plotly and data are inside, so it loads nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_exp.report.document import Picture, Section
+from lora_exp.report.document import Picture, Section, on_one_line
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -25,9 +25,9 @@ def html(
     data: dict[str, Any],
     figures: Path,
 ) -> str:
-    """The page: sections, charts drawn from `data` (as of `page_data`) and the table `runs`, and more sections.
+    """Write the page: the `first` sections, charts of `data` (from `page_data`), the table `runs`, the `last` sections.
 
-    Without `runs` there are no charts. Pictures of the sections are read from the folder `figures`.
+    Without `runs` there are no charts. The pictures in the sections are files of the folder `figures`.
     """
     from markupsafe import Markup
 
@@ -40,8 +40,8 @@ def html(
         only_ranks=all(kind.startswith("rank ") for kind in data["kinds"]),
         images={name: _data_url(figures / name) for name in pictures},
         kind=lambda value: type(value).__name__,
-        heading=lambda text: text.replace("-\n", "").replace("\n", " "),
-        # Nothing in a script element is unescaped by a browser, so only `<` must not stand there.
+        heading=on_one_line,
+        # A browser unescapes nothing in a script element, so `<` must not occur there.
         data=Markup(json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")),  # noqa: S704
         style=_part("page.css"),
         script=_part("page.js"),
@@ -60,7 +60,7 @@ def _template() -> Template:
 def _part(name: str) -> str:
     from markupsafe import Markup
 
-    return Markup((PARTS / name).read_text(encoding="utf-8"))  # noqa: S704  # a file of ours
+    return Markup((PARTS / name).read_text(encoding="utf-8"))  # noqa: S704  # our own file
 
 
 def _plotly() -> str:

@@ -22,7 +22,6 @@ from lora_exp.config.compose import read, refusing
 from lora_exp.config.fields import CLASSES
 from lora_exp.config.spec import DataSpec
 from lora_exp.errors import LoraExpError
-from lora_exp.storage.objectives import values_of
 from lora_exp.storage.sweep_file import SWEEP, note, read_about
 from lora_exp.sweeps.job import finished_run, open_laboratory
 from lora_exp.sweeps.job_configs import JobConfigs
@@ -114,7 +113,7 @@ def _tell(study: Study, jobs: range, chosen: SearchSettings, configs: JobConfigs
             continue
         result = finished_run(folder / str(job), read(configs.own(overrides[job]))[0])
         is_sound = result is not None and not result.diverged
-        study.tell(job, values_of(result, chosen.objectives) if result is not None and is_sound else None)
+        study.tell(job, result.objectives(chosen.objectives) if result is not None and is_sound else None)
 
 
 def _end_of_batch(done: int, chosen: SearchSettings) -> int:

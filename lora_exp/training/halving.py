@@ -9,13 +9,13 @@ on does not depend on which pack was fastest).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lora_exp.config.spec import RunSpec
+from lora_exp.storage.sweep_file import Stopped
 
 
 @dataclass(frozen=True)
@@ -25,30 +25,6 @@ class Halving:
     eta: float
     first: int
     objective: str
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """A job that did not go on after `step` of `steps` steps: its validation error and the highest that went on.
-
-    `rivals` counts the jobs of its group at that rung, itself included. Errors are rates from 0 to 1.
-    """
-
-    step: int
-    steps: int
-    objective: str
-    error: float
-    limit: float
-    rivals: int
-
-    @property
-    def reason(self) -> str:
-        """In one line."""
-        measured = "diverged" if math.isnan(self.error) else f"{100 * self.error:.2f} %"
-        return (
-            f"stopped after {self.step} of {self.steps} steps: its validation {self.objective.replace('_', ' ')} "
-            f"({measured}) was not among the lowest of {self.rivals} jobs, up to {100 * self.limit:.2f} %"
-        )
 
 
 def rungs(halving: Halving, most_steps: int) -> list[int]:
@@ -95,15 +71,3 @@ def judged(
             if spec not in kept:
                 stopped[spec] = Stopped(step, steps[spec], halving.objective, error, limit, len(group))
     return on, stopped
-
-
-def to_dict(stopped: Stopped) -> dict[str, Any]:
-    """As JSON holds it: NaN is written as null."""
-    values = dataclasses.asdict(stopped)
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
-
-
-def from_dict(values: Mapping[str, Any]) -> Stopped:
-    """What `to_dict` made. Raises KeyError or TypeError when it is something else."""
-    numbers = {name: math.nan if values[name] is None else float(values[name]) for name in ("error", "limit")}
-    return Stopped(**{**values, **numbers})

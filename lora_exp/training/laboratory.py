@@ -26,21 +26,14 @@ from lora_exp.model.data import ImageData, load, pictures
 from lora_exp.storage.provenance import BASE_MODULES, RESULT_MODULES, code_version, provenance
 from lora_exp.storage.result import RESULT, RunResult
 from lora_exp.storage.store import Store
+from lora_exp.storage.sweep_file import Failure, Stopped
 from lora_exp.training.base import TrainedBase, trained_base
 from lora_exp.training.checkpoint import Checkpoint
-from lora_exp.training.halving import Halving, Stopped
+from lora_exp.training.halving import Halving
 from lora_exp.training.pack import Bench
 from lora_exp.training.packing import plan_packs
 from lora_exp.training.rung_training import RungTraining
 from lora_exp.training.workload import Workload
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a job has no result, in one line."""
-
-    error: str
-
 
 Files = dict[str, bytes]
 Find = Callable[[RunSpec], Files | None]

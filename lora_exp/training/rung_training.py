@@ -15,11 +15,12 @@ from typing import Any
 
 from lora_exp.config.spec import RunSpec, digest
 from lora_exp.executors.local import Progress
-from lora_exp.storage.objectives import error_of
+from lora_exp.storage.result import error_of
 from lora_exp.storage.store import Store
+from lora_exp.storage.sweep_file import Stopped
 from lora_exp.training.checkpoint import Checkpoint, decoded
 from lora_exp.training.evaluation import summarise
-from lora_exp.training.halving import Halving, Stopped, judged, rungs
+from lora_exp.training.halving import Halving, judged, rungs
 from lora_exp.training.pack import Bench
 
 CHECKPOINT, RUNG = "checkpoint.safetensors", "rung.json"
