@@ -97,9 +97,7 @@ def test_seeds_that_a_setting_lacks_are_left_out_of_the_tests_only() -> None:
     assert [setting.seeds for setting in found.settings] == [5, 3]
     assert found.seeds == 3 and found.rankings
     few = compared(whole[~((whole["rank"] == 2) & (whole["seed"] > 1))].reset_index(drop=True))
-    assert few.sentences() == [
-        f"All settings have 2 of 5 seeds in common; a test needs at least {LEAST_SEEDS}."
-    ]
+    assert few.sentences() == [f"All settings have 2 of 5 seeds in common; a test needs at least {LEAST_SEEDS}."]
     apart = compared(whole[(whole["rank"] == 1) == (whole["seed"] > 2)].reset_index(drop=True))
     assert apart.sentences()[0].startswith("No seed and digit are common to all settings")
 

@@ -113,15 +113,15 @@ def test_a_folder_without_runs_is_refused_in_one_line(tmp_path: Path, content: s
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_predictions_come_back_and_damaged_ones_as_none(folder: Path, tmp_path: Path) -> None:
+def test_predictions_come_back_and_damaged_ones_are_refused(folder: Path, tmp_path: Path) -> None:
     run = made.made_run(LABELS)
     other = read_sweep(made.write_sweep(tmp_path / "sweep", [run, None]))
     predictions = other.predictions(0)
-    assert predictions is not None
     assert all(np.array_equal(predictions[name], run[1][name]) for name in run[1])
     (tmp_path / "sweep" / "0" / PREDICTIONS).write_bytes(b"not a safetensors file")
-    assert other.predictions(0) is None
-    assert other.predictions(1) is None
+    for job in (0, 1):
+        with pytest.raises(ValueError, match="its predictions can't be read"):
+            other.predictions(job)
 
 
 def test_the_command_of_a_row_runs_that_job_alone() -> None:

@@ -7,12 +7,12 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
 
 from lora_exp.report.document import Picture, Section, on_one_line
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 PARTS = Path(__file__).parent / "page"
 
@@ -29,8 +29,6 @@ def html(
 
     Without `runs` there are no charts. The pictures in the sections are files of the folder `figures`.
     """
-    from markupsafe import Markup
-
     pictures = [block.file for section in (*first, *last) for block in section.blocks if isinstance(block, Picture)]
     return _template().render(
         title=title,
@@ -51,20 +49,15 @@ def html(
 
 @functools.cache
 def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string((PARTS / "page.html").read_text(encoding="utf-8"))
 
 
 def _part(name: str) -> str:
-    from markupsafe import Markup
-
     return Markup((PARTS / name).read_text(encoding="utf-8"))  # noqa: S704  # our own file
 
 
 def _plotly() -> str:
-    from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     return Markup(get_plotlyjs())  # noqa: S704  # Plotly's own file

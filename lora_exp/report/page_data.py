@@ -119,10 +119,8 @@ def _thinned(losses: Sequence[float], most: int) -> list[list[float]]:
 
 def _gallery(sweep: Sweep, job: int, labels: NDArray[Any], most: tuple[int, int]) -> dict[str, Any]:
     """Images [index, prediction before, after, confidence before, after], and how many there are of each part."""
-    predictions = sweep.predictions(job)
     try:
-        if predictions is None:
-            raise ValueError("its predictions can't be read")
+        predictions = sweep.predictions(job)
         changed = changes(sweep.results[job], predictions, labels)
     except ValueError as error:
         return {"why_not": f"No images: {error}."}

@@ -27,10 +27,15 @@ class Interval:
     high: float
     confidence: float = 1 - CHANCE
 
+    def cells(self, unit: str, signed: bool = True) -> tuple[str, str]:
+        """Return `+0.17` and `+0.05 to +0.29`."""
+        mean, low, high = (in_unit(value, unit, signed) for value in (self.mean, self.low, self.high))
+        return mean, f"{low} to {high}"
+
     def text(self, unit: str) -> str:
-        """`+0.17 points (+0.05 to +0.29)`."""
-        mean, low, high = (written(value, unit) for value in (self.mean, self.low, self.high))
-        return f"{mean} {unit} ({low} to {high})"
+        """Return `+0.17 points (+0.05 to +0.29)`."""
+        mean, limits = self.cells(unit)
+        return f"{mean} {unit} ({limits})"
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Answer:
     def text(self) -> str:
         """Write the difference with its interval, the margin and the outcome."""
         question = self.question
-        margin = written(question.margin, question.unit) if question.margin else "0"
+        margin = in_unit(question.margin, question.unit) if question.margin else "0"
         return f"{question.what} {self.interval.text(question.unit)}, claimed below {margin}: {self.outcome}"
 
 
@@ -84,7 +89,7 @@ def interval(values: Sequence[float], confidence: float = 1 - CHANCE) -> Interva
     return _mean_test(values, 0.0, confidence)[1]
 
 
-def written(value: float, unit: str, signed: bool = True) -> str:
+def in_unit(value: float, unit: str, signed: bool = True) -> str:
     """Write a number with the decimals of its unit, without a minus zero."""
     return f"{value:{'+' if signed else ''}z.{DECIMALS[unit]}f}"
 

@@ -30,11 +30,7 @@ def heat_maps(frame: pd.DataFrame) -> Figure:
     wide = first.shape[1] > 12
     rows, columns = first.shape
     width, height = 1.6 + max(2.2, min(9.0, 0.62 * columns)), 1.3 + max(0.9, 0.38 * rows)
-    figure, all_axes = empty_figure(
-        *((width, 2 * height) if wide else (2 * width, height)),
-        rows=2 if wide else 1,
-        columns=1 if wide else 2,
-    )
+    figure, all_axes = empty_figure(width, 2 * height, rows=2) if wide else empty_figure(2 * width, height, columns=2)
     for axes, name, title, unit in (
         (all_axes[0], "target_error", "Error on the target digit", "%"),
         (all_axes[1], "forgetting", "Forgetting: rise of the error on the others", "percentage points"),
@@ -78,36 +74,19 @@ def parameters_against_error(frame: pd.DataFrame) -> Figure:
         lines = 100 * runs.groupby([size, "digit"])[name].mean().unstack()
         if lines.shape[1] > 1:
             for digit in lines:
-                axes.plot(
-                    lines.index,
-                    lines[digit],
-                    color=FAINT,
-                    lw=0.8,
-                    alpha=0.35 if crowded else 0.7,
-                    marker=".",
-                    ms=4,
-                )
+                alpha = 0.35 if crowded else 0.7
+                axes.plot(lines.index, lines[digit], color=FAINT, lw=0.8, alpha=alpha, marker=".", ms=4)
         mean = 100 * runs.groupby(size)[name].mean()
-        axes.plot(
-            mean.index,
-            mean,
-            color=ORANGE,
-            lw=2.4,
-            marker="o",
-            ms=3 if crowded else 6,
-            label="after fine-tuning, mean",
-        )
+        label, size_of_mark = "after fine-tuning, mean", 3 if crowded else 6
+        axes.plot(mean.index, mean, color=ORANGE, lw=2.4, marker="o", ms=size_of_mark, label=label)
         axes.axhline(100 * runs[f"{name}_before"].mean(), color=BLUE, ls="--", lw=1.5, label="before, mean")
         _size_axis(axes, [int(at) for at in mean.index])
         axes.set_ylim(bottom=0)
         axes.set_ylabel("error rate (%)")
         axes.set_title(title, fontsize=10)
         if 1 < lines.shape[1] <= CLASSES:
-            _label_ends(
-                axes,
-                int(lines.index[-1]),
-                {str(digit): end for digit, end in lines.iloc[-1].dropna().items()},
-            )
+            ends = {str(digit): end for digit, end in lines.iloc[-1].dropna().items()}
+            _label_ends(axes, int(lines.index[-1]), ends)
     faint = "; faint: one line per target digit" if runs["digit"].nunique() > 1 else ""
     all_axes[0].legend(frameon=False, fontsize=8.5)
     figure.suptitle(f"What more adapter parameters bring, and what they cost{faint}", fontsize=11)
@@ -145,13 +124,6 @@ def _label_ends(axes: Axes, x: int, ends: Mapping[str, float]) -> None:
     y = -np.inf
     for label, value in sorted(ends.items(), key=lambda end: end[1]):
         y = max(y + apart, value)
-        axes.annotate(
-            label,
-            (x, value),
-            (1.01, y),
-            textcoords=("axes fraction", "data"),
-            arrowprops={"arrowstyle": "-", "color": "#CCCCCC", "lw": 0.6},
-            va="center",
-            fontsize=8,
-            color=FAINT,
-        )
+        place, arrow = ("axes fraction", "data"), {"arrowstyle": "-", "color": "#CCCCCC", "lw": 0.6}
+        annotation = axes.annotate(label, (x, value), (1.01, y), textcoords=place, arrowprops=arrow)
+        annotation.set(va="center", fontsize=8, color=FAINT)

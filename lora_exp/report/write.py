@@ -25,10 +25,10 @@ from lora_exp.report.html import html
 from lora_exp.report.page_data import page_data
 from lora_exp.report.search_section import search_section
 from lora_exp.report.seeds import compare
-from lora_exp.report.tables import differing, percent, points, run_text
+from lora_exp.report.tables import differing, errors_text, percent, points, run_text
 from lora_exp.storage.sweep_file import check_report_place
 from lora_exp.storage.sweep_folder import Sweep
-from lora_exp.storage.table import both_errors, finished, representative
+from lora_exp.storage.table import both_errors, finished, representative, row_of
 
 
 def write_report(
@@ -44,7 +44,8 @@ def write_report(
     fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{which}") for which in ("new", "old"))
     (fresh / "figures").mkdir(parents=True)
     try:
-        table = sweep.frame.assign(folder=[_inside(sweep.folder, folder) for folder in sweep.frame["folder"]])
+        folders = [Path(folder).relative_to(sweep.folder).as_posix() for folder in sweep.frame["folder"]]
+        table = sweep.frame.assign(folder=folders)
         table.to_csv(fresh / "summary.csv", index=False)
         table.to_parquet(fresh / "summary.parquet", index=False)
         drawn = _draw(sweep, pictures, labels, fresh / "figures")
@@ -119,10 +120,6 @@ def _write_pages(
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _inside(folder: Path, place: str) -> str:
-    return Path(place).relative_to(folder).as_posix()
-
-
 def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folder: Path) -> dict[str, Picture | str]:
     """Draw the figures of the sweep into `folder`: title -> the picture, or why there is none."""
     drawn: dict[str, Picture | str] = {}
@@ -149,24 +146,19 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
         )
     shown = representative(sweep.frame)
     if shown is not None:
-        result, predictions = sweep.results[shown], sweep.predictions(shown)
+        result = sweep.results[shown]
         why = f"Job {shown}, {result.description}"
         why += ": the lowest sum of target error and other error." if len(runs) > 1 else "."
-        out = result.outcome
         add(
             "Errors per digit",
             "errors_per_digit",
             figures.error_bars(result),
-            f"Bars of every digit's error rate before and after: the target's goes from "
-            f"{percent(out.target_error_before)} % to {percent(out.target_error)} %, the others' mean from "
-            f"{percent(out.other_error_before)} % to {percent(out.other_error)} %",
+            f"Bars of every digit's error rate before and after: {errors_text(row_of(result))}",
             why,
         )
         title = "Wrongly predicted digits"
         try:
-            if predictions is None:
-                raise ValueError("its predictions can't be read")
-            figure = figures.wrong_digits(result, predictions, pictures, labels)
+            figure = figures.wrong_digits(result, sweep.predictions(shown), pictures, labels)
         except ValueError as error:
             drawn[title] = f"No figure for job {shown}: {error}."
         else:

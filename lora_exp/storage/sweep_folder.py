@@ -41,8 +41,8 @@ class Sweep:
     stopped: dict[int, Stopped] = field(default_factory=dict)
     search: dict[str, Any] | None = None
 
-    def predictions(self, job: int) -> dict[str, NDArray[Any]] | None:
-        """Read what job `job` predicted for the N test images; None when its file is absent or damaged.
+    def predictions(self, job: int) -> dict[str, NDArray[Any]]:
+        """Read what job `job` predicted for the N test images. Raises ValueError when its file is absent or damaged.
 
         Keys: `before_predicted`, `predicted` (uint8 [N]), `before_confidence`, `confidence` (float32 [N]).
         """
@@ -51,8 +51,8 @@ class Sweep:
 
         try:
             loaded: dict[str, NDArray[Any]] = load_file(Path(self.frame["folder"].iloc[job]) / PREDICTIONS)
-        except (OSError, SafetensorError):
-            return None
+        except (OSError, SafetensorError) as error:
+            raise ValueError("its predictions can't be read") from error
         return loaded
 
 

@@ -79,12 +79,7 @@ COLUMNS: dict[str, Column] = {
         Column("overhead_percent", NUMBER, lambda run: run.outcome.overhead_percent),
         Column("base_unchanged", TRUTH, lambda run: run.outcome.base_unchanged),
         Column("adapter_off_equals_base", TRUTH, lambda run: run.outcome.adapter_off_equals_base),
-        Column(
-            "final_loss",
-            NUMBER,
-            lambda run: run.outcome.loss_curve[-1] if run.outcome.loss_curve else None,
-            of_training=True,
-        ),
+        Column("final_loss", NUMBER, lambda run: run.outcome.final_loss, of_training=True),
         *(column for digit in range(CLASSES) for column in _errors(digit)),
         Column("spec_key", TEXT, lambda run: run.spec.key, of_training=True),
         Column("error", TEXT),

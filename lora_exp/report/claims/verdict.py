@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lora_exp.report.claims.evidence import Line, Runs
 from lora_exp.report.document import Block, Grid, Paragraph, Picture, Section, Strong, paragraphs
-from lora_exp.report.statistics import Answer, Interval, written
+from lora_exp.report.statistics import Answer, Interval, in_unit
 
 CLAIM_FIGURE = "claim.png"
 ANSWER_HEADINGS = ["compared", "measure", "mean", "interval", "confidence (%)", "claimed: below", "seeds", "outcome"]
@@ -40,7 +40,7 @@ class Side:
 
     def text(self) -> str:
         """Return the label with both means."""
-        return f"{self.label} {self.target_error.mean:.2f} % and {written(self.forgetting.mean, 'points')} points"
+        return f"{self.label} {self.target_error.mean:.2f} % and {in_unit(self.forgetting.mean, 'points')} points"
 
 
 @dataclass(frozen=True)
@@ -115,17 +115,13 @@ def claim_section(verdict: Verdict) -> Section:
 
 def _answer_cells(answer: Answer) -> list[str]:
     question, interval = answer.question, answer.interval
-    mean, low, high, margin = (
-        written(value, question.unit) for value in (interval.mean, interval.low, interval.high, question.margin)
-    )
+    mean, limits = interval.cells(question.unit)
+    margin = in_unit(question.margin, question.unit)
     confidence, seeds = f"{100 * interval.confidence:.3g}", str(len(question.differences))
     measure = f"{question.measure} ({question.unit})"
-    return [question.what, measure, mean, f"{low} to {high}", confidence, margin, seeds, answer.outcome]
+    return [question.what, measure, mean, limits, confidence, margin, seeds, answer.outcome]
 
 
 def _side_cells(side: Side) -> list[str]:
-    cells = []
-    for interval, unit, signed in ((side.target_error, "%", False), (side.forgetting, "points", True)):
-        mean, low, high = (written(value, unit, signed) for value in (interval.mean, interval.low, interval.high))
-        cells.append(f"{mean} ({low} to {high})")
-    return [side.label, *cells]
+    pairs = side.target_error.cells("%", signed=False), side.forgetting.cells("points")
+    return [side.label, *(f"{mean} ({limits})" for mean, limits in pairs)]
