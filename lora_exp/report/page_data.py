@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from lora_exp.report.figures import changes, spread
-from lora_exp.report.tables import ALWAYS, MEASURES, differing, heading, runs_table, setting_text
+from lora_exp.report.tables import ALWAYS, MEASURES, differing, heading, runs_table, setting_text, values_of
 from lora_exp.storage.result import ClassErrors, kind_label
 from lora_exp.storage.sweep_folder import Sweep, run_command
-from lora_exp.storage.table import digits_of, finished, representative
+from lora_exp.storage.table import finished, representative
 
 FEW_RUNS = 100  # with more, the page holds less of each, so that it stays small and fast
 CURVE_POINTS = {True: 60, False: 25}  # of a loss curve, with few or many runs
@@ -64,7 +63,7 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
             }
         )
     return {
-        "settings": {name: {"title": heading(name), "values": _values(runs[name], name)} for name in names},
+        "settings": {name: {"title": heading(name), "values": values_of(runs[name])} for name in names},
         "kinds": [kind_label(kind) for kind in kinds],
         "measures": list(MEASURES),
         "runs": rows,
@@ -92,19 +91,6 @@ def wilson(evaluations: Sequence[ClassErrors]) -> dict[str, list[float]]:
 def _class_errors(errors: ClassErrors) -> dict[str, Any]:
     """Errors by class, and the confusion matrix as one list, row by row of the true class."""
     return {"errors": errors.errors, "confusion": [count for row in errors.confusion for count in row]}
-
-
-def _values(column: pd.Series[Any], name: str) -> list[str]:
-    """The distinct values of a setting in order, as text."""
-    values = column.drop_duplicates().tolist()
-    numbers = all(pd.isna(value) or not isinstance(value, str) for value in values)
-
-    def order(value: Any) -> Any:
-        if pd.isna(value):
-            return (1, 0)
-        return (0, digits_of(value) if name == "digit" else value)
-
-    return [setting_text(value) for value in (sorted(values, key=order) if numbers or name == "digit" else values)]
 
 
 def _thinned(losses: Sequence[float], most: int) -> list[list[float]]:

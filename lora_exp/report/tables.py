@@ -99,6 +99,11 @@ def heading(setting: str) -> str:
     return setting.replace("_", " ")
 
 
+def values_of(column: pd.Series[Any]) -> list[str]:
+    """Return the distinct values of a setting's column as text, in order."""
+    return [setting_text(value) for value in sorted(column.unique(), key=lambda value: _order(column.name, value))]
+
+
 def run_text(row: Mapping[Any, Any] | pd.Series[Any]) -> str:
     """Name what a row's run was fine-tuned on, and how: `digit 2 and 7 at rank 4`."""
     kind = row["method"], None if pd.isna(row["rank"]) else row["rank"]
@@ -115,7 +120,7 @@ def _measured(row: dict[Any, Any]) -> list[str]:
     return [written(row[name]) for name, (_, written) in MEASURES.items()]
 
 
-def _order(name: str, value: Any) -> Any:
+def _order(name: Any, value: Any) -> Any:
     """The sort key of a setting's value: digits by number, other text after numbers, no value last."""
     if name == "digit":
         return digits_of(value)
