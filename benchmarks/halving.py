@@ -14,7 +14,6 @@ from pathlib import Path
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
-from lora_exp.storage.objectives import values_of
 from lora_exp.storage.sweep_folder import Sweep, read_sweep
 
 GRID = ("experiment=rank_by_digit", "finetune.learning_rate=0.0003,0.001,0.003", "data.validation=5000", "tracking=off")
@@ -50,7 +49,7 @@ def _chosen(sweep: Sweep, digit: str) -> int:
     errors = {}
     for job, result in sweep.results.items():
         if sweep.frame["digit"][job] == digit:
-            [errors[job]] = values_of(result, ["target_error"])
+            [errors[job]] = result.objectives(["target_error"])
     return min(errors, key=lambda job: (errors[job], job))
 
 

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 from lora_exp.config.settings import SearchSettings
-from lora_exp.storage.objectives import values_of
 from lora_exp.storage.sweep_folder import read_sweep
 from lora_exp.sweeps.search_space import Choice, Space
 from lora_exp.sweeps.study import Study
@@ -34,7 +33,7 @@ for job, overrides in zip(sweep.frame["job"], sweep.frame["overrides"], strict=T
         weight = 1 / len(target) if digit in target else 1 / (len(held.counts) - len(target))
         variance += weight**2 * rate * (1 - rate) / count
     setting = tuple(one for one in shlex.split(overrides) if not one.startswith("finetune.seed="))
-    found.setdefault(setting, []).append((values_of(result, ["both_errors"])[0], variance))
+    found.setdefault(setting, []).append((result.objectives(["both_errors"])[0], variance))
 errors = {setting: sum(error for error, _ in own) / len(own) for setting, own in found.items()}
 best = min(errors, key=lambda setting: errors[setting])
 # The validation images are the same for all seeds, so that averaging over seeds makes their sampling error no smaller.

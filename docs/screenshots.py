@@ -1,8 +1,7 @@
-"""python docs/screenshots.py SWEEP REPORT: the pictures of docs/, made of a sweep and its report with Chromium.
+"""python docs/screenshots.py SWEEP REPORT: take the pictures of docs/ from a sweep and its report, with Chromium.
 
-SWEEP is such as runs/DATE/TIME, REPORT such as multirun_reports/example.
-
-Needs the libraries of the tests. The UI is served on 127.0.0.1 while the pictures are taken.
+SWEEP is a folder like runs/DATE/TIME, REPORT one like multirun_reports/example. Needs the libraries of the tests.
+The UI is served on 127.0.0.1 meanwhile.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ SIZE = {"width": 1400, "height": 720}
 
 
 def mlflow_pictures(browser: Browser, sweep: Path) -> None:
-    """`mlflow_runs.png`, the sweep expanded in the table of runs, and `mlflow_compare.png`, its runs compared."""
+    """Take `mlflow_runs.png`, the sweep expanded in the table of runs, and `mlflow_compare.png`, its runs compared."""
     about = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
     with ui(Path(about["directory"])) as address:
         page = browser.new_page(viewport=SIZE)
@@ -43,7 +42,7 @@ def mlflow_pictures(browser: Browser, sweep: Path) -> None:
 
 
 def report_pictures(browser: Browser, report: Path) -> None:
-    """`report_charts.png`, gain and cost over the sweep, and `report_run.png`, what one run did to each digit."""
+    """Take `report_charts.png`, gain and cost over the sweep, and `report_run.png`, one run's errors by digit."""
     page = browser.new_page(viewport={"width": 1200, "height": 1080})
     page.goto((report / "report.html").as_uri())
     page.locator("body[data-drawn=true]").wait_for(state="attached")
@@ -55,7 +54,7 @@ def report_pictures(browser: Browser, report: Path) -> None:
 
 @contextmanager
 def ui(folder: Path) -> Iterator[str]:
-    """The address that `lora-exp ui` prints in a folder, while it is served there."""
+    """Run `lora-exp ui` in a folder, and yield the address that it prints."""
     command = [sys.executable, "-m", "lora_exp", "ui", "--port", str(free_port())]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=folder, **streams, text=True, start_new_session=True)

@@ -113,6 +113,50 @@ def made_run(
     return RunResult(spec, outcome, times, provenance), predictions
 
 
+def class_errors(wrong: int, loss: float = 0.25) -> ClassErrors:
+    """Ten classes of ten images each, `wrong` of each taken for the next class."""
+    confusion = [[0] * 10 for _ in range(10)]
+    for digit in range(10):
+        confusion[digit][digit] = 10 - wrong
+        confusion[digit][(digit + 1) % 10] += wrong
+    return ClassErrors(1 - wrong / 10, loss, [10] * 10, [wrong] * 10, [wrong / 10] * 10, confusion)
+
+
+def small_result(**changed: object) -> RunResult:
+    """A result with round numbers; `changed` replaces parts of its outcome."""
+    spec = RunSpec(
+        ModelSpec((1000, 2000)),
+        DataSpec("mnist", validation=500),
+        BaseSpec(seed=3),
+        AdapterSpec(rank=4, alpha=2.0, layers=("linear1", "linear2")),
+        FinetuneSpec(digit=(3, 8), steps=3, seed=7, replay=0.25),
+    )
+    outcome = Outcome(
+        before=class_errors(1),
+        after=class_errors(2),
+        target_error_before=0.1,
+        target_error=0.2,
+        other_error_before=0.1,
+        other_error=0.2,
+        forgetting=0.1,
+        parameters_base=2_807_010,
+        parameters_adapter=27_176,
+        parameters_total=2_834_186,
+        overhead_percent=100 * 27_176 / 2_807_010,
+        layers=[{"layer": "linear1", "shape": [1000, 784], "base": 785_000, "adapter": 7136}],
+        steps=3,
+        loss_curve=[0.1, 1 / 3, 0.05],
+        base_sha256_before="a" * 64,
+        base_sha256_after="a" * 64,
+        base_unchanged=True,
+        adapter_off_equals_base=True,
+        adapter_sha256="b" * 64,
+    )
+    times = {"base_training": 30.5, "fine_tuning": 0.1, "evaluation": 0.2}
+    provenance = {"versions": {"torch": "2.14.1"}, "commit": None, "threads": 2}
+    return RunResult(spec, replace(outcome, **changed), times, provenance)
+
+
 def overrides_of(spec: RunSpec) -> list[str]:
     """What a user would have typed for it."""
     digits = ",".join(str(digit) for digit in spec.finetune.digit)

@@ -52,7 +52,7 @@ def page(place: Place, name: str) -> str:
 
 
 def test_markdown_html_and_terminal_write_the_same_cells(place: Place, frame: pd.DataFrame) -> None:
-    section = page(place, "report.md").split("## Sound runs")[1].split("\n## ")[0]
+    section = page(place, "report.md").split("## Finished runs")[1].split("\n## ")[0]
     markdown = [line.strip("|").split("|") for line in section.splitlines() if re.match(r"\| +\d", line)]
     table = page(place, "report.html").split('id="runs-table"')[1].split("</table>")[0]
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(<td.*?)</tr>", table)]

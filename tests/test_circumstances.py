@@ -179,7 +179,7 @@ def test_a_clock_that_goes_backwards_costs_nothing(lab: Path, tmp_path: Path) ->
     )
     paths = os.pathsep.join([str(tmp_path), *sys.path[1:]])
     out, _ = lora_exp(lab, "-m", *QUICK, "adapter.rank=1,3", "report.name=back", env={"PYTHONPATH": paths})
-    assert "Mean of 2 sound runs" in out
+    assert "Mean of 2 finished runs" in out
 
 
 def recorded(lab: Path, experiment: str) -> list[Any]:
@@ -268,7 +268,7 @@ def test_sweeps_that_start_at_once_get_folders_of_their_own(lab: Path) -> None:
 def test_an_odd_environment_changes_nothing(lab: Path, unset: str, environment: Mapping[str, str]) -> None:
     before = set(lab.glob("multirun_reports/*/report.md"))
     out, _ = lora_exp(lab, "-m", *QUICK, "adapter.rank=1,2", unset=unset, env=dict(environment))
-    assert "Mean of 2 sound runs" in out
+    assert "Mean of 2 finished runs" in out
     assert len(set(lab.glob("multirun_reports/*/report.md")) - before) == 1
 
 
@@ -277,7 +277,7 @@ def test_a_terminal_without_unicode_gets_escapes(lab: Path, tmp_path: Path) -> N
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "data").symlink_to((lab / "cache" / "data").resolve())
     out, _ = lora_exp(tmp_path, "-m", *OFF, "adapter=lora,full", env=ascii_only)
-    assert "Mean of 2 sound runs" in out
+    assert "Mean of 2 finished runs" in out
     _, err = lora_exp(lab, *OFF, env=ascii_only, codes=(2,))
     assert "working folder" in err
 

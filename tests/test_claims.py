@@ -14,11 +14,11 @@ import pytest
 from scipy import stats
 
 from lora_exp.config.compose import config_folder
-from lora_exp.report.claims.catalogue import CLAIMS, judged
-from lora_exp.report.claims.claim_page import claim_section
+from lora_exp.config.settings import CLAIMS
+from lora_exp.report.claims.catalogue import REGISTRY, judged
 from lora_exp.report.claims.figure import claim_figure
-from lora_exp.report.claims.verdict import Verdict
-from lora_exp.report.markdown import markdown
+from lora_exp.report.claims.verdict import Verdict, claim_section
+from lora_exp.report.document import markdown
 from lora_exp.report.statistics import Question, answers, interval
 
 STEPS = 100
@@ -121,7 +121,7 @@ CASES = {
 
 
 def test_every_claim_has_a_case_a_preset_and_a_place_in_the_docs() -> None:
-    assert list(CASES) == list(CLAIMS)
+    assert tuple(CASES) == tuple(REGISTRY) == CLAIMS
     docs = (Path(__file__).parent.parent / "docs" / "claims.md").read_text()
     for name in CLAIMS:
         preset = (config_folder() / "experiment" / f"{name}.yaml").read_text()
@@ -213,7 +213,7 @@ def test_seeds_are_paired_and_digits_averaged_within_them() -> None:
 def test_seeds_that_only_one_side_has_leave_a_claim_undecided() -> None:
     frame, curves = CASES["rank_saturates"]["pass"]
     verdict = judged("rank_saturates", frame[(frame["rank"] != 64) | (frame["seed"] > 0)], curves)
-    assert verdict.note == "Not judged: rank 1 and rank 64 have not the same seeds and digits."
+    assert verdict.note == "Not judged: rank 1 and rank 64 don't have the same seeds and digits."
 
 
 def test_steps_are_counted_to_the_loss_that_the_slower_method_ends_with() -> None:

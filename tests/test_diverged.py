@@ -23,8 +23,8 @@ from lora_exp.model.data import ImageData
 from lora_exp.report.terminal import print_sweep
 from lora_exp.report.write import verdict, write_report
 from lora_exp.storage.result import RunResult, read
-from lora_exp.storage.sweep_folder import JUDGEMENTS, Sweep, read_sweep
-from lora_exp.storage.trade_off import representative
+from lora_exp.storage.sweep_folder import Sweep, read_sweep
+from lora_exp.storage.table import COLUMNS, representative
 from lora_exp.tracking.recorder import Recorder
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
@@ -70,9 +70,9 @@ def sweep(request: pytest.FixtureRequest, tmp_path: Path, test_images: tuple[NDA
 def test_a_diverged_run_has_no_errors_in_the_table_and_is_never_the_best(sweep: Sweep) -> None:
     frame = sweep.frame
     assert list(frame["status"]) == ["diverged", "finished", "diverged", "finished", "diverged"]
-    measures = [name for name in frame.columns if name.startswith(JUDGEMENTS)]
-    assert len(measures) > 20
-    assert frame.loc[frame["status"] == "diverged", measures].isna().all(axis=None)
+    judged = [name for name, column in COLUMNS.items() if column.judgement]
+    assert len(judged) > 20
+    assert frame.loc[frame["status"] == "diverged", judged].isna().all(axis=None)
     assert representative(frame) in (1, 3)
     assert len(frame.sort_values("target_error").head(2)["job"].isin([1, 3])) == 2
     assert len(frame[frame["target_error"] < 0.1]) <= 2 and len(frame[frame["forgetting"] < 1]) == 2
@@ -102,14 +102,14 @@ def test_every_table_shows_it_as_diverged(
     text = capsys.readouterr().out
     assert [f"job {job} " in text and "diverged" in text for job in (0, 2, 4)] == [True] * 3
     assert "nan" not in text.lower() and "inf" not in text
-    assert verdict(sweep.frame).startswith("Mean of 2 sound runs (3 diverged besides)")
+    assert verdict(sweep.frame).startswith("Mean of 2 finished runs (3 diverged besides)")
 
 
 def test_a_sweep_in_which_all_diverged_has_a_report_without_a_best(tmp_path: Path, test_images: Any) -> None:
     runs = [diverging(test_images[1], at, float("nan"), at) for at in (1, 3, STEPS)]
     sweep = read_sweep(write_sweep(tmp_path / "sweep", runs))
     page = (write_report(sweep, tmp_path / "report", *test_images) / "report.md").read_text()
-    assert "No sound run among 3 (3 diverged)" in page and "owest" not in page
+    assert "No finished run among 3 (3 diverged)" in page and "owest" not in page
     assert representative(sweep.frame) is None
 
 

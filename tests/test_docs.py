@@ -64,7 +64,7 @@ def test_the_pandas_of_the_reports_document_works(tmp_path: Path) -> None:
     environment = os.environ | {"MPLBACKEND": "agg"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^3 +\d", done.stdout, re.MULTILINE) and "pays most" in done.stdout
+    assert re.search(r"^3 +\d", done.stdout, re.MULTILINE) and "rises most" in done.stdout
     assert (tmp_path / "by_rank.png").stat().st_size > 5000
 
 

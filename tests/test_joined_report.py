@@ -69,7 +69,7 @@ def test_what_is_no_sweep_is_refused_in_one_line(place: Place) -> None:
     (place.folder / "thesis" / "text").touch()
     for arguments, reason in (
         (["report", "nowhere"], "nowhere: holds no run"),
-        (["report", "runs/a/first", "--out", "thesis"], "thesis: is there already and is not a report"),
+        (["report", "runs/a/first", "--out", "thesis"], "thesis: exists and is not a report"),
         (["report", "runs/a/first", "report.name=a/b"], "report.name=a/b: must be"),
     ):
         _, told = place.run(*arguments, code=2)

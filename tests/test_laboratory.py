@@ -18,11 +18,12 @@ from lora_exp.executors.local import LocalExecutor
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, Outcome, from_json
 from lora_exp.storage.store import Store
+from lora_exp.storage.sweep_file import Failure
 from lora_exp.training import laboratory as laboratory_module
 from lora_exp.training import packing
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.executor import Files
-from lora_exp.training.laboratory import Failure, Laboratory
+from lora_exp.training.laboratory import Laboratory
 from lora_exp.training.pack import PackTrainer
 
 MODEL, DATA = ModelSpec((48, 32)), DataSpec("mnist", validation=200, limit=3000)

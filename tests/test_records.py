@@ -31,7 +31,7 @@ from lora_exp.config.spec import PARTS, AdapterSpec, BaseSpec, DataSpec, Finetun
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import ClassErrors, Outcome, RunResult
 from lora_exp.storage.sweep_folder import read_sweep
-from lora_exp.storage.trade_off import representative
+from lora_exp.storage.table import representative
 from lora_exp.tracking import facts as run_facts
 from lora_exp.tracking.recorder import Recorder, Ticket
 from lora_exp.tracking.sweep_facts import metrics_of_sweep
@@ -200,7 +200,7 @@ def test_parameters_beyond_the_limit_are_cut_and_the_cut_is_stated(recorder: Rec
 
 
 def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
-    plain = run_facts.parameters_of(made())
+    plain = made().parameters()
     unused = 1  # learning_rate_ratio, by LoRA
     assert len(plain) == sum(len(fields(part)) for part in PARTS.values()) - unused
     other = RunSpec(
@@ -212,7 +212,7 @@ def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
         ),
         FinetuneSpec((2, 7), 100, 0.5, 20, 1e-4, 1, 0.25),
     )
-    changed = run_facts.parameters_of(replace(made(), spec=other, outcome=replace(made().outcome, steps=7)))
+    changed = replace(made(), spec=other, outcome=replace(made().outcome, steps=7)).parameters()
     assert changed.keys() == plain.keys()
     assert not [name for name in plain if plain[name] == changed[name]]
     assert (changed["alpha"], changed["digit"], changed["learning_rate"]) == ("rank", "2,7", "0.0001")

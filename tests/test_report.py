@@ -110,7 +110,7 @@ def test_a_diverged_run_is_in_no_mean(tmp_path: Path) -> None:
     runs = [made.made_run(FEW), made.made_run(FEW, rank=1), made.made_run(FEW, rank=8, diverged_at=2)]
     line = verdict(load_sweep(made.write_sweep(tmp_path / "s", runs)))
     mean = sum(run[0].outcome.target_error for run in runs[:2]) / 2
-    assert line.startswith("Mean of 2 sound runs (1 diverged besides)")
+    assert line.startswith("Mean of 2 finished runs (1 diverged besides)")
     assert f"-> {100 * mean:.2f} %, on the other" in line
 
 
@@ -129,9 +129,9 @@ def test_a_diverged_run_is_in_no_mean(tmp_path: Path) -> None:
         ([made.made_run(FEW, rank=rank) for rank in range(1, 65)], "8 of 64 methods and ranks", 5),
         ([made.made_run(FEW, method=m) for m in ("lora", "dora", "full")], "### By method", 3),
         ([made.made_run(FEW, (digit,), method="full") for digit in (1, 2)], "digit 1 with full", 3),
-        (["boom", "boom"], "No sound run among 2 (2 failed)", 0),
-        ([None], "No sound run among 1 (1 missing)", 0),
-        ([made.made_run(FEW, diverged_at=1)], "No sound run among 1 (1 diverged)", 0),
+        (["boom", "boom"], "No finished run among 2 (2 failed)", 0),
+        ([None], "No finished run among 1 (1 missing)", 0),
+        ([made.made_run(FEW, diverged_at=1)], "No finished run among 1 (1 diverged)", 0),
     ],
     ids=[
         "one job",
@@ -187,7 +187,7 @@ def test_a_report_replaces_an_older_one_and_nothing_else(tmp_path: Path) -> None
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.md").touch()
-    with pytest.raises(ValueError, match="mine: is there already and is not a report"):
+    with pytest.raises(ValueError, match="mine: exists and is not a report"):
         write_report(sweep, mine, PICTURES, LABELS)
     assert [path.name for path in mine.iterdir()] == ["thesis.md"]
 
@@ -230,7 +230,7 @@ def test_the_terminal_table_has_a_row_for_each_sound_job_and_a_line_for_each_oth
 def test_a_long_terminal_table_becomes_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [made.made_run(FEW, (digit,), rank) for rank in range(1, 34) for digit in (1, 2, 3)]
     lines = told_terminal(capsys, made.write_sweep(tmp_path / "s", [*runs, *["boom"] * 30]))
-    assert lines[0] == "means of the sound runs by rank"
+    assert lines[0] == "means of the finished runs by rank"
     assert len(lines) < 60
     assert lines[-1] == "... and 20 more jobs without errors to compare"
     first = next(line.split() for line in lines if re.match(r" *1 ", line))

@@ -89,7 +89,7 @@ def test_every_chart_is_drawn_with_the_means_of_its_runs(report: Path, opened: O
 def test_a_filter_changes_charts_table_and_chooser_together(report: Path, opened: Open) -> None:
     page = opened(report)
     choose(page, "rank", "10")
-    expect(page.locator("#shown")).to_have_text("4 of 12 sound runs shown.")
+    expect(page.locator("#shown")).to_have_text("4 of 12 finished runs shown.")
     assert table_column(page, 1) == ["8", "9", "10", "11"]
     assert page.locator("#chooser option").count() == 4
     assert page.locator("#trade-off .scatterlayer path.point").count() == 4
@@ -128,7 +128,7 @@ def test_a_chosen_run_shows_its_errors_and_its_images(report: Path, opened: Open
     sweep = read_sweep(report.parent / "sweep")
     out, predictions = sweep.results[5].outcome, sweep.predictions(5)
     assert predictions is not None
-    told = page.locator("#one-told")
+    told = page.locator("#run-summary")
     expect(told).to_contain_text(f"{100 * out.target_error_before:.2f} % → {100 * out.target_error:.2f} %")
     expect(told).to_contain_text(f"{100 * out.other_error_before:.2f} % → {100 * out.other_error:.2f} %")
     before, after, labels = predictions["before_predicted"], predictions["predicted"], LABELS[:COUNT]
@@ -153,7 +153,7 @@ def test_a_mark_in_the_trade_off_chooses_its_run(report: Path, opened: Open) -> 
     box = marks.nth(2).bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    expect(page.locator("#one-told")).to_contain_text("Job 6,")
+    expect(page.locator("#run-summary")).to_contain_text("Job 6,")
 
 
 def test_failed_jobs_are_told_with_reasons_that_stay_text(report: Path, opened: Open) -> None:

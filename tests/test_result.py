@@ -1,4 +1,4 @@
-"""pytest tests/test_result.py"""
+"""python -m pytest tests/test_result.py"""
 
 from __future__ import annotations
 
@@ -8,52 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_results import class_errors
+from made_results import small_result as result
 
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
-from lora_exp.storage.result import ClassErrors, Outcome, RunResult, from_json, read
-
-
-def class_errors(wrong: int, loss: float = 0.25) -> ClassErrors:
-    """Ten classes of ten images each, `wrong` of each taken for the next class."""
-    confusion = [[0] * 10 for _ in range(10)]
-    for digit in range(10):
-        confusion[digit][digit] = 10 - wrong
-        confusion[digit][(digit + 1) % 10] += wrong
-    return ClassErrors(1 - wrong / 10, loss, [10] * 10, [wrong] * 10, [wrong / 10] * 10, confusion)
-
-
-def result(**changed: object) -> RunResult:
-    spec = RunSpec(
-        ModelSpec((1000, 2000)),
-        DataSpec("mnist", validation=500),
-        BaseSpec(seed=3),
-        AdapterSpec(rank=4, alpha=2.0, layers=("linear1", "linear2")),
-        FinetuneSpec(digit=(3, 8), steps=3, seed=7, replay=0.25),
-    )
-    outcome = Outcome(
-        before=class_errors(1),
-        after=class_errors(2),
-        target_error_before=0.1,
-        target_error=0.2,
-        other_error_before=0.1,
-        other_error=0.2,
-        forgetting=0.1,
-        parameters_base=2_807_010,
-        parameters_adapter=27_176,
-        parameters_total=2_834_186,
-        overhead_percent=100 * 27_176 / 2_807_010,
-        layers=[{"layer": "linear1", "shape": [1000, 784], "base": 785_000, "adapter": 7136}],
-        steps=3,
-        loss_curve=[0.1, 1 / 3, 0.05],
-        base_sha256_before="a" * 64,
-        base_sha256_after="a" * 64,
-        base_unchanged=True,
-        adapter_off_equals_base=True,
-        adapter_sha256="b" * 64,
-    )
-    times = {"base_training": 30.5, "fine_tuning": 0.1, "evaluation": 0.2}
-    provenance = {"versions": {"torch": "2.14.1"}, "commit": None, "threads": 2}
-    return RunResult(spec, replace(outcome, **changed), times, provenance)
+from lora_exp.config.spec import AdapterSpec
+from lora_exp.storage.result import error_of, from_json, kind_label, read
 
 
 def test_a_result_survives_json_and_its_file(tmp_path: Path) -> None:
@@ -91,49 +50,11 @@ def test_floats_keep_every_bit() -> None:
     assert from_json(result(loss_curve=curve).to_json()).outcome.loss_curve == curve
 
 
-def test_a_row_tells_setting_errors_and_times() -> None:
-    one = result()
-    row = one.row()
-    expected = {
-        "name": "digit-38_lora_rank-4_alpha-2_seed-7",
-        "digit": "3,8",
-        "rank": 4,
-        "alpha": 2.0,
-        "scaling": 0.5,
-        "seed": 7,
-        "replay": 0.25,
-        "layers": "linear1,linear2",
-        "hidden": "1000-2000",
-        "data": "mnist",
-        "base_seed": 3,
-        "steps": 3,
-        "status": "finished",
-        "target_error": 0.2,
-        "forgetting": 0.1,
-        "accuracy_before": 0.9,
-        "accuracy": 0.8,
-        "parameters_adapter": 27_176,
-        "final_loss": 0.05,
-        "errors_before_9": 1,
-        "errors_0": 2,
-        "seconds_fine_tuning": 0.1,
-        "spec_key": one.spec.key,
-    }
-    assert {name: row[name] for name in expected} == expected
-    assert not any(isinstance(value, list | dict | tuple) for value in row.values())
-    assert list(row) == list(result(diverged_at=1).row())
-
-
-def test_a_row_of_a_diverged_run_says_so() -> None:
-    row = result(loss_curve=[0.5, math.nan], diverged_at=2).row()
-    assert row["status"] == "diverged"
-    assert math.isnan(row["final_loss"])
-
-
-def test_alpha_rank_stays_a_word_in_a_row() -> None:
-    one = result()
-    row = replace(one, spec=replace(one.spec, adapter=AdapterSpec(rank=4, alpha="rank"))).row()
-    assert (row["alpha"], row["scaling"]) == ("rank", 1.0)
+def test_objectives_are_means_over_classes() -> None:
+    before, after = [0.1] * 10, [0.0, 0.2, *[0.3] * 8]
+    assert error_of("target_error", (0, 1), before, after) == pytest.approx(0.1)
+    assert error_of("both_errors", (0, 1), before, after) == pytest.approx(0.4)
+    assert error_of("forgetting", (0, 1), before, after) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"spec": {}, "outcome": {}}'])
@@ -154,3 +75,16 @@ def test_a_result_of_a_spec_that_is_no_longer_allowed_is_refused() -> None:
     values["spec"]["adapter"]["rank"] = 0
     with pytest.raises(ValueError, match=r"adapter\.rank=0"):
         from_json(json.dumps(values))
+
+
+def test_a_run_in_words_names_method_rank_and_digits() -> None:
+    one = result()
+    assert one.kind == ("lora", 4) and one.description == "fine-tuned on digit 3 and 8 at rank 4"
+    assert one.summary == (
+        "digit 3,8 lora rank 4: target error 10.00 % -> 20.00 %, other digits 10.00 % -> 20.00 %, "
+        "27,176 parameters (+0.968 %)"
+    )
+    full = replace(one, spec=replace(one.spec, adapter=AdapterSpec("full").used()))
+    assert full.kind == ("full", None) and full.description == "fine-tuned on digit 3 and 8 with full"
+    assert kind_label(("dora", 4)) == "dora rank 4"
+    assert "diverged at step 2" in result(diverged_at=2).summary

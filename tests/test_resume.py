@@ -52,7 +52,7 @@ def test_a_sweep_killed_at_twenty_moments_ends_as_one_that_was_not(place: Place,
         if kill > 1:
             arguments = ["resume", str(place.sweep())]
     out, _ = place.run("resume", str(place.sweep()))
-    assert "Mean of 40 sound runs" in out
+    assert "Mean of 40 finished runs" in out
     same(place.sweep(), uninterrupted)
     assert len(place.results_made()) == 40
     assert set(place.results_made().values()) == {1}, "a job was computed twice that had finished"

@@ -23,9 +23,10 @@ from lora_exp.model.base import assemble, initial_weights
 from lora_exp.model.data import ImageData, Split
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, Outcome, from_json
 from lora_exp.storage.store import Store
+from lora_exp.storage.sweep_file import Failure
 from lora_exp.training import laboratory as experiment
 from lora_exp.training.evaluation import frozen_first_layer
-from lora_exp.training.laboratory import Failure, Laboratory
+from lora_exp.training.laboratory import Laboratory
 from lora_exp.training.packing import JobSize
 
 MLP, CNN, LINEAR = ModelSpec((48, 32)), ModelSpec((20,), channels=(4, 6)), ModelSpec(())

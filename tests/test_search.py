@@ -32,10 +32,9 @@ from lora_exp.__main__ import main
 from lora_exp.config.settings import OBJECTIVES, SAMPLERS, SearchSettings
 from lora_exp.errors import LoraExpError
 from lora_exp.model.data import ImageData
-from lora_exp.storage.objectives import values_of
 from lora_exp.storage.result import read
 from lora_exp.storage.sweep_file import read_about
-from lora_exp.storage.trade_off import unbeaten
+from lora_exp.storage.table import unbeaten
 from lora_exp.sweeps.search_space import Choice, Interval, Range, Space, parse_space
 from lora_exp.sweeps.study import Study
 
@@ -82,7 +81,7 @@ def agrees(folder: Path, trials: int) -> None:
     for trial, overrides in zip(told, jobs, strict=True):
         assert trial.state is TrialState.COMPLETE
         assert overrides[-len(trial.params) :] == [f"{key}={value}" for key, value in trial.params.items()]
-        assert trial.values == values_of(read(folder / str(trial.number)), ["both_errors"])
+        assert trial.values == read(folder / str(trial.number)).objectives(["both_errors"])
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +95,7 @@ def grid(lab: Place) -> pd.DataFrame:
         assert held is not None
         variances = [rate * (1 - rate) / count for rate, count in zip(held.error_rates, held.counts, strict=True)]
         variance = variances[3] + sum(variances[:3] + variances[4:]) / 81
-        rows.append((tuple(overrides[-2:]), values_of(result, ["both_errors"])[0], variance**0.5))
+        rows.append((tuple(overrides[-2:]), result.objectives(["both_errors"])[0], variance**0.5))
     return pd.DataFrame(rows, columns=["setting", "error", "deviation"])
 
 
@@ -114,10 +113,10 @@ def test_a_quarter_of_the_trials_finds_a_setting_as_good_as_the_best_of_the_grid
     agrees(folder, 8)
     found = min(study_of(folder), key=lambda trial: trial.values[0])
     assert as_good_as_the_best(found.values[0], grid)
-    assert f"Search: job {found.number} has the lowest sum of both errors of 8 sound trials" in told
+    assert f"Search: job {found.number} has the lowest sum of both errors of 8 finished trials" in told
     assert lab.results_made() == before, "what the store had was computed again"
     report = (lab.folder / "multirun_reports" / "all-quarter" / "report.md").read_text()
-    assert "## Search" in report and "Sampler tpe, seed 0; 8 of 8 trials, asked 2 at a time" in report
+    assert "## Search" in report and "Sampler tpe, seed 0; 8 of 8 trials, in batches of 2" in report
     assert "The test set played no part in the choice" in report and "test: forgetting (points)" in report
 
 
@@ -242,7 +241,7 @@ def test_a_search_killed_at_several_moments_ends_as_one_that_was_not(place: Plac
         process.communicate()
         arguments = ["resume", str(folder)]
     out, _ = place.run(*arguments)
-    assert "of 12 sound trials" in out
+    assert "of 12 finished trials" in out
     agrees(folder, 12)
     assert read_about(folder)["jobs"] == read_about(whole)["jobs"]
     for one, other in zip(study_of(folder), study_of(whole), strict=True):
@@ -261,11 +260,11 @@ def test_a_job_that_fails_is_told_as_failed_and_tried_again_when_the_search_goes
     out, err = place.run(*arguments, code=1, FAULT="raise")
     folder = place.folder / "runs/all/failing"
     assert err.splitlines()[-1].startswith("lora-exp: 1 of 2 jobs failed; the first: digit-3_lora_rank-2")
-    assert "Search: job" in out and "of 1 sound trials" in out
+    assert "Search: job" in out and "of 1 finished trials" in out
     assert {trial.state for trial in study_of(folder)} == {TrialState.FAIL, TrialState.COMPLETE}
     assert place.statuses() == {"FINISHED": 2, "FAILED": 1}
     out, _ = place.run("resume", str(folder))
-    assert "of 2 sound trials" in out
+    assert "of 2 finished trials" in out
     states = [trial.state for trial in study_of(folder)]
     assert states.count(TrialState.COMPLETE) == 2 and states.count(TrialState.FAIL) == 1
     assert (load_sweep(folder)["status"] == "finished").all()
@@ -276,10 +275,10 @@ def test_a_job_that_fails_is_told_as_failed_and_tried_again_when_the_search_goes
 def test_several_objectives_give_a_front(lab: Place, grid: pd.DataFrame) -> None:
     names = ["target_error", "forgetting", "parameters"]
     folder, told = run(lab, "front", *SPACE, f"search.objectives=[{','.join(names)}]", "search.trials=12")
-    values = {job: values_of(read(folder / str(job)), names) for job in range(12)}
+    values = {job: read(folder / str(job)).objectives(names) for job in range(12)}
     assert {trial.number: trial.values for trial in study_of(folder)} == values
     front = unbeaten(values)
-    assert len(front) > 1 and f"no other beats jobs {', '.join(map(str, front))} in target error" in told
+    assert len(front) > 1 and f"jobs {', '.join(map(str, front))} are on the Pareto front of target error" in told
     report = (lab.folder / "multirun_reports" / "all-front" / "report.md").read_text()
     rows = report.partition("## Search")[2].partition("\n## ")[0].splitlines()
     assert [int(cell) for row in rows if (cell := row.partition("|")[2].partition("|")[0].strip()).isdigit()] == front
@@ -289,7 +288,7 @@ def test_objectives_are_of_the_validation_images(lab: Place, grid: pd.DataFrame)
     result = read(lab.folder / "runs/all/grid/0")
     before, after = result.outcome.validation_before, result.outcome.validation_after
     assert before is not None and after is not None and sum(after.counts) == 5000
-    target, *rest = values_of(result, OBJECTIVES)
+    target, *rest = result.objectives(OBJECTIVES)
     others = [(after.error_rates[digit], before.error_rates[digit]) for digit in range(10) if digit != 3]
     assert target == after.error_rates[3] != result.outcome.target_error
     assert rest[0] == pytest.approx(sum(one - other for one, other in others) / 9)
@@ -297,7 +296,7 @@ def test_objectives_are_of_the_validation_images(lab: Place, grid: pd.DataFrame)
     assert rest[2] == result.outcome.parameters_adapter
     bare = dataclasses.replace(result, outcome=dataclasses.replace(result.outcome, validation_after=None))
     with pytest.raises(ValueError, match="has no errors on validation images"):
-        values_of(bare, ["both_errors"])
+        bare.objectives(["both_errors"])
 
 
 @pytest.fixture

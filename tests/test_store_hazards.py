@@ -28,8 +28,9 @@ from lora_exp.executors.local import LocalExecutor
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, RESULT, from_json
 from lora_exp.storage.store import ENTRY, Store
+from lora_exp.storage.sweep_file import Failure
 from lora_exp.training.base import SECONDS, SHA256, WEIGHTS
-from lora_exp.training.laboratory import Failure, Laboratory
+from lora_exp.training.laboratory import Laboratory
 
 MODEL, DATA = ModelSpec((16,)), DataSpec("mnist", limit=1000)
 SPECS = [RunSpec(MODEL, DATA, BaseSpec(), AdapterSpec(rank=2), FinetuneSpec((digit,), steps=3)) for digit in range(4)]

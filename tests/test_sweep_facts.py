@@ -12,7 +12,7 @@ import pytest
 from made_results import made_run, pictures_and_labels, write_sweep
 
 from lora_exp.storage.sweep_folder import Sweep, read_sweep
-from lora_exp.storage.trade_off import pareto_front, representative
+from lora_exp.storage.table import pareto_front, representative
 from lora_exp.tracking.sweep_facts import SHOWN, Pages, description_of, metrics_of_sweep
 
 LABELS = pictures_and_labels()[1]

@@ -15,7 +15,7 @@ from lora_exp.model.architecture import layer_shapes
 from lora_exp.storage.result import IMPORTED_FROM
 from lora_exp.storage.sweep_file import SWEEP, add_job, parent_run
 from lora_exp.storage.sweep_folder import Sweep, read_sweep
-from lora_exp.sweeps.job import check, keep, open_laboratory, summary_line, with_facts
+from lora_exp.sweeps.job import check, keep, open_laboratory, with_facts
 
 
 def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> list[str]:
@@ -48,7 +48,7 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
     result = with_facts(result, overrides=command, config=config, **{IMPORTED_FROM: str(source.absolute())})
     folder.mkdir(parents=True, exist_ok=True)
     keep(result, files, folder, settings, parent, draw=True)
-    told = [summary_line(result), f"run      {folder.absolute()}"]
+    told = [result.summary, f"run      {folder.absolute()}"]
     if into is not None:
         add_job(into, command)
         sweep = _sweep(into, spec)

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lora_exp.config.compose import compose_settings, saved_settings
 from lora_exp.config.settings import Settings
 from lora_exp.report.write import judged_claim, write_report
-from lora_exp.storage.result import RunResult
-from lora_exp.storage.sweep_folder import COLUMNS, Sweep, read_sweep, table
+from lora_exp.storage.sweep_folder import Sweep, join, read_sweep
 from lora_exp.tracking.reader import fetch_experiment
-from lora_exp.training.halving import Stopped
-
-NAME_BYTES = 120  # of a report's folder, which joins the names of its sweeps
 
 
 def report(folders: Sequence[Path], out: Path | None, overrides: Sequence[str]) -> Path:
@@ -72,39 +66,3 @@ def write_again(sweep: Sweep, settings: Settings, out: Path | None = None) -> Pa
         pictures, labels = laboratory(settings).test_pictures(result.spec)
         break
     return write_report(sweep, out.absolute(), pictures, labels, judged_claim(sweep, settings.report.claim))
-
-
-def join(sweeps: Sequence[Sweep]) -> Sweep:
-    """All jobs of several sweeps as one, numbered anew in order; a run that several of them have counts once."""
-    rows: list[dict[str, Any]] = []
-    results: dict[int, RunResult] = {}
-    stopped: dict[int, Stopped] = {}
-    seen: set[tuple[str, str]] = set()
-    for sweep in sweeps:
-        for row in sweep.frame.to_dict("records"):
-            result, run = sweep.results.get(row["job"]), (row["spec_key"], row["origin"])
-            if result is not None and row["spec_key"] is not None:
-                if run in seen:
-                    continue
-                seen.add(run)
-            if result is not None:
-                results[len(rows)] = result
-            if row["job"] in sweep.stopped:
-                stopped[len(rows)] = sweep.stopped[row["job"]]
-            own = {str(name): value for name, value in row.items()}
-            kept = {name: value for name, value in own.items() if name in COLUMNS or name.startswith("seconds_")}
-            rows.append(kept | {"job": len(rows)})
-    folders = [str(sweep.folder.absolute()) for sweep in sweeps]
-    names = list(dict.fromkeys(sweep.name for sweep in sweeps))
-    name = "+".join(names)
-    if len(name.encode()) > NAME_BYTES or len(names) < len(sweeps):
-        name = f"{len(sweeps)} sweeps from {names[0]}"
-    return Sweep(
-        folder=Path(os.path.commonpath(folders)),
-        name=name,
-        command=shlex.join(["lora-exp", "report", *folders]),
-        started=min((sweep.started for sweep in sweeps if sweep.started), default=""),
-        frame=table(rows, results),
-        results=results,
-        stopped=stopped,
-    )

@@ -18,10 +18,9 @@ from lora_exp.config.spec import RunSpec, spec_from
 from lora_exp.errors import LoraExpError
 from lora_exp.executors.choice import laboratory
 from lora_exp.storage.result import RESULT, RunResult, from_json
+from lora_exp.storage.sweep_file import Failure, Stopped
 from lora_exp.storage.sweep_folder import run_command
 from lora_exp.training.executor import Files
-from lora_exp.training.halving import Stopped
-from lora_exp.training.laboratory import Failure
 
 
 @dataclass(frozen=True)

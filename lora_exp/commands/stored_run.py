@@ -131,7 +131,7 @@ def _row(run: str, summary: Path, job: str) -> StoredRun:
 
 def _cells(row: Mapping[str, str]) -> dict[str, Any]:
     """The columns of a summary's row that tell what was measured, or how; numbers as such."""
-    from lora_exp.storage.sweep_folder import COLUMNS
+    from lora_exp.storage.table import COLUMNS
 
     return {name: _cell(row[name]) for name in COLUMNS if name in row and name not in NOT_MEASURED}
 

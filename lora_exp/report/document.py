@@ -1,14 +1,19 @@
-"""A page as data: sections of paragraphs, tables, listings and pictures, to be written as Markdown or as HTML.
+"""A report as data: sections of paragraphs, tables, listings and pictures; and its Markdown form (HTML: `html.py`).
 
-Text is plain: whoever writes it out escapes what its format would take for marks.
+The data are plain text; the two forms escape it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
-from lora_exp.report.tables import Table
+from tabulate import tabulate
+
+# Headings, in which "-\n" and "\n" are where a narrow table may break them, and rows of cells.
+Table = tuple[list[str], list[list[str]]]
 
 
 class Code(str):
@@ -16,26 +21,26 @@ class Code(str):
 
 
 class Strong(str):
-    """Text to be set off."""
+    """Text to be shown in bold."""
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Runs of text, some of them code or set off."""
+    """Parts of one text, some of them code or bold."""
 
     parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Heading:
-    """Of a part of a section."""
+    """A heading within a section."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table whose first `words` columns are aligned as words and the others as numbers."""
+    """A table whose first `words` columns hold words, aligned to the left; the others hold numbers."""
 
     table: Table
     words: int = 0
@@ -43,14 +48,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Listing:
-    """Lines for a shell."""
+    """Commands for a shell."""
 
     lines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the report: its file in `figures/`, its alternative text and what a reader should know."""
+    """A figure: its file in `figures/`, its alternative text and a note for the reader."""
 
     file: str
     alt: str
@@ -62,12 +67,65 @@ Block = Paragraph | Heading | Grid | Listing | Picture
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, under a title of its own."""
+    """A part of the report under a title; the first one has none."""
 
     title: str
     blocks: tuple[Block, ...]
 
 
 def paragraphs(texts: Sequence[str]) -> list[Block]:
-    """Each text as a paragraph."""
+    """Make each text a paragraph."""
     return [Paragraph((text,)) for text in texts]
+
+
+def on_one_line(heading: str) -> str:
+    """Undo the line breaks of a column's heading."""
+    return heading.replace("-\n", "").replace("\n", " ")
+
+
+def markdown(title: str, sections: Sequence[Section]) -> str:
+    """Write the whole report in Markdown."""
+    parts = [f"# {_plain(title)}"]
+    for section in sections:
+        parts += [f"## {_plain(section.title)}"] if section.title else []
+        parts += [_block(block) for block in section.blocks]
+    return "\n\n".join(parts) + "\n"
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Paragraph(parts):
+            return "".join(_inline(part) for part in parts)
+        case Heading(text):
+            return f"### {_plain(text)}"
+        case Listing(lines):
+            return "```bash\n" + "\n".join(lines) + "\n```"
+        case Picture(file, alt, note):
+            image = f"![{_plain(alt)}](figures/{quote(file)})"
+            return f"{_plain(note)}\n\n{image}" if note else image
+        case Grid((headings, rows), words):
+            return tabulate(
+                [[_inline(cell).replace("|", "\\|") for cell in row] for row in rows],
+                [on_one_line(heading) for heading in headings],
+                "pipe",
+                disable_numparse=True,
+                colalign=["left" if column < words else "right" for column in range(len(headings))] if rows else None,
+            )
+
+
+def _inline(text: str) -> str:
+    if isinstance(text, Code):
+        return _code(text)
+    return f"**{_plain(text)}**" if isinstance(text, Strong) else _plain(text)
+
+
+def _plain(text: str) -> str:
+    """Escape what Markdown or HTML would take for markup."""
+    return re.sub(r"([\\`*_\[\]<#])", r"\\\1", re.sub(r"\s+", " ", text).replace("&", "&amp;"))
+
+
+def _code(text: str) -> str:
+    """Make an inline code span, with a longer fence where the text has backticks."""
+    if not text:
+        return ""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"

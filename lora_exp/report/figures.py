@@ -1,12 +1,13 @@
-"""Figures of runs, drawn without pyplot, so that nothing global changes and no display is needed.
+"""Figures of runs. They are drawn without pyplot, so they change no global state and need no display.
 
-Colours are told apart by colour-blind readers too: viridis for amounts, Okabe and Ito's blue and orange for
-before and after (their vermilion and green where a third and fourth are needed).
+Colour-blind readers can tell the colours apart: viridis for amounts, Okabe and Ito's blue and orange for before and
+after, their vermilion and green as third and fourth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,13 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from lora_exp.config.spec import CLASSES
-from lora_exp.report.gallery import changes, spread
-from lora_exp.storage.result import RunResult
+from lora_exp.storage.result import Kind, RunResult, kind_label
 
 BLUE, ORANGE, VERMILION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 INK, FAINT = "#222222", "#8A8A8A"
-Kind = tuple[str, int | None]  # method and rank, None for a method without one
-LEGEND_RUNS = 8  # kinds of run that a legend still shows better than a colour bar
+LEGEND_KINDS = 8  # with more methods and ranks, a colour bar takes the place of the legend
 LEAST_LOSS = 1e-4
-SMOOTHED_STEPS = 50  # a loss curve of this length or more is averaged over a tenth of its steps
+SMOOTHED_STEPS = 50  # from this length on a loss curve is a moving average over a tenth of its steps
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -46,8 +45,8 @@ def run_figures(
 ) -> list[Path]:
     """Write the figures of one run into `folder`, made if absent: errors per digit, wrong digits, loss curve.
 
-    Takes what `wrong_digits` takes. A diverged run gets its loss curve only: its errors mean nothing. An imported
-    adapter has no loss curve.
+    The arguments are those of `wrong_digits`. A diverged run gets its loss curve only, since its errors mean nothing.
+    An imported adapter has no loss curve.
     """
     drawn = {} if result.imported else {"loss_curve": loss_curves([result])}
     if not result.diverged:
@@ -58,7 +57,7 @@ def run_figures(
 
 
 def error_bars(result: RunResult) -> Figure:
-    """Error rate of every digit (%) before and after fine-tuning, the target digits set off."""
+    """Draw the error rate of every digit (%) before and after fine-tuning, with the target digits marked."""
     figure, (axes,) = empty_figure(9, 4.2)
     digits = np.arange(CLASSES)
     targets = result.spec.finetune.digit
@@ -78,7 +77,7 @@ def error_bars(result: RunResult) -> Figure:
     axes.set_xlabel("true digit")
     axes.set_ylabel("error rate (% of the digit's test images)")
     axes.grid(axis="x", visible=False)
-    axes.set_title(f"Errors per digit, {setting(result)}", fontsize=11)
+    axes.set_title(f"Errors per digit, {result.description}", fontsize=11)
     axes.legend(frameon=False, ncols=2, loc="upper left")
     return figure
 
@@ -90,11 +89,11 @@ def wrong_digits(
     labels: NDArray[Any],
     columns: int = 14,
 ) -> Figure:
-    """Pictures that fine-tuning mended, broke, or left wrong: true digit, prediction before and after.
+    """Draw images that fine-tuning mended, broke or left wrong, with true digit and both predictions.
 
-    `predictions` holds `before_predicted` and `predicted` (uint8 [N]) of `pictures` (uint8 [N, 28, 28]),
-    whose true digits are `labels` [N]. Where there are more than fit, every so-many-th is shown. Raises
-    ValueError when the predictions are not this result's for these labels.
+    `predictions` holds `before_predicted` and `predicted` (uint8 [N]) of `pictures` (uint8 [N, 28, 28]), whose true
+    digits are `labels` [N]. Where there are more images than fit, an even selection is shown. Raises ValueError when
+    the predictions are not this result's for these labels.
     """
     before, after = predictions["before_predicted"], predictions["predicted"]
     changed = changes(result, predictions, labels)
@@ -116,33 +115,33 @@ def wrong_digits(
             axes.add_patch(Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, fill=False, ec=colour, lw=1.6))
             text = f"{labels[image]}: {before[image]} → {after[image]}"
             axes.text(x + 0.5, y + 1.1, text, ha="center", va="center", fontsize=7.5, color=INK)
-        axes.set(xlim=(0, columns), ylim=(height * 1.28, 0), aspect="equal")  # imshow had changed them
-    title = f"Digits predicted wrongly, {setting(result)}"
+        axes.set(xlim=(0, columns), ylim=(height * 1.28, 0), aspect="equal")  # which imshow changed
+    title = f"Digits predicted wrongly, {result.description}"
     figure.suptitle(f"{title}\n(true digit: prediction before → after)", fontsize=11)
     return figure
 
 
 def loss_curves(results: Sequence[RunResult]) -> Figure:
-    """Fine-tuning loss by step, one line a run, coloured by method and rank; long curves as moving averages.
+    """Draw the fine-tuning loss by step, one line a run, coloured by method and rank; long curves are averaged.
 
-    One run alone shows its single losses too; where runs are many, each colour's mean over its sound runs of
-    full length stands out. A run that diverged ends in a cross at its last finite loss.
+    A single run shows the loss of each step too. With many runs, a strong line shows each colour's mean over its
+    finished runs of full length. A diverged run ends in a cross at its last finite loss.
     """
     figure, (axes,) = empty_figure(9, 4.4)
-    kinds = sorted({kind_of(result) for result in results}, key=lambda kind: (kind[0], kind[1] or 0))
+    kinds = sorted({result.kind for result in results}, key=lambda kind: (kind[0], kind[1] or 0))
     colours = dict(zip(kinds, colormaps["viridis"](np.linspace(0, 0.92, len(kinds))), strict=True))
     longest = max(len(result.outcome.loss_curve) for result in results)
     window = longest // 10 if longest >= SMOOTHED_STEPS else 1
-    many = len(results) > LEGEND_RUNS
+    many = len(results) > LEGEND_KINDS
     whole: dict[Kind, list[list[float]]] = {}
     for result in results:
-        kind, losses = kind_of(result), result.outcome.loss_curve
+        kind, losses = result.kind, result.outcome.loss_curve
         if result.outcome.diverged_at is not None:
             losses = losses[: result.outcome.diverged_at - 1]
         elif len(losses) == longest:
             whole.setdefault(kind, []).append(losses)
         if not losses:
-            continue  # diverged at the first step: there is nothing to draw
+            continue  # diverged at the first step
         if len(results) == 1 and window > 1:
             _draw_losses(axes, losses, 1, color=FAINT, lw=0.8, alpha=0.6)
         end = _draw_losses(axes, losses, window, color=colours[kind], lw=0.7 if many else 2, alpha=0.3 if many else 1)
@@ -155,38 +154,48 @@ def loss_curves(results: Sequence[RunResult]) -> Figure:
     axes.set_yscale("log")
     axes.set_xlabel("fine-tuning step")
     axes.set_ylabel("cross-entropy (nats)" + (f", mean of {window} steps" if window > 1 else ", of each batch"))
-    title = f"Loss, {setting(results[0])}" if len(results) == 1 else "Loss during fine-tuning"
+    title = f"Loss, {results[0].description}" if len(results) == 1 else "Loss during fine-tuning"
     lines = "strong lines: means" if many else "thin: each batch" if len(results) == 1 and window > 1 else ""
     axes.set_title(f"{title} ({lines})" if lines else title, fontsize=11)
     return figure
 
 
-def setting(result: RunResult) -> str:
-    """In words: `fine-tuned on digit 9 at rank 4`."""
-    digits = " and ".join(map(str, result.spec.finetune.digit))
-    return f"fine-tuned on digit {digits} {adapted(*kind_of(result))}"
+@dataclass(frozen=True)
+class Changes:
+    """Ascending indices of test images: mended (wrong before, right after), broken (the reverse), wrong both times."""
+
+    mended: NDArray[np.intp]
+    broken: NDArray[np.intp]
+    still_wrong: NDArray[np.intp]
 
 
-def kind_of(result: RunResult) -> Kind:
-    """Method and rank of a run."""
-    adapter = result.spec.adapter
-    return adapter.method, None if adapter.scaling is None else adapter.rank
+def changes(result: RunResult, predictions: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> Changes:
+    """Compare the predictions before and after fine-tuning for images whose true digits are `labels` [N].
+
+    `predictions` comes from `Sweep.predictions`.
+    Raises ValueError when the predictions are not this result's for these labels.
+    """
+    before, after = predictions["before_predicted"], predictions["predicted"]
+    if len(before) != len(labels) or (
+        np.bincount(labels[after != labels], minlength=CLASSES).tolist() != result.outcome.after.errors
+    ):
+        raise ValueError("the predictions are not of this result and these labels")
+    was_right, is_right = before == labels, after == labels
+    parts = ~was_right & is_right, was_right & ~is_right, ~was_right & ~is_right
+    return Changes(*(np.flatnonzero(part) for part in parts))
 
 
-def kind_label(method: str, rank: int | None) -> str:
-    """`rank 4`, `dora rank 4`, `full`."""
-    return " ".join(([] if method == "lora" else [method]) + ([] if rank is None else [f"rank {rank}"]))
-
-
-def adapted(method: str, rank: int | None) -> str:
-    """How a run was adapted: `at rank 4`, `with dora rank 4`, `with full`."""
-    return f"{'at' if method == 'lora' else 'with'} {kind_label(method, rank)}"
+def spread(indices: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    """Return at most `most` of `indices`, evenly spread over them."""
+    if len(indices) <= most:
+        return indices
+    return np.asarray(indices[np.linspace(0, len(indices) - 1, most).astype(int)], dtype=np.intp)
 
 
 def empty_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, height_ratios: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure, in inches, and its axes, in the one look that all figures share."""
+    """Make an empty figure (size in inches) and its axes in the style that all figures share."""
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
     grid = figure.subplots(rows, columns, squeeze=False, height_ratios=height_ratios)
     for axes in grid.flat:
@@ -198,9 +207,9 @@ def empty_figure(
 
 
 def _draw_losses(axes: Axes, losses: Sequence[float] | NDArray[Any], window: int, **look: Any) -> tuple[float, float]:
-    """Draw the mean of each `window` neighbouring losses over the last step of them; return the last point.
+    """Draw the moving average over `window` steps, each at the last of its steps; return the last point.
 
-    A log scale has no place for a loss of zero: it is drawn at LEAST_LOSS.
+    A log scale can't show a loss of zero, so it is drawn at LEAST_LOSS.
     """
     window = min(window, len(losses))
     means = np.maximum(np.convolve(losses, np.ones(window) / window, mode="valid"), LEAST_LOSS)
@@ -209,9 +218,9 @@ def _draw_losses(axes: Axes, losses: Sequence[float] | NDArray[Any], window: int
 
 
 def _explain_colours(figure: Figure, axes: Axes, colours: Mapping[Kind, Any], crosses: bool) -> None:
-    """A legend of few methods and ranks or a colour bar of many, and what a cross means."""
-    labels = [kind_label(*kind) for kind in colours]
-    if len(labels) <= LEGEND_RUNS:
+    """Add a legend of few methods and ranks or a colour bar of many, and the meaning of a cross."""
+    labels = [kind_label(kind) for kind in colours]
+    if len(labels) <= LEGEND_KINDS:
         for label, colour in zip(labels, colours.values(), strict=True):
             axes.plot([], [], color=colour, lw=2.2, label=label)
     else:
@@ -224,4 +233,4 @@ def _explain_colours(figure: Figure, axes: Axes, colours: Mapping[Kind, Any], cr
     if crosses:
         axes.plot([], [], "X", color=VERMILION, ms=9, label="diverged")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, -0.28), ncols=LEGEND_RUNS + 1, fontsize=9)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, -0.28), ncols=LEGEND_KINDS + 1, fontsize=9)

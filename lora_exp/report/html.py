@@ -1,18 +1,16 @@
-"""The report as one page that needs nothing else: its styles, its script, Plotly and the data are inside."""
+"""The report as one HTML file: styles, script, Plotly and data are inside, so it loads nothing else."""
 
 from __future__ import annotations
 
 import base64
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lora_exp.report.document import Picture, Section
+from jinja2 import Environment, StrictUndefined
 
-if TYPE_CHECKING:
-    from jinja2 import Template
+from lora_exp.report.document import Picture, Section, on_one_line
 
 PARTS = Path(__file__).parent / "page"
 
@@ -25,50 +23,28 @@ def html(
     data: dict[str, Any],
     figures: Path,
 ) -> str:
-    """The page: sections, charts drawn from `data` (as of `page_data`) and the table `runs`, and more sections.
+    """Write the page: the `first` sections, charts of `data` (from `page_data`), the table `runs`, the `last` sections.
 
-    Without `runs` there are no charts. Pictures of the sections are read from the folder `figures`.
+    Without `runs` there are no charts. The pictures in the sections are files of the folder `figures`.
     """
-    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
 
+    page, style, script = ((PARTS / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     pictures = [block.file for section in (*first, *last) for block in section.blocks if isinstance(block, Picture)]
-    return _template().render(
+    encoded = {name: base64.b64encode((figures / name).read_bytes()).decode() for name in pictures}
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(page)
+    return template.render(
         title=title,
         first=first,
         runs=runs,
         last=last,
         only_ranks=all(kind.startswith("rank ") for kind in data["kinds"]),
-        images={name: _data_url(figures / name) for name in pictures},
+        images={name: f"data:image/png;base64,{picture}" for name, picture in encoded.items()},
         kind=lambda value: type(value).__name__,
-        heading=lambda text: text.replace("-\n", "").replace("\n", " "),
-        # Nothing in a script element is unescaped by a browser, so only `<` must not stand there.
-        data=Markup(json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")),  # noqa: S704
-        style=_part("page.css"),
-        script=_part("page.js"),
-        plotly=_plotly() if runs else "",
+        heading=on_one_line,
+        # A browser unescapes nothing in a script element, so `<` must not occur there.
+        data=json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
+        style=style,
+        script=script,
+        plotly=get_plotlyjs() if runs else "",
     )
-
-
-@functools.cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string((PARTS / "page.html").read_text(encoding="utf-8"))
-
-
-def _part(name: str) -> str:
-    from markupsafe import Markup
-
-    return Markup((PARTS / name).read_text(encoding="utf-8"))  # noqa: S704  # a file of ours
-
-
-def _plotly() -> str:
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    return Markup(get_plotlyjs())  # noqa: S704  # Plotly's own file
-
-
-def _data_url(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()

@@ -1,6 +1,6 @@
-"""What the interactive page draws from, as plain data: a row a sound run, and what a chosen run did to each digit.
+"""The data of the interactive page: one row a finished run, with its errors, loss curve and images.
 
-Numbers are those of the table; what is shown as text is written once, by `tables.py`.
+Numbers are those of the table; their text comes from `tables.py`.
 """
 
 from __future__ import annotations
@@ -11,31 +11,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from lora_exp.report.figures import kind_label, kind_of, setting
-from lora_exp.report.gallery import changes, spread
-from lora_exp.report.tables import ALWAYS, MEASURES, differing, heading, runs_table, setting_text
-from lora_exp.storage.result import ClassErrors
-from lora_exp.storage.sweep_folder import Sweep, digits_of, run_command
-from lora_exp.storage.trade_off import representative, sound
+from lora_exp.report.figures import changes, spread
+from lora_exp.report.tables import ALWAYS, MEASURES, differing, heading, runs_table, setting_text, values_of
+from lora_exp.storage.result import ClassErrors, kind_label
+from lora_exp.storage.sweep_folder import Sweep, run_command
+from lora_exp.storage.table import finished, representative
 
-FEW_RUNS = 100  # with more, less is shown of each, so that the page stays small and quick
-CURVE_POINTS = {True: 60, False: 25}  # of a loss curve, where runs are few or not
-IMAGES = {True: (14, 28), False: (8, 12)}  # mended and broken ones of a run
+FEW_RUNS = 100  # with more, the page holds less of each, so that it stays small and fast
+CURVE_POINTS = {True: 60, False: 25}  # of a loss curve, with few or many runs
+IMAGES = {True: (14, 28), False: (8, 12)}  # mended and broken images of a run, with few or many runs
 PARTS = ("mended", "broken")
 SPRITE_COLUMNS = 100
 SIDE = 28
 
 
 def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -> dict[str, Any]:
-    """All that the page draws; `pictures` (uint8 [N, 28, 28]) and `labels` [N] are the test images that were judged."""
-    runs = sound(sweep.frame)
+    """Collect the data; `pictures` (uint8 [N, 28, 28]) and `labels` [N] are the test images of the evaluation."""
+    runs = finished(sweep.frame)
     names = list(dict.fromkeys([*ALWAYS, *differing(runs)]))
     results = {int(job): sweep.results[int(job)] for job in runs["job"]}
     bases = {result.outcome.base_sha256_before: result.outcome.before for result in results.values()}
-    kinds = sorted({kind_of(result) for result in results.values()}, key=lambda kind: (kind[0], kind[1] or 0))
+    kinds = sorted({result.kind for result in results.values()}, key=lambda kind: (kind[0], kind[1] or 0))
     few = len(runs) <= FEW_RUNS
     galleries = {job: _gallery(sweep, job, labels, IMAGES[few]) for job in results}
     images = [image for gallery in galleries.values() for part in PARTS for image in gallery.get(part, [])]
@@ -48,28 +46,28 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
         rows.append(
             {
                 "job": job,
-                "what": setting(result),
+                "what": result.description,
                 "measured": cells[job][-len(MEASURES) :],
                 "command": run_command(row["overrides"]),
                 "settings": {name: setting_text(row[name]) for name in names},
-                "kind": kinds.index(kind_of(result)),
+                "kind": kinds.index(result.kind),
                 "target_error": row["target_error"],
                 "other_error": row["other_error"],
                 "forgetting": row["forgetting"],
                 "overhead": row["overhead_percent"],
                 "base": list(bases).index(out.base_sha256_before),
                 "targets": list(result.spec.finetune.digit),
-                "after": _judged(out.after),
+                "after": _class_errors(out.after),
                 "losses": _thinned(out.loss_curve, CURVE_POINTS[few]),
                 "gallery": galleries[job],
             }
         )
     return {
-        "settings": {name: {"title": heading(name), "values": _values(runs[name], name)} for name in names},
-        "kinds": [kind_label(*kind) for kind in kinds],
+        "settings": {name: {"title": heading(name), "values": values_of(runs[name])} for name in names},
+        "kinds": [kind_label(kind) for kind in kinds],
         "measures": list(MEASURES),
         "runs": rows,
-        "bases": [{**_judged(errors), "counts": errors.counts} for errors in bases.values()],
+        "bases": [{**_class_errors(errors), "counts": errors.counts} for errors in bases.values()],
         "wilson": wilson([errors for r in results.values() for errors in (r.outcome.before, r.outcome.after)]),
         "chosen": representative(sweep.frame),
         "sprite": _sprite(pictures[shown]) if shown else "",
@@ -77,11 +75,11 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
     }
 
 
-def wilson(judged: Sequence[ClassErrors]) -> dict[str, list[float]]:
-    """`errors/images` -> Wilson's 95 % interval of the error rate, for every such pair of a class (Wilson 1927)."""
+def wilson(evaluations: Sequence[ClassErrors]) -> dict[str, list[float]]:
+    """Map `errors/images` of every class to Wilson's 95 % interval of its error rate (Wilson 1927)."""
     from statsmodels.stats.proportion import proportion_confint
 
-    pairs = sorted({pair for errors in judged for pair in zip(errors.errors, errors.counts, strict=True) if pair[1]})
+    pairs = sorted({pair for own in evaluations for pair in zip(own.errors, own.counts, strict=True) if pair[1]})
     if not pairs:
         return {}
     wrong, counts = np.array(pairs).T
@@ -90,26 +88,13 @@ def wilson(judged: Sequence[ClassErrors]) -> dict[str, list[float]]:
     return {f"{wrong}/{count}": [low, high] for (wrong, count), (low, high) in zip(pairs, limits, strict=True)}
 
 
-def _judged(errors: ClassErrors) -> dict[str, Any]:
-    """Errors by class, and the confusion flat, row by row of the true class."""
+def _class_errors(errors: ClassErrors) -> dict[str, Any]:
+    """Errors by class, and the confusion matrix as one list, row by row of the true class."""
     return {"errors": errors.errors, "confusion": [count for row in errors.confusion for count in row]}
 
 
-def _values(column: pd.Series[Any], name: str) -> list[str]:
-    """The values of a setting in order, as text."""
-    values = column.drop_duplicates().tolist()
-    numbers = all(pd.isna(value) or not isinstance(value, str) for value in values)
-
-    def order(value: Any) -> Any:
-        if pd.isna(value):
-            return (1, 0)
-        return (0, digits_of(value) if name == "digit" else value)
-
-    return [setting_text(value) for value in (sorted(values, key=order) if numbers or name == "digit" else values)]
-
-
 def _thinned(losses: Sequence[float], most: int) -> list[list[float]]:
-    """Steps (from 1) and losses, as means of neighbours where there are more than `most`."""
+    """Steps (from 1) and losses; means of neighbouring steps where there are more than `most`."""
     if not losses:
         return [[], []]
     parts = np.array_split(np.arange(len(losses)), min(most, len(losses)))
@@ -119,11 +104,9 @@ def _thinned(losses: Sequence[float], most: int) -> list[list[float]]:
 
 
 def _gallery(sweep: Sweep, job: int, labels: NDArray[Any], most: tuple[int, int]) -> dict[str, Any]:
-    """Images [position, prediction before, after, confidence before, after], and how many there are of each part."""
-    predictions = sweep.predictions(job)
+    """Images [index, prediction before, after, confidence before, after], and how many there are of each part."""
     try:
-        if predictions is None:
-            raise ValueError("its predictions can't be read")
+        predictions = sweep.predictions(job)
         changed = changes(sweep.results[job], predictions, labels)
     except ValueError as error:
         return {"why_not": f"No images: {error}."}
@@ -141,7 +124,7 @@ def _image(predictions: Mapping[str, NDArray[Any]], image: int) -> list[float]:
 
 
 def _sprite(pictures: NDArray[np.uint8]) -> str:
-    """All pictures in one PNG, dark on light, SPRITE_COLUMNS in a row, in base64."""
+    """All pictures as one PNG in base64, dark on light, SPRITE_COLUMNS in a row."""
     from PIL import Image
 
     rows = -(-len(pictures) // SPRITE_COLUMNS)

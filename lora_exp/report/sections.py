@@ -1,4 +1,4 @@
-"""The sections of a report, each by itself; `report.py` puts them in order."""
+"""The sections of a report; `write.py` puts them in order."""
 
 from __future__ import annotations
 
@@ -10,18 +10,28 @@ from typing import Any
 import pandas as pd
 
 from lora_exp.report.document import Block, Code, Grid, Heading, Listing, Paragraph, Section, paragraphs
-from lora_exp.report.figures import adapted, kind_label, kind_of
-from lora_exp.report.seeds import MEASURES, Comparison, Setting
+from lora_exp.report.seeds import MEASURE_NAMES, Comparison, Setting
 from lora_exp.report.statistics import Interval
-from lora_exp.report.tables import NONE, differing, heading, means_table, percent, points, runs_table, setting_text
-from lora_exp.storage.result import RunResult
+from lora_exp.report.tables import (
+    NONE,
+    differing,
+    errors_text,
+    heading,
+    means_table,
+    percent,
+    points,
+    run_text,
+    runs_table,
+    setting_text,
+)
+from lora_exp.storage.result import RunResult, kind_label
 from lora_exp.storage.sweep_folder import Sweep, run_command
-from lora_exp.storage.trade_off import lowest, representative, sound
+from lora_exp.storage.table import finished, lowest, representative
 
-# Provenance that would repeat what other sections show.
+# Provenance that other sections show.
 SHOWN_ELSEWHERE = ("overrides", "config", "started")
 SIZE_COLUMNS = 8  # of the model table; more methods and ranks are thinned to these
-VARIANTS = 10  # values written out where runs differ in their provenance
+VARIANTS = 10  # values listed of a setting or fact in which the runs differ
 OVER_SEEDS = ("target_error", "other_error", "forgetting")
 HOW_OVER_SEEDS = (
     "Mean ± standard deviation over the seeds, with Student's t interval of the mean (95 %). The p value is of the "
@@ -30,39 +40,39 @@ HOW_OVER_SEEDS = (
 
 
 def head(sweep: Sweep) -> Section:
-    """The command, when it was given, and what became of the jobs."""
+    """The command, its time, and the number of jobs by status."""
     counts = Counter(sweep.frame["status"])
     statuses = ("finished", *(("stopped",) if sweep.stopped else ()), "diverged", "failed", "missing")
-    told = ", ".join(f"{counts[status]} {status}" for status in statuses)
-    started = f"Started {sweep.started}; jobs: {told}." if sweep.started else f"Jobs: {told}."
+    jobs = ", ".join(f"{counts[status]} {status}" for status in statuses)
+    started = f"Started {sweep.started}; jobs: {jobs}." if sweep.started else f"Jobs: {jobs}."
     return Section("", (Listing((sweep.command,)), Paragraph((started,))))
 
 
 def verdict_section(frame: pd.DataFrame, verdict: str, comparison: Comparison | None) -> Section:
-    """The sweep in a line; the runs with the lowest errors; what of the differences is more than chance."""
-    runs = sound(frame)
-    told = [verdict]
+    """The sweep in a line, the runs with the lowest errors, and the significant differences."""
+    runs = finished(frame)
+    sentences = [verdict]
     job = representative(frame)
     if job is not None and len(runs) > 1:
         weight = "in which the target weighs as much as all others together"
-        told.append(f"Lowest sum of both errors, {weight}: {_run(runs, job)}.")
-        told.append(f"Lowest target error: {_run(runs, lowest(runs, runs['target_error']))}.")
-        told.append(f"Least forgetting: {_run(runs, lowest(runs, runs['forgetting']))}.")
-    told += comparison.sentences() if comparison is not None else []
+        sentences.append(f"Lowest sum of both errors, {weight}: {_run(runs, job)}.")
+        sentences.append(f"Lowest target error: {_run(runs, lowest(runs, runs['target_error']))}.")
+        sentences.append(f"Least forgetting: {_run(runs, lowest(runs, runs['forgetting']))}.")
+    sentences += comparison.sentences() if comparison is not None else []
     if 1 < len(runs) < len(frame):
-        told.append("Means leave out the jobs without errors, so they may be of different sets of settings.")
-    return Section("Verdict", tuple(paragraphs(told)))
+        sentences.append("The means leave out jobs without errors, so they may cover different settings.")
+    return Section("Verdict", tuple(paragraphs(sentences)))
 
 
 def over_seeds(comparison: Comparison | None) -> list[Section]:
-    """Every setting with its means, deviations and intervals; nothing where no setting has a second seed."""
+    """Every setting with its means, deviations and intervals; no section where no setting has a second seed."""
     if comparison is None or max(setting.seeds for setting in comparison.settings) < 2:
         return []
     chances = comparison.rankings[0].chances if comparison.rankings else {}
     names = list(comparison.settings[0].values)
     headings = [*(heading(name) for name in names), "runs", "seeds"]
     for measure in OVER_SEEDS:
-        headings += [f"{MEASURES[measure]} ({'points' if measure == 'forgetting' else '%'})", "95 % interval"]
+        headings += [f"{MEASURE_NAMES[measure]} ({'points' if measure == 'forgetting' else '%'})", "95 % interval"]
     headings += ["adapter parameters", *(["p"] if comparison.rankings else [])]
     rows = []
     for setting in comparison.settings:
@@ -85,7 +95,7 @@ def _interval_cells(setting: Setting, measure: str) -> list[str]:
 
 
 def halving_section(sweep: Sweep) -> list[Section]:
-    """What halving stopped at each rung, and what share of the steps of all jobs that saved; nothing without it."""
+    """The jobs that halving stopped at each rung, and the share of steps that it saved; no section without it."""
     if not sweep.stopped:
         return []
     rungs = Counter(stopped.step for stopped in sweep.stopped.values())
@@ -99,31 +109,31 @@ def halving_section(sweep: Sweep) -> list[Section]:
     whole = ran + sum(stopped.steps for stopped in sweep.stopped.values())
     objective = next(iter(sweep.stopped.values())).objective.replace("_", " ")
     text = (
-        f"Jobs competed by their {objective} on validation images; test images had no part in it. "
-        f"{made:,} of {whole:,} job-steps were made: {100 * (1 - made / whole):.1f} % were saved."
+        f"Jobs competed by their {objective} on validation images, never on test images. "
+        f"{made:,} of {whole:,} job-steps were run, which saved {100 * (1 - made / whole):.1f} %."
     )
     table = (["after step", "jobs", "stopped", "went on"], rows)
     return [Section("Successive halving", (Paragraph((text,)), Grid(table)))]
 
 
 def means_section(frame: pd.DataFrame) -> Section:
-    """Means by rank, and by every other setting that differs."""
+    """Means by rank, and by every other setting in which the runs differ."""
     blocks: list[Block] = []
-    for name in dict.fromkeys(["rank", *differing(sound(frame))]):
+    for name in dict.fromkeys(["rank", *differing(finished(frame))]):
         blocks += [Heading(f"By {heading(name)}"), Grid(means_table(frame, [name]))]
-    return Section("Means of the sound runs", tuple(blocks))
+    return Section("Means of the finished runs", tuple(blocks))
 
 
 def runs_section(frame: pd.DataFrame) -> Section:
-    """One row a sound run."""
-    return Section("Sound runs", (Grid(runs_table(frame)),))
+    """One row a finished run."""
+    return Section("Finished runs", (Grid(runs_table(frame)),))
 
 
-def unsound_section(sweep: Sweep) -> list[Section]:
-    """The jobs without errors to compare, with the reason; nothing where there are none."""
+def unfinished_section(sweep: Sweep) -> list[Section]:
+    """The jobs without errors to compare, with the reasons; no section where there are none."""
     rows = []
     for row in sweep.frame[sweep.frame["status"] != "finished"].to_dict("records"):
-        reason = row["error"] or "never ran, or was stopped"
+        reason = row["error"] or "never ran, or was interrupted"
         if row["status"] == "diverged":
             reason = f"the loss stopped being finite at step {sweep.results[row['job']].outcome.diverged_at}"
         rows.append([str(row["job"]), row["status"], Code(row["overrides"]), reason])
@@ -132,7 +142,7 @@ def unsound_section(sweep: Sweep) -> list[Section]:
 
 
 def model_section(results: Sequence[RunResult]) -> Section:
-    """Shapes and parameter counts of each model in the sweep, with the adapter's of each method and rank."""
+    """Shapes and parameter counts of each model, and the adapter parameters of each method and rank."""
     kinds: dict[tuple[str, tuple[str, ...]], dict[tuple[str, int], RunResult]] = {}
     for result in results:
         adapter = result.spec.adapter
@@ -154,7 +164,7 @@ def model_section(results: Sequence[RunResult]) -> Section:
         rows.append(["with the base", "", f"{base:,}", *(f"{out.parameters_total:,}" for out in outcomes)])
         rows.append(["overhead (%)", "", "", *(f"{out.overhead_percent:.3f}" for out in outcomes)])
         blocks.append(Paragraph((f"Hidden layers {label or 'none'}; adapted: ", Code(", ".join(layers)), ".")))
-        headings = ["layer", "weight", "base", *(kind_label(*kind_of(by_size[size])) for size in sizes)]
+        headings = ["layer", "weight", "base", *(kind_label(by_size[size].kind) for size in sizes)]
         blocks.append(Grid((headings, rows), words=2))
         if len(by_size) > len(sizes):
             blocks += paragraphs([f"{len(sizes)} of {len(by_size)} methods and ranks."])
@@ -162,13 +172,13 @@ def model_section(results: Sequence[RunResult]) -> Section:
 
 
 def proof_section(sweep: Sweep) -> Section:
-    """In how many runs the base was left as it was."""
+    """In how many runs the base stayed unchanged."""
     total = len(sweep.results)
     same = [job for job, result in sweep.results.items() if result.outcome.base_unchanged]
     off = [job for job, result in sweep.results.items() if result.outcome.adapter_off_equals_base]
     text = (
         f"Base weights unchanged (SHA-256 before and after): {len(same)} of {total} runs. "
-        f"Adapter switched off, every prediction equals the base's: {len(off)} of {total} runs."
+        f"With the adapter off, every prediction equals the base's: {len(off)} of {total} runs."
     )
     broken = sorted(set(sweep.results) - (set(same) & set(off)))
     text += f" It does not hold for jobs {', '.join(map(str, broken))}." if broken else ""
@@ -182,11 +192,11 @@ def commands_section(frame: pd.DataFrame) -> Section:
 
 
 def provenance_section(results: Sequence[RunResult]) -> Section:
-    """Settings and circumstances: once where all runs agree, with the number of values where they don't."""
+    """Settings and provenance: each value once, and how many there are where the runs differ."""
     facts = []
     for result in results:
-        told = {name: value for name, value in result.provenance.items() if name not in SHOWN_ELSEWHERE}
-        facts.append({**_flat(result.settings), **_flat(told)})
+        provenance = {name: value for name, value in result.provenance.items() if name not in SHOWN_ELSEWHERE}
+        facts.append({**_flat(result.settings), **_flat(provenance)})
     rows = []
     for name in dict.fromkeys(name for fact in facts for name in fact):
         values = list(dict.fromkeys(fact.get(name, NONE) for fact in facts))
@@ -199,16 +209,11 @@ def provenance_section(results: Sequence[RunResult]) -> Section:
 
 def _run(runs: pd.DataFrame, job: int) -> str:
     row = runs[runs["job"] == job].iloc[0]
-    how = adapted(row["method"], None if pd.isna(row["rank"]) else row["rank"])
-    return (
-        f"job {job} (digit {row['digit'].replace(',', ' and ')} {how}), target "
-        f"{percent(row['target_error_before'])} % -> {percent(row['target_error'])} %, others "
-        f"{percent(row['other_error_before'])} % -> {percent(row['other_error'])} %"
-    )
+    return f"job {job} ({run_text(row)}), {errors_text(row)}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested facts by dotted name, as text."""
+    """Flatten nested facts: dotted name -> text."""
     flat: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -1,9 +1,9 @@
-"""Settings compared over their seeds: means with intervals, and which differences are more than chance.
+"""Settings compared over their seeds: means with intervals, and which differences are significant.
 
-A seed counts once: what ran with it on several digits is averaged first, so n is the number of seeds (of bases, where
-those have seeds of their own, since runs over one base share its luck). Settings are compared in pairs, by paired t
-tests over the seeds and digits that all settings have in common; p values are corrected for all pairs and measures at
-once by Holm's procedure (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
+The runs of a seed on several digits are averaged first, so n is the number of seeds. Where bases have several seeds,
+those are counted, since runs over one base are not independent. Settings are compared in pairs, by paired t tests over
+the seeds and digits that all settings have in common. Holm's procedure corrects the p values of all pairs and measures
+together (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import pandas as pd
 
 from lora_exp.report.statistics import CHANCE, Interval, interval
 from lora_exp.report.tables import differing, percent, points, setting_text
-from lora_exp.storage.trade_off import both_errors, sound
+from lora_exp.storage.table import both_errors, finished
 
 REPLICATES = ("seed", "base_seed")
-LEAST_SEEDS = 3  # for a test; with two, a difference that happens to be the same twice would seem certain
-MEASURES = {
+LEAST_SEEDS = 3  # for a test; with two, a difference that is the same twice by chance would seem certain
+MEASURE_NAMES = {
     "both_errors": "sum of both errors",
     "target_error": "error on the target",
     "other_error": "error on the other digits",
@@ -33,7 +33,7 @@ TESTED = ("both_errors", "target_error", "forgetting")
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in digit and seed only; `means` are over the seeds, rates from 0 to 1."""
+    """The runs of one setting, which differ in digit and seed only; `means` are over the seeds, rates from 0 to 1."""
 
     values: dict[str, Any]
     runs: int
@@ -63,8 +63,8 @@ class Ranking:
     chances: dict[str, float]
 
     @property
-    def told_apart(self) -> list[str]:
-        """Labels of the settings that are worse by more than chance."""
+    def significant(self) -> list[str]:
+        """Labels of the settings that are significantly worse."""
         return [label for label, chance in self.chances.items() if chance < CHANCE]
 
 
@@ -79,35 +79,34 @@ class Comparison:
     why_not: str
 
     def sentences(self) -> list[str]:
-        """What may be said: "best" and "better" only where the differences are more than chance."""
+        """Describe the rankings; "best" and "better" are said of significant differences only."""
         if self.why_not:
             return [self.why_not]
         found = []
         for ranking in self.rankings:
-            apart, rest = ranking.told_apart, len(ranking.chances) - len(ranking.told_apart)
-            name, measure = ranking.lowest.with_errors, MEASURES[ranking.measure]
-            if not rest:
+            worse = ranking.significant
+            close = [label for label in ranking.chances if label not in worse]
+            name, measure = ranking.lowest.with_errors, MEASURE_NAMES[ranking.measure]
+            if not close:
                 found.append(f"Best {measure}: {name}, better than every other setting.")
-            elif apart:
-                close = [label for label in ranking.chances if label not in apart]
-                found.append(
-                    f"Lowest {measure}: {name}, better than {_few(apart)}, but not told apart from {_few(close)}."
-                )
+            elif worse:
+                rest = f"no significant difference from {_few(close)}"
+                found.append(f"Lowest {measure}: {name}, better than {_few(worse)}, {rest}.")
             else:
-                found.append(f"Lowest {measure}: {name}, not told apart from any other setting.")
+                found.append(f"Lowest {measure}: {name}, no significant difference from any other setting.")
         if found:
             how = f"paired t tests over {self.seeds} seeds, p < {CHANCE:g} with Holm's correction"
-            found.append(f"Told apart: by {how} for the {self.tests} tests of all pairs and measures.")
+            found.append(f"Significance: {how} for the {self.tests} tests of all pairs and measures.")
         return found
 
 
 def compare(frame: pd.DataFrame) -> Comparison | None:
-    """The settings of a sweep, `frame` as of `load_sweep`, compared; None without a sound run."""
-    runs = sound(frame)
+    """Compare the settings of a sweep, `frame` from `load_sweep`; None without a finished run."""
+    runs = finished(frame)
     if runs.empty:
         return None
-    asked = runs["steps"].where(runs["epochs"].isna())  # what follows from epochs and digit is no setting
-    runs = runs.assign(steps=asked, both_errors=both_errors(runs), replicate=_replicates(runs))
+    steps = runs["steps"].where(runs["epochs"].isna())  # steps that follow from epochs and digit are no setting
+    runs = runs.assign(steps=steps, both_errors=both_errors(runs), replicate=_replicates(runs))
     names = [name for name in differing(runs) if name not in ("digit", *REPLICATES)]
     groups = runs.groupby(names, sort=False, dropna=False) if names else [((), runs)]
     by_label: dict[str, tuple[Setting, pd.DataFrame]] = {}
@@ -128,26 +127,26 @@ def compare(frame: pd.DataFrame) -> Comparison | None:
 
 
 def _setting(values: dict[str, Any], group: pd.DataFrame) -> Setting:
-    by_seed = group.groupby("replicate")[list(MEASURES)].mean()
+    by_seed = group.groupby("replicate")[list(MEASURE_NAMES)].mean()
     if by_seed.empty:  # imported adapters, whose seeds aren't known
-        by_seed = group[list(MEASURES)].mean().to_frame().T
+        by_seed = group[list(MEASURE_NAMES)].mean().to_frame().T
     return Setting(
         values,
         len(group),
         int(group["replicate"].nunique()),
-        {name: interval(by_seed[name].tolist()) for name in MEASURES},
-        {name: float(by_seed[name].std()) for name in MEASURES},
+        {name: interval(by_seed[name].tolist()) for name in MEASURE_NAMES},
+        {name: float(by_seed[name].std()) for name in MEASURE_NAMES},
         float(group["parameters_adapter"].mean()),
     )
 
 
 def _replicates(runs: pd.DataFrame) -> pd.Series[Any]:
-    """What counts as one drawing of chance: a base's seed where bases differ, else the seed of fine-tuning."""
+    """The seed that makes runs independent: that of the base where bases differ, else that of fine-tuning."""
     return runs["base_seed"] if runs["base_seed"].nunique() > 1 else runs["seed"]
 
 
 def _shared(tables: Sequence[pd.DataFrame]) -> pd.Index[Any]:
-    """The (seed, digit) that all settings ran with."""
+    """The pairs (seed, digit) that all settings have in common."""
     shared = tables[0].index
     for table in tables[1:]:
         shared = shared.intersection(table.index)
@@ -155,15 +154,15 @@ def _shared(tables: Sequence[pd.DataFrame]) -> pd.Index[Any]:
 
 
 def _why_not(runs: pd.DataFrame, seeds: int) -> str:
-    """Why nothing is tested, if so."""
+    """Return why nothing is tested; empty where it is."""
     ran = runs["replicate"].nunique()
     if ran < 2:
         return "Every setting ran with one seed, so small differences between settings may be chance."
     if seeds == 0:
-        return "No seed and digit are common to all settings, so their differences can't be told from chance."
+        return "No seed and digit are common to all settings, so their differences may be chance."
     if seeds < LEAST_SEEDS:
         shared = f"All settings have {seeds} of {ran} seeds in common"
-        return f"{shared}; fewer than {LEAST_SEEDS} can't tell differences from chance."
+        return f"{shared}; a test needs at least {LEAST_SEEDS}."
     return ""
 
 
@@ -176,7 +175,7 @@ def _rankings(by_label: dict[str, tuple[Setting, pd.DataFrame]], means: dict[str
     values = np.stack([means[label][list(TESTED)].to_numpy() for label in labels])  # [settings, seeds, measures]
     pairs = np.array(list(combinations(range(len(labels)), 2)))
     differences = values[pairs[:, 0]] - values[pairs[:, 1]]  # [pairs, seeds, measures]
-    # What does not vary over the seeds has no scale that its size could be compared with.
+    # A difference that does not vary over the seeds has no spread to compare its size with.
     varies = np.ptp(differences, axis=1) > 1e-12
     chances = np.ones(varies.shape)
     for measure in range(len(TESTED)):
@@ -195,5 +194,5 @@ def _rankings(by_label: dict[str, tuple[Setting, pd.DataFrame]], means: dict[str
 
 
 def _few(labels: Sequence[str], most: int = 6) -> str:
-    told = "; ".join(labels[:most])
-    return told if len(labels) <= most else f"{told}; and {len(labels) - most} more"
+    listed = "; ".join(labels[:most])
+    return listed if len(labels) <= most else f"{listed}; and {len(labels) - most} more"

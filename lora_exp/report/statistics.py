@@ -1,9 +1,9 @@
-"""Differences between runs that share their seeds, each held against a margin that was stated beforehand.
+"""Differences between runs that share their seeds, compared with margins that were stated beforehand.
 
-A difference is taken within a seed, so that what the seed does to both sides cancels out, and n counts seeds.
-Intervals are Student's t intervals of the mean. Where several comparisons are made for one claim, they are as wide
-as Holm's step-down procedure asks (Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian
-Journal of Statistics 6, 65-70), so that the chance of any wrong decision among them stays at 5 %.
+Differences are taken within a seed, so that the effect of the seed cancels out; n counts seeds. Intervals are
+Student's t intervals of the mean. Where a claim takes several comparisons, Holm's step-down procedure sets their
+confidence (Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
+65-70), so that the chance of any wrong decision among them is at most 5 %.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PASS, FAIL, UNDECIDED = "pass", "fail", "undecided"
-CHANCE = 0.05  # of a wrong decision; intervals are of 95 % where one comparison is made
+CHANCE = 0.05  # of a wrong decision; a single comparison has a 95 % interval
 DECIMALS = {"%": 2, "points": 2, "nats": 3, "steps": 0}
 
 
@@ -27,15 +27,20 @@ class Interval:
     high: float
     confidence: float = 1 - CHANCE
 
+    def cells(self, unit: str, signed: bool = True) -> tuple[str, str]:
+        """Return `+0.17` and `+0.05 to +0.29`."""
+        mean, low, high = (in_unit(value, unit, signed) for value in (self.mean, self.low, self.high))
+        return mean, f"{low} to {high}"
+
     def text(self, unit: str) -> str:
-        """`+0.17 points (+0.05 to +0.29)`."""
-        mean, low, high = (written(value, unit) for value in (self.mean, self.low, self.high))
-        return f"{mean} {unit} ({low} to {high})"
+        """Return `+0.17 points (+0.05 to +0.29)`."""
+        mean, limits = self.cells(unit)
+        return f"{mean} {unit} ({limits})"
 
 
 @dataclass(frozen=True)
 class Question:
-    """The claim says that the mean of `differences`, one a seed, is below `margin`; `measure` is what differs."""
+    """Whether the mean of `differences` (one a seed) of `measure` is below `margin`, as the claim says."""
 
     what: str
     measure: str
@@ -46,27 +51,27 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """A question and the interval of its mean difference, which decides it when the margin lies outside."""
+    """A question and the interval of its mean difference; it is decided when the margin lies outside."""
 
     question: Question
     interval: Interval
 
     @property
     def outcome(self) -> str:
-        """On which side of the margin the interval lies."""
+        """PASS below the margin, FAIL above it, UNDECIDED around it."""
         if self.interval.high < self.question.margin:
             return PASS
         return FAIL if self.interval.low > self.question.margin else UNDECIDED
 
     def text(self) -> str:
-        """In words: what differs by how much, within which limits, and what was asked."""
+        """Write the difference with its interval, the margin and the outcome."""
         question = self.question
-        margin = written(question.margin, question.unit) if question.margin else "0"
-        return f"{question.what} {self.interval.text(question.unit)}, to lie below {margin}: {self.outcome}"
+        margin = in_unit(question.margin, question.unit) if question.margin else "0"
+        return f"{question.what} {self.interval.text(question.unit)}, claimed below {margin}: {self.outcome}"
 
 
 def answers(questions: Sequence[Question]) -> tuple[Answer, ...]:
-    """Each question's answer, in order, with intervals of the confidence at which Holm's procedure decides it."""
+    """Answer each question, in order, with the confidence that Holm's procedure sets for it."""
     by_chance = sorted(questions, key=lambda question: _mean_test(question.differences, question.margin, 0.95)[0])
     found: dict[Question, Answer] = {}
     confidence, decides = 1 - CHANCE, True
@@ -74,18 +79,18 @@ def answers(questions: Sequence[Question]) -> tuple[Answer, ...]:
         if decides:
             confidence = 1 - CHANCE / (len(by_chance) - place)
         answer = Answer(question, interval(question.differences, confidence))
-        decides = decides and answer.outcome != UNDECIDED  # the others are as undecided, at this confidence
+        decides = decides and answer.outcome != UNDECIDED  # after which the others are undecided at the same confidence
         found[question] = answer
     return tuple(found[question] for question in questions)
 
 
 def interval(values: Sequence[float], confidence: float = 1 - CHANCE) -> Interval:
-    """The mean of independent values and its confidence interval."""
+    """Compute the mean of independent values and its confidence interval."""
     return _mean_test(values, 0.0, confidence)[1]
 
 
-def written(value: float, unit: str, signed: bool = True) -> str:
-    """A number with the decimals of its unit; no minus zero."""
+def in_unit(value: float, unit: str, signed: bool = True) -> str:
+    """Write a number with the decimals of its unit, without a minus zero."""
     return f"{value:{'+' if signed else ''}z.{DECIMALS[unit]}f}"
 
 
@@ -94,7 +99,7 @@ def _mean_test(values: Sequence[float], margin: float, confidence: float) -> tup
     from scipy.stats import ttest_1samp
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of values that are all the same, or of one value
+        warnings.simplefilter("ignore", RuntimeWarning)  # for equal values, or a single one
         test = ttest_1samp(values, margin)
         limits = test.confidence_interval(confidence)
     chance = float(test.pvalue)

@@ -1,4 +1,4 @@
-"""Figures of a whole sweep: what becomes of both errors as digit, rank and size of the adapter change."""
+"""Figures of a sweep: both errors by target digit, rank and size of the adapter."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from lora_exp.config.spec import CLASSES
 from lora_exp.report.figures import BLUE, FAINT, INK, ORANGE, empty_figure
-from lora_exp.storage.sweep_folder import digits_of
+from lora_exp.storage.table import digits_of, finished
 
-WRITTEN_CELLS = 120  # more heat-map cells than these leave no room for their numbers
-CROWDED_SIZES = 16  # more adapter sizes than these need fainter lines and smaller marks
+WRITTEN_CELLS = 120  # a heat map of more cells has no room for their numbers
+CROWDED_SIZES = 16  # more adapter sizes get fainter lines and smaller marks
 
 
 def heat_maps(frame: pd.DataFrame) -> Figure:
-    """Target error (%) and forgetting (percentage points) by target digit and rank.
+    """Draw target error (%) and forgetting (percentage points) by target digit and rank.
 
-    `frame` is as of `load_sweep`. A cell with several sound jobs shows their mean; one without any is grey.
+    `frame` comes from `load_sweep`. A cell shows the mean of its finished runs; one without any is grey.
     """
     ran = frame[frame["rank"].notna()]
     cells = ran.groupby(["digit", ran["rank"].astype(int)])[["target_error", "forgetting"]].mean()
@@ -30,11 +30,7 @@ def heat_maps(frame: pd.DataFrame) -> Figure:
     wide = first.shape[1] > 12
     rows, columns = first.shape
     width, height = 1.6 + max(2.2, min(9.0, 0.62 * columns)), 1.3 + max(0.9, 0.38 * rows)
-    figure, all_axes = empty_figure(
-        *((width, 2 * height) if wide else (2 * width, height)),
-        rows=2 if wide else 1,
-        columns=1 if wide else 2,
-    )
+    figure, all_axes = empty_figure(width, 2 * height, rows=2) if wide else empty_figure(2 * width, height, columns=2)
     for axes, name, title, unit in (
         (all_axes[0], "target_error", "Error on the target digit", "%"),
         (all_axes[1], "forgetting", "Forgetting: rise of the error on the others", "percentage points"),
@@ -63,52 +59,35 @@ def heat_maps(frame: pd.DataFrame) -> Figure:
 
 
 def parameters_against_error(frame: pd.DataFrame) -> Figure:
-    """Adapter parameters (log scale) against the error (%) on target and other digits, side by side.
+    """Draw the error (%) on target and other digits against the adapter's parameters (log scale), side by side.
 
-    One faint line a target digit (mean where several sound jobs share a size), one strong line for the mean.
+    One faint line a target digit (the mean of its finished runs at each size), one strong line for the mean.
     """
-    sound = frame[(frame["status"] == "finished") & (frame["parameters_adapter"] > 0)]  # none: off a log scale
-    size = sound["parameters_adapter"].astype(int)
+    runs = finished(frame[frame["parameters_adapter"] > 0])  # a log scale has no zero
+    size = runs["parameters_adapter"].astype(int)
     crowded = size.nunique() > CROWDED_SIZES
     figure, all_axes = empty_figure(10, 4.4, columns=2)
     for axes, name, title in (
         (all_axes[0], "target_error", "Error on the target digit"),
         (all_axes[1], "other_error", "Mean error on the other digits"),
     ):
-        lines = 100 * sound.groupby([size, "digit"])[name].mean().unstack()
+        lines = 100 * runs.groupby([size, "digit"])[name].mean().unstack()
         if lines.shape[1] > 1:
             for digit in lines:
-                axes.plot(
-                    lines.index,
-                    lines[digit],
-                    color=FAINT,
-                    lw=0.8,
-                    alpha=0.35 if crowded else 0.7,
-                    marker=".",
-                    ms=4,
-                )
-        mean = 100 * sound.groupby(size)[name].mean()
-        axes.plot(
-            mean.index,
-            mean,
-            color=ORANGE,
-            lw=2.4,
-            marker="o",
-            ms=3 if crowded else 6,
-            label="after fine-tuning, mean",
-        )
-        axes.axhline(100 * sound[f"{name}_before"].mean(), color=BLUE, ls="--", lw=1.5, label="before, mean")
+                alpha = 0.35 if crowded else 0.7
+                axes.plot(lines.index, lines[digit], color=FAINT, lw=0.8, alpha=alpha, marker=".", ms=4)
+        mean = 100 * runs.groupby(size)[name].mean()
+        label, size_of_mark = "after fine-tuning, mean", 3 if crowded else 6
+        axes.plot(mean.index, mean, color=ORANGE, lw=2.4, marker="o", ms=size_of_mark, label=label)
+        axes.axhline(100 * runs[f"{name}_before"].mean(), color=BLUE, ls="--", lw=1.5, label="before, mean")
         _size_axis(axes, [int(at) for at in mean.index])
         axes.set_ylim(bottom=0)
         axes.set_ylabel("error rate (%)")
         axes.set_title(title, fontsize=10)
         if 1 < lines.shape[1] <= CLASSES:
-            _label_ends(
-                axes,
-                int(lines.index[-1]),
-                {str(digit): end for digit, end in lines.iloc[-1].dropna().items()},
-            )
-    faint = "; faint: one line per target digit" if sound["digit"].nunique() > 1 else ""
+            ends = {str(digit): end for digit, end in lines.iloc[-1].dropna().items()}
+            _label_ends(axes, int(lines.index[-1]), ends)
+    faint = "; faint: one line per target digit" if runs["digit"].nunique() > 1 else ""
     all_axes[0].legend(frameon=False, fontsize=8.5)
     figure.suptitle(f"What more adapter parameters bring, and what they cost{faint}", fontsize=11)
     return figure
@@ -125,7 +104,7 @@ def _write_cells(axes: Axes, numbers: NDArray[np.float64]) -> None:
 
 
 def _size_axis(axes: Axes, sizes: list[int]) -> None:
-    """A log axis with ticks at sizes that were run, thinned so that their labels don't touch."""
+    """Make a log axis with ticks at the sizes of the runs, thinned so that their labels don't touch."""
     axes.set_xscale("log")
     apart = (sizes[-1] / sizes[0]) ** (1 / 6)  # a label is about a seventh of the axis wide
     ticks = sizes[:1]
@@ -140,18 +119,11 @@ def _size_axis(axes: Axes, sizes: list[int]) -> None:
 
 
 def _label_ends(axes: Axes, x: int, ends: Mapping[str, float]) -> None:
-    """Each line's digit, at the right edge, pushed upwards where two would touch."""
+    """Write each line's digit at the right edge, moved upwards where two would touch."""
     apart = 0.045 * axes.get_ylim()[1]
     y = -np.inf
     for label, value in sorted(ends.items(), key=lambda end: end[1]):
         y = max(y + apart, value)
-        axes.annotate(
-            label,
-            (x, value),
-            (1.01, y),
-            textcoords=("axes fraction", "data"),
-            arrowprops={"arrowstyle": "-", "color": "#CCCCCC", "lw": 0.6},
-            va="center",
-            fontsize=8,
-            color=FAINT,
-        )
+        place, arrow = ("axes fraction", "data"), {"arrowstyle": "-", "color": "#CCCCCC", "lw": 0.6}
+        annotation = axes.annotate(label, (x, value), (1.01, y), textcoords=place, arrowprops=arrow)
+        annotation.set(va="center", fontsize=8, color=FAINT)

@@ -1,22 +1,22 @@
-"""The tables of a report as text: which columns, in which order, with which units and decimals.
+"""The tables of a report as text: their columns, in order, with units and decimals.
 
-A table is its headings and its rows of cells. The gain is never shown without the cost beside it.
+Every table shows the gain with its cost beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from lora_exp.storage.sweep_folder import digits_of
-from lora_exp.storage.trade_off import sound
+from lora_exp.report.document import Table
+from lora_exp.storage.result import adapted
+from lora_exp.storage.table import digits_of, finished
 
-Table = tuple[list[str], list[list[str]]]
 NONE = "–"
 
-# Settings that tell runs apart: the first three always, the others where they differ.
+# Columns of settings: the first three are always shown, the others where they differ.
 ALWAYS = ("digit", "rank", "alpha")
 SETTINGS = (
     *ALWAYS,
@@ -26,16 +26,16 @@ SETTINGS = (
 
 
 def percent(rate: float) -> str:
-    """A rate from 0 to 1 in percent."""
+    """Write a rate from 0 to 1 in percent."""
     return f"{100 * rate:.2f}"
 
 
 def points(difference: float) -> str:
-    """A difference of two rates in percentage points, with its sign."""
+    """Write a difference of two rates in percentage points, with its sign."""
     return f"{100 * difference:+.2f}"
 
 
-# Column -> heading (broken where a terminal's narrow table breaks it) and how a number is written.
+# Column of a measurement -> its heading, with line breaks for narrow tables, and how its numbers are written.
 MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "target_error_before": ("target\nerror\nbefore (%)", percent),
     "target_error": ("target\nerror\nafter (%)", percent),
@@ -48,17 +48,17 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def differing(frame: pd.DataFrame) -> list[str]:
-    """The settings that have more than one value in `frame`; steps that follow from epochs are none."""
+    """Return the settings with more than one value in `frame`; `steps` do not count where `epochs` set them."""
     columns = [str(name) for name in frame]
     further = columns[columns.index("epochs") + 1 : columns.index("status")]
     steps = frame["steps"].where(frame["epochs"].isna())
-    told = frame.assign(steps=steps)
-    return [name for name in (*SETTINGS, *further) if told[name].nunique() > 1]
+    given = frame.assign(steps=steps)
+    return [name for name in (*SETTINGS, *further) if given[name].nunique() > 1]
 
 
 def runs_table(frame: pd.DataFrame) -> Table:
-    """One row a sound run: job, settings, errors before and after, forgetting, parameters."""
-    rows = sound(frame)
+    """Make a table with one row a finished run: job, settings, errors before and after, forgetting, parameters."""
+    rows = finished(frame)
     names = list(dict.fromkeys([*ALWAYS, *differing(rows)]))
     headings = ["job", *(heading(name) for name in names), *(title for title, _ in MEASURES.values())]
     cells = [
@@ -69,8 +69,8 @@ def runs_table(frame: pd.DataFrame) -> Table:
 
 
 def means_table(frame: pd.DataFrame, by: Sequence[str]) -> Table:
-    """Means over the sound runs that share the settings `by`, and how many runs each is of."""
-    rows = sound(frame)
+    """Make a table of means over the finished runs that share the settings `by`, with the number of runs."""
+    rows = finished(frame)
     groups: dict[tuple[Any, ...], pd.DataFrame] = {(): rows}
     if by:
         groups = {tuple(keys): group for keys, group in rows.groupby(list(by), sort=False, dropna=False)}
@@ -88,23 +88,40 @@ def means_table(frame: pd.DataFrame, by: Sequence[str]) -> Table:
 
 
 def setting_text(value: Any) -> str:
-    """A setting as short as a user would type it."""
+    """Write a setting as a user would type it."""
     if pd.isna(value):
         return NONE
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def heading(setting: str) -> str:
-    """What a setting is called above its column."""
+    """Return the heading of a setting's column."""
     return setting.replace("_", " ")
+
+
+def values_of(column: pd.Series[Any]) -> list[str]:
+    """Return the distinct values of a setting's column as text, in order."""
+    return [setting_text(value) for value in sorted(column.unique(), key=lambda value: _order(column.name, value))]
+
+
+def run_text(row: Mapping[Any, Any] | pd.Series[Any]) -> str:
+    """Name what a row's run was fine-tuned on, and how: `digit 2 and 7 at rank 4`."""
+    kind = row["method"], None if pd.isna(row["rank"]) else row["rank"]
+    return f"digit {row['digit'].replace(',', ' and ')} {adapted(kind)}"
+
+
+def errors_text(row: Mapping[Any, Any] | pd.Series[Any]) -> str:
+    """Write a row's errors before and after: `target 4.00 % -> 1.00 %, others 4.00 % -> 6.00 %`."""
+    target = f"target {percent(row['target_error_before'])} % -> {percent(row['target_error'])} %"
+    return f"{target}, others {percent(row['other_error_before'])} % -> {percent(row['other_error'])} %"
 
 
 def _measured(row: dict[Any, Any]) -> list[str]:
     return [written(row[name]) for name, (_, written) in MEASURES.items()]
 
 
-def _order(name: str, value: Any) -> Any:
-    """What a setting's values sort by: digits by number, other text after the numbers, and no value last."""
+def _order(name: Any, value: Any) -> Any:
+    """The sort key of a setting's value: digits by number, other text after numbers, no value last."""
     if name == "digit":
         return digits_of(value)
     if pd.isna(value):

@@ -1,6 +1,6 @@
-"""What a sweep found, to look at: a folder with tables, figures, and a page in Markdown and in HTML.
+"""The report of a sweep: a folder with tables, figures, and a page in Markdown and in HTML.
 
-Every statement about a gain carries its cost: the error on the target digit stands beside that on the others.
+Every statement about a gain states its cost: the error on the target digit comes with the error on the others.
 """
 
 from __future__ import annotations
@@ -18,19 +18,17 @@ from numpy.typing import NDArray
 
 from lora_exp.report import figures, sections, sweep_figures
 from lora_exp.report.claims.catalogue import judged
-from lora_exp.report.claims.claim_page import CLAIM_FIGURE, claim_section
 from lora_exp.report.claims.figure import claim_figure
-from lora_exp.report.claims.verdict import Verdict
-from lora_exp.report.document import Paragraph, Picture, Section
+from lora_exp.report.claims.verdict import CLAIM_FIGURE, Verdict, claim_section
+from lora_exp.report.document import Paragraph, Picture, Section, markdown
 from lora_exp.report.html import html
-from lora_exp.report.markdown import markdown
 from lora_exp.report.page_data import page_data
 from lora_exp.report.search_section import search_section
 from lora_exp.report.seeds import compare
-from lora_exp.report.tables import differing, percent, points
+from lora_exp.report.tables import differing, errors_text, percent, points, run_text
 from lora_exp.storage.sweep_file import check_report_place
 from lora_exp.storage.sweep_folder import Sweep
-from lora_exp.storage.trade_off import both_errors, representative, sound
+from lora_exp.storage.table import both_errors, finished, representative, row_of
 
 
 def write_report(
@@ -38,15 +36,16 @@ def write_report(
 ) -> Path:
     """Write `summary.csv`, `summary.parquet`, `report.md`, `report.html` and `figures/*.png` into `out`; return it.
 
-    `pictures` (uint8 [N, 28, 28]) and `labels` [N] are the test images that were judged; `claim` is as of
-    `judged_claim`. In the two summaries `folder` is relative to the sweep's folder. The report appears at once or
-    not at all, and takes the place of an older one. Raises LoraExpError when `out` holds something else.
+    `pictures` (uint8 [N, 28, 28]) and `labels` [N] are the test images of the evaluation; `claim` comes from
+    `judged_claim`. In the summaries `folder` is relative to the sweep's folder. The report is written whole or not at
+    all, and replaces an older one. Raises LoraExpError when `out` holds something else.
     """
     check_report_place(out)
     fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{which}") for which in ("new", "old"))
     (fresh / "figures").mkdir(parents=True)
     try:
-        table = sweep.frame.assign(folder=[_inside(sweep.folder, folder) for folder in sweep.frame["folder"]])
+        folders = [Path(folder).relative_to(sweep.folder).as_posix() for folder in sweep.frame["folder"]]
+        table = sweep.frame.assign(folder=folders)
         table.to_csv(fresh / "summary.csv", index=False)
         table.to_parquet(fresh / "summary.parquet", index=False)
         drawn = _draw(sweep, pictures, labels, fresh / "figures")
@@ -63,25 +62,23 @@ def write_report(
 
 
 def judged_claim(sweep: Sweep, name: str | None) -> Verdict | None:
-    """What the runs of the sweep, imported ones apart, say of the claim of that name, if there is one."""
+    """Judge the claim of that name, if any, on the runs of the sweep, without imported adapters."""
     curves = {job: result.outcome.loss_curve for job, result in sweep.results.items()}
     return None if name is None else judged(name, sweep.frame[sweep.frame["origin"] != "imported"], curves)
 
 
 def verdict(frame: pd.DataFrame) -> str:
-    """One line: what fine-tuning gained on the target, and what it cost the other digits."""
-    runs = sound(frame)
+    """Say in one line what fine-tuning gained on the target, and what it cost the other digits."""
+    runs = finished(frame)
     others = frame["status"][frame["status"] != "finished"].value_counts()
     rest = ", ".join(f"{count} {status}" for status, count in others.items())
     if runs.empty:
-        return f"No sound run among {len(frame)} ({rest}): there are no errors to compare."
+        return f"No finished run among {len(frame)} ({rest}): there are no errors to compare."
     if len(runs) == 1:
-        run = runs.iloc[0]
-        how = figures.adapted(run["method"], None if pd.isna(run["rank"]) else run["rank"])
-        head = f"Digit {run['digit'].replace(',', ' and ')} {how}"
-        tail = ""
+        text = run_text(runs.iloc[0])
+        head, tail = text[0].upper() + text[1:], ""
     else:
-        head = f"Mean of {len(runs)} sound runs"
+        head = f"Mean of {len(runs)} finished runs"
         fell = int(((both_errors(runs)) < both_errors(runs, "_before")).sum())
         tail = f"; the sum of both errors fell in {fell} of {len(runs)}"
     means = runs[["target_error_before", "target_error", "other_error_before", "other_error", "forgetting"]].mean()
@@ -96,9 +93,9 @@ def verdict(frame: pd.DataFrame) -> str:
 def _write_pages(
     sweep: Sweep, claim: Verdict | None, drawn: Mapping[str, Picture | str], data: dict[str, Any], folder: Path
 ) -> None:
-    """`report.md` with the figures, and `report.html` with its own charts in their place."""
+    """Write `report.md` with the figures, and `report.html` with interactive charts in their place."""
     results, comparison = list(sweep.results.values()), compare(sweep.frame)
-    sound_runs = len(sound(sweep.frame)) > 0
+    has_runs = len(finished(sweep.frame)) > 0
     first = [
         sections.head(sweep),
         sections.verdict_section(sweep.frame, verdict(sweep.frame), comparison),
@@ -106,30 +103,27 @@ def _write_pages(
         *([] if sweep.search is None else [search_section(sweep, sweep.search)]),
     ]
     settings = [*sections.halving_section(sweep), *sections.over_seeds(comparison)]
-    means = [sections.means_section(sweep.frame)] if sound_runs else []
-    runs = [sections.runs_section(sweep.frame)] if sound_runs else []
-    unsound = sections.unsound_section(sweep)
+    means = [sections.means_section(sweep.frame)] if has_runs else []
+    runs = [sections.runs_section(sweep.frame)] if has_runs else []
+    unfinished = sections.unfinished_section(sweep)
     proof = [sections.model_section(results), sections.proof_section(sweep)] if results else []
     commands = sections.commands_section(sweep.frame)
     provenance = [sections.provenance_section(results)] if results else []
     figured = [
         Section(title, (Paragraph((shown,)) if isinstance(shown, str) else shown,)) for title, shown in drawn.items()
     ]
-    text = markdown(sweep.name, [*first, *settings, *figured, *means, *runs, *unsound, *proof, commands, *provenance])
+    rest = [*means, *runs, *unfinished, *proof, commands, *provenance]
+    text = markdown(sweep.name, [*first, *settings, *figured, *rest])
     (folder / "report.md").write_text(text, encoding="utf-8")
-    last = [*means, *unsound, *proof, *([] if sound_runs else [commands]), *provenance]
+    last = [*means, *unfinished, *proof, *([] if has_runs else [commands]), *provenance]
     page = html(sweep.name, [*first, *settings], runs[0] if runs else None, last, data, folder / "figures")
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _inside(folder: Path, place: str) -> str:
-    return Path(place).relative_to(folder).as_posix()
-
-
 def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folder: Path) -> dict[str, Picture | str]:
-    """Draw into `folder` what the sweep has figures for: title -> the picture, or why there is none."""
+    """Draw the figures of the sweep into `folder`: title -> the picture, or why there is none."""
     drawn: dict[str, Picture | str] = {}
-    runs = sound(sweep.frame)
+    runs = finished(sweep.frame)
 
     def add(title: str, name: str, figure: Figure, alt: str, note: str) -> None:
         drawn[title] = Picture(figures.save(figure, folder / f"{name}.png").name, alt, note)
@@ -140,7 +134,7 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
             "heat_maps",
             sweep_figures.heat_maps(sweep.frame),
             "Two heat maps of target digit by rank: error on the target digit, and forgetting",
-            "Left what was gained, right what it cost; dark is low in both. " + _of_cells(runs),
+            "Left the gain, right the cost; dark is low in both. " + _of_cells(runs),
         )
     if runs.loc[runs["parameters_adapter"] > 0, "parameters_adapter"].nunique() > 1:
         add(
@@ -148,28 +142,23 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
             "parameters_against_error",
             sweep_figures.parameters_against_error(sweep.frame),
             "Error on the target digit and on the other digits against the number of adapter parameters",
-            "The dashed line is the base. Means are over the sound runs of each size.",
+            "The dashed line is the base. Means are over the finished runs of each size.",
         )
     shown = representative(sweep.frame)
     if shown is not None:
-        result, predictions = sweep.results[shown], sweep.predictions(shown)
-        why = f"Job {shown}, {figures.setting(result)}"
+        result = sweep.results[shown]
+        why = f"Job {shown}, {result.description}"
         why += ": the lowest sum of target error and other error." if len(runs) > 1 else "."
-        out = result.outcome
         add(
             "Errors per digit",
             "errors_per_digit",
             figures.error_bars(result),
-            f"Bars of every digit's error rate before and after: the target's goes from "
-            f"{percent(out.target_error_before)} % to {percent(out.target_error)} %, the others' mean from "
-            f"{percent(out.other_error_before)} % to {percent(out.other_error)} %",
+            f"Bars of every digit's error rate before and after: {errors_text(row_of(result))}",
             why,
         )
         title = "Wrongly predicted digits"
         try:
-            if predictions is None:
-                raise ValueError("its predictions can't be read")
-            figure = figures.wrong_digits(result, predictions, pictures, labels)
+            figure = figures.wrong_digits(result, sweep.predictions(shown), pictures, labels)
         except ValueError as error:
             drawn[title] = f"No figure for job {shown}: {error}."
         else:
@@ -188,7 +177,7 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
 
 
 def _of_cells(runs: pd.DataFrame) -> str:
-    """What a heat-map cell is of."""
+    """Say which runs a cell of the heat maps shows."""
     most = int(runs.groupby(["digit", "rank"]).size().max())
     if most == 1:
         return "Each cell is one run."

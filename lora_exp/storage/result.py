@@ -1,7 +1,6 @@
-"""What a run yields, and its JSON form `result.json`.
+"""The result of a run, its file `result.json`, and its settings and numbers in words.
 
-Numbers are split by what they promise: `Outcome` is the same bits each time a spec is run on the same kind of
-machine; times and provenance tell of this one run.
+`Outcome` has the same bits each time a spec runs on the same kind of machine. Times and provenance belong to one run.
 """
 
 from __future__ import annotations
@@ -13,18 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_exp.config.spec import AdapterSpec, RunSpec, from_dict
+from lora_exp.config.methods import METHODS
+from lora_exp.config.spec import PARTS, RunSpec, from_dict
 from lora_exp.errors import LoraExpError
 
 RESULT, ADAPTER, PREDICTIONS = "result.json", "adapter.safetensors", "predictions.safetensors"
 # Provenance of an adapter that was trained elsewhere: the folder it came from.
 IMPORTED_FROM = "imported_from"
-# What is not known of such an adapter: parts of its spec, and columns of its row.
+# Method and rank; the rank is None for a method without one.
+Kind = tuple[str, int | None]
+# `RunResult.parameters` names a parameter GROUP_FIELD, those of `adapter` and `finetune` FIELD, and these so:
+SHORT_NAMES = {"model_hidden": "model", "data_name": "data"}
+# Parts of the spec that are unknown for such an adapter.
 UNKNOWN_SETTINGS = {
     "adapter": ("init", "init_std", "learning_rate_ratio"),
     "finetune": ("steps", "epochs", "batch_size", "learning_rate", "seed", "replay"),
 }
-UNKNOWN_COLUMNS = ("seed", "learning_rate", "batch_size", "replay", "steps", "epochs", "final_loss", "spec_key")
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,11 @@ class ClassErrors:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The numbers of a run. Errors are rates from 0 to 1; several classes count as the mean of their rates.
+    """The numbers of a run. Errors are rates from 0 to 1; the error on several classes is the mean of their rates.
 
-    `forgetting` is the rise of the error on the classes that were not fine-tuned on; `layers` has one row a
-    layer with its shape and parameter counts; an imported adapter has 0 `steps` and no losses; `diverged_at` is the
-    step (from 1) of the first loss that was not finite, or after which it was not; None for a sound run.
+    `forgetting` is the rise of the error on the classes that are not the target. `layers` has one row a layer with
+    its shape and parameter counts. An imported adapter has 0 `steps` and no losses. `diverged_at` is the first step
+    (from 1) whose loss, or the loss after it, was not finite; None for a run that did not diverge.
     """
 
     before: ClassErrors
@@ -87,14 +90,19 @@ class Outcome:
     validation_before: ClassErrors | None = None
     validation_after: ClassErrors | None = None
 
+    @property
+    def final_loss(self) -> float | None:
+        """The loss of the last step; None for an imported adapter."""
+        return self.loss_curve[-1] if self.loss_curve else None
+
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: what was asked, what came out, how long it took, and where it comes from.
+    """A run that trained to its end, or diverged: its spec, outcome, times and provenance.
 
-    `times` are seconds: `base_training` (of the base, when it was trained, perhaps by an earlier run),
-    `fine_tuning` and `evaluation` (this job's share of its pack). `provenance` holds versions, commit, data
-    hash, device, threads and the promise about bits.
+    `times` are seconds: `base_training` (of the base, perhaps by an earlier run), `fine_tuning` and `evaluation`
+    (this job's share of its pack). `provenance` holds versions, commit, data hash, device, threads and the promise
+    about equal bits.
     """
 
     spec: RunSpec
@@ -104,17 +112,17 @@ class RunResult:
 
     @property
     def imported(self) -> bool:
-        """Whether the adapter was trained elsewhere: nothing is known of its training."""
+        """Whether the adapter was trained elsewhere, so that the settings of its training are unknown."""
         return IMPORTED_FROM in self.provenance
 
     @property
     def name(self) -> str:
-        """That of the spec; `digit-9_lora_rank-4_alpha-1_imported` for an imported adapter."""
+        """The name of the spec; `digit-9_lora_rank-4_alpha-1_imported` for an imported adapter."""
         return f"{self.spec.name.rpartition('_seed-')[0]}_imported" if self.imported else self.spec.name
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The spec by group and key, without what isn't known of an imported adapter."""
+        """The spec by group and key, without the keys that are unknown for an imported adapter."""
         unknown = UNKNOWN_SETTINGS if self.imported else {}
         return {
             group: {name: value for name, value in own.items() if name not in unknown.get(group, ())}
@@ -123,64 +131,73 @@ class RunResult:
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss stopped being finite: such a run has no errors worth comparing."""
+        """Whether the loss became infinite or NaN; the errors of such a run mean nothing."""
         return self.outcome.diverged_at is not None
 
+    @property
+    def kind(self) -> Kind:
+        """Method and rank."""
+        adapter = self.spec.adapter
+        return adapter.method, None if adapter.scaling is None else adapter.rank
+
+    @property
+    def description(self) -> str:
+        """`fine-tuned on digit 9 at rank 4`."""
+        return f"fine-tuned on digit {' and '.join(map(str, self.spec.finetune.digit))} {adapted(self.kind)}"
+
+    @property
+    def summary(self) -> str:
+        """One line: the errors before and after fine-tuning, and the size of the adapter."""
+        out, (method, rank) = self.outcome, self.kind
+        digits = ",".join(map(str, self.spec.finetune.digit))
+        head = f"digit {digits} {method}{'' if rank is None else f' rank {rank}'}"
+        if self.diverged:
+            return f"{head}: diverged at step {out.diverged_at}; a lower finetune.learning_rate may help"
+        return (
+            f"{head}: target error {100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %, "
+            f"other digits {100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %, "
+            f"{out.parameters_adapter:,} parameters (+{out.overhead_percent:.3f} %)"
+        )
+
+    def parameters(self) -> dict[str, str]:
+        """Return every known setting as text by a flat name, without those that the method does not use.
+
+        `steps` is the number of steps made, also where `finetune.epochs` set it.
+        """
+        found: dict[str, Any] = {}
+        for group in reversed(PARTS):
+            prefix = "" if group in ("adapter", "finetune") else f"{group}_"
+            for name, value in self.settings[group].items():
+                if group != "adapter" or name in ("method", *METHODS[self.spec.adapter.method].keys):
+                    found[SHORT_NAMES.get(prefix + name, prefix + name)] = value
+        if not self.imported:
+            found["steps"] = self.outcome.steps
+        found["model"] = self.spec.model.label or "no hidden layers"
+        return {name: as_text(value) for name, value in found.items()}
+
+    def objectives(self, names: Sequence[str]) -> list[float]:
+        """Return the objectives of these names, in their order; the errors are those on the validation images.
+
+        Raises ValueError for a run without validation images.
+        """
+        before, after = self.outcome.validation_before, self.outcome.validation_after
+        if before is None or after is None:
+            raise ValueError(f"{self.name}: has no errors on validation images")
+        size, target = float(self.outcome.parameters_adapter), self.spec.finetune.digit
+        rates = before.error_rates, after.error_rates
+        return [size if name == "parameters" else error_of(name, target, *rates) for name in names]
+
     def to_json(self) -> str:
-        """Readable JSON; losses that are not finite are written as strings, since JSON has no NaN."""
+        """Return indented JSON. Losses that are not finite become strings, since JSON has no NaN."""
         return json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False, ensure_ascii=False)
 
     def write(self, folder: Path) -> None:
         """Write `result.json` into `folder`."""
         (folder / RESULT).write_text(self.to_json() + "\n", encoding="utf-8")
 
-    def row(self) -> dict[str, Any]:
-        """One flat row for tables: setting, main numbers, errors of every digit before and after, times."""
-        spec, out = self.spec, self.outcome
-        row: dict[str, Any] = {
-            "name": self.name,
-            "digit": ",".join(str(digit) for digit in spec.finetune.digit),
-            "method": spec.adapter.method,
-            "origin": "imported" if self.imported else "trained here",
-            "rank": spec.adapter.rank if spec.adapter.scaling is not None else None,
-            "alpha": _alpha(spec.adapter),
-            "scaling": spec.adapter.scaling,
-            "seed": spec.finetune.seed,
-            "learning_rate": spec.finetune.learning_rate,
-            "batch_size": spec.finetune.batch_size,
-            "replay": spec.finetune.replay,
-            "layers": ",".join(spec.adapter.layers),
-            "hidden": spec.model.label,
-            "data": spec.data.name,
-            "base_seed": spec.base.seed,
-            "steps": out.steps,
-            "epochs": spec.finetune.epochs,
-            "status": "diverged" if self.diverged else "finished",
-            "target_error_before": out.target_error_before,
-            "target_error": out.target_error,
-            "other_error_before": out.other_error_before,
-            "other_error": out.other_error,
-            "forgetting": out.forgetting,
-            "accuracy_before": out.before.accuracy,
-            "accuracy": out.after.accuracy,
-            "parameters_base": out.parameters_base,
-            "parameters_adapter": out.parameters_adapter,
-            "parameters_total": out.parameters_total,
-            "overhead_percent": out.overhead_percent,
-            "base_unchanged": out.base_unchanged,
-            "adapter_off_equals_base": out.adapter_off_equals_base,
-            "final_loss": out.loss_curve[-1] if out.loss_curve else None,
-        }
-        for digit in range(len(out.before.errors)):
-            row[f"errors_before_{digit}"] = out.before.errors[digit]
-            row[f"errors_{digit}"] = out.after.errors[digit]
-        row.update({f"seconds_{stage}": seconds for stage, seconds in self.times.items()})
-        row["spec_key"] = spec.key
-        return row | (dict.fromkeys(UNKNOWN_COLUMNS) if self.imported else {})
-
 
 def from_json(text: str) -> RunResult:
-    """The result that `to_json` wrote.
+    """Return the result that `to_json` wrote.
 
     Raises ValueError or KeyError or TypeError when the text is not such a result.
     """
@@ -194,12 +211,12 @@ def from_json(text: str) -> RunResult:
 
 
 def read(folder: Path) -> RunResult:
-    """The result stored in a run's folder."""
+    """Read the result in a run's folder."""
     return from_json((folder / RESULT).read_text(encoding="utf-8"))
 
 
 def read_run(folder: Path) -> RunResult:
-    """The result of the run (or the job of a sweep) in `folder`. Raises LoraExpError when there is none."""
+    """Read the result of the run (or the job of a sweep) in `folder`. Raises LoraExpError when there is none."""
     try:
         return read(folder)
     except FileNotFoundError as error:
@@ -208,10 +225,38 @@ def read_run(folder: Path) -> RunResult:
         raise LoraExpError(f"{folder / RESULT}: can't be read ({' '.join(repr(error).split())})") from error
 
 
-def _alpha(spec: AdapterSpec) -> float | str | None:
-    if spec.scaling is None:
-        return None
-    return spec.alpha if isinstance(spec.alpha, str) else float(spec.alpha)
+def kind_label(kind: Kind) -> str:
+    """Return `rank 4`, `dora rank 4` or `full`."""
+    method, rank = kind
+    return " ".join(([] if method == "lora" else [method]) + ([] if rank is None else [f"rank {rank}"]))
+
+
+def adapted(kind: Kind) -> str:
+    """Return `at rank 4`, `with dora rank 4` or `with full`."""
+    return f"{'at' if kind[0] == 'lora' else 'with'} {kind_label(kind)}"
+
+
+def error_of(objective: str, target: Sequence[int], before: Sequence[float], after: Sequence[float]) -> float:
+    """Compute one of `config.settings.ERRORS` from the error rates of every class before and after fine-tuning."""
+
+    def mean(rates: Sequence[float], classes: Sequence[int]) -> float:
+        return sum(rates[digit] for digit in classes) / len(classes)
+
+    rest = [digit for digit in range(len(after)) if digit not in target]
+    if objective == "target_error":
+        return mean(after, target)
+    if objective == "forgetting":
+        return mean(after, rest) - mean(before, rest)
+    return mean(after, target) + mean(after, rest)
+
+
+def as_text(value: Any) -> str:
+    """Return a value as a config has it: `1` and `0.001` for numbers, `true`, `null`, lists with commas."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return ",".join(as_text(part) for part in value)
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _floats(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -219,7 +264,7 @@ def _floats(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]
 
 
 def _plain(value: Any) -> Any:
-    """Floats that JSON can't hold become the strings 'nan', 'inf', '-inf', which float() reads back."""
+    """Replace floats that JSON can't hold by the strings 'nan', 'inf' and '-inf', which float() reads."""
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     if isinstance(value, dict):

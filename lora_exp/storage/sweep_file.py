@@ -1,9 +1,14 @@
-"""What a sweep and its jobs write about themselves: `sweep.json` and `failure.json`, each whole or not there."""
+"""The files `sweep.json`, on a sweep and its jobs, and `failure.json`, on why a job has no result.
+
+Each is written whole or not at all.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
+import math
 import os
 import shlex
 import sys
@@ -11,6 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +25,60 @@ from lora_exp.errors import LoraExpError
 SWEEP, FAILURE = "sweep.json", "failure.json"
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a job failed, in one line."""
+
+    error: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A job that halving stopped after `step` of `steps` steps.
+
+    `error` is its validation error and `limit` the highest of the jobs that went on, rates from 0 to 1. `rivals`
+    counts the jobs that competed, itself included.
+    """
+
+    step: int
+    steps: int
+    objective: str
+    error: float
+    limit: float
+    rivals: int
+
+    @property
+    def reason(self) -> str:
+        """Why it was stopped, in one line."""
+        measured = "diverged" if math.isnan(self.error) else f"{100 * self.error:.2f} %"
+        return (
+            f"stopped after {self.step} of {self.steps} steps: its validation {self.objective.replace('_', ' ')} "
+            f"({measured}) was not among the lowest of {self.rivals} jobs, up to {100 * self.limit:.2f} %"
+        )
+
+
+@dataclass(frozen=True)
+class FailedJob:
+    """The content of `failure.json`: the job's name and overrides, and why it has no result."""
+
+    name: str
+    overrides: list[str]
+    error: str
+    stopped: Stopped | None = None
+
+
 def begin_sweep(
     folder: Path, name: str, jobs: Sequence[Sequence[str]], search: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What `sweep.json` says, written where there is none yet: what was asked, where, and each job's overrides.
+    """Write `sweep.json`, unless it exists, with the command, its folder and each job's overrides; return its content.
 
-    A search begins without jobs, and `search` tells how it searches; it may go on with more trials than it had.
+    A search begins without jobs; `search` holds its settings. It may go on with more trials than it had.
     Raises LoraExpError when the folder holds a sweep of other jobs, or another search.
     """
-    path, asked = folder / SWEEP, [list(overrides) for overrides in jobs]
+    path, planned = folder / SWEEP, [list(overrides) for overrides in jobs]
     if path.exists():
         about = read_about(folder)
-        if about["jobs"][: len(asked)] != asked or not _is_same_search(about.get("search"), search):
+        if about["jobs"][: len(planned)] != planned or not _is_same_search(about.get("search"), search):
             raise LoraExpError(f"hydra.sweep.dir={folder}: holds another sweep, of other jobs; choose another folder")
         if search is not None:
             return note(folder, search={**search, "trials": max(search["trials"], about["search"]["trials"])})
@@ -43,7 +91,7 @@ def begin_sweep(
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "ticket": uuid.uuid4().hex,
         "parent_run": None,
-        "jobs": asked,
+        "jobs": planned,
         **({} if search is None else {"search": dict(search)}),
     }
     write_json(path, about)
@@ -51,14 +99,14 @@ def begin_sweep(
 
 
 def _is_same_search(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
-    """Whether both search alike, however many trials they have, or neither is a search."""
+    """Whether both have the same settings but for the number of trials, or neither is a search."""
     if one is None or other is None:
         return one is other
     return {**one, "trials": 0} == {**other, "trials": 0}
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What `sweep.json` says. Raises LoraExpError, of one line, when there is none that can be read."""
+    """Read `sweep.json`. Raises LoraExpError when there is none or it can't be read."""
     path = folder / SWEEP
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -78,20 +126,20 @@ def note(folder: Path, **facts: Any) -> dict[str, Any]:
 
 
 def end_sweep(folder: Path, status: str, report: Path | None) -> None:
-    """Put down how a sweep ended (FINISHED, FAILED or KILLED), when (ms since 1970), and where its report is."""
+    """Note how a sweep ended (FINISHED, FAILED or KILLED), when (ms since 1970), and where its report is."""
     note(folder, ended={"status": status, "report": report and str(report), "time": time.time_ns() // 10**6})
 
 
 def add_job(folder: Path, overrides: Sequence[str]) -> None:
-    """Enter one more job, whose files lie in its folder already, into `sweep.json`."""
+    """Add a job, whose folder is there already, to `sweep.json`."""
     note(folder, jobs=[*read_about(folder)["jobs"], list(overrides)])
 
 
 def check_report_place(out: Path) -> None:
-    """Raise LoraExpError when `out` holds something that is not a report, or can't be made."""
+    """Raise LoraExpError when `out` holds something that is not a report, or can't be written to."""
     try:
         if out.exists() and not (out / "report.md").is_file() and (not out.is_dir() or any(out.iterdir())):
-            raise LoraExpError(f"{out}: is there already and is not a report; name another folder or remove it")
+            raise LoraExpError(f"{out}: exists and is not a report; choose another folder or remove it")
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):
             pass
@@ -102,7 +150,7 @@ def check_report_place(out: Path) -> None:
 
 
 def parent_run(sweep_folder: Path) -> str | None:
-    """The MLflow parent run of a sweep; None where there is none."""
+    """Return the ID of a sweep's MLflow parent run; None where there is none."""
     try:
         found = read_about(sweep_folder).get("parent_run")
     except LoraExpError:
@@ -110,21 +158,43 @@ def parent_run(sweep_folder: Path) -> str | None:
     return str(found) if found else None
 
 
-def failure_of(
-    folder: Path, name: str, error: str, overrides: Sequence[str], stopped: dict[str, Any] | None = None
-) -> None:
-    """Write `failure.json`: why a job has no result; `stopped` tells when and why halving stopped it."""
-    more = {} if stopped is None else {"stopped": stopped}
+def write_failure(folder: Path, name: str, overrides: Sequence[str], why: Failure | Stopped) -> None:
+    """Write `failure.json` for a job that failed or that halving stopped."""
+    error, more = (why.error, {}) if isinstance(why, Failure) else (why.reason, {"stopped": _to_json(why)})
     write_json(folder / FAILURE, {"name": name, "error": error, "overrides": list(overrides), **more})
 
 
+def read_failure(folder: Path) -> FailedJob:
+    """Read `failure.json`; one that can't be read becomes a failure that says so."""
+    try:
+        values = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
+        stopped = _from_json(values["stopped"]) if "stopped" in values else None
+        overrides = [str(override) for override in values.get("overrides") or []]
+        error = " ".join(str(values["error"]).split())
+        return FailedJob(str(values.get("name", folder.name)), overrides, error, stopped)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as damage:
+        return FailedJob(folder.name, [], " ".join(f"{FAILURE} can't be read: {damage!r}".split()))
+
+
+def _to_json(stopped: Stopped) -> dict[str, Any]:
+    """Its fields; NaN becomes null."""
+    values = dataclasses.asdict(stopped)
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
+
+
+def _from_json(values: Mapping[str, Any]) -> Stopped:
+    """Raises KeyError or TypeError for other values than those that `_to_json` makes."""
+    numbers = {name: math.nan if values[name] is None else float(values[name]) for name in ("error", "limit")}
+    return Stopped(**{**values, **numbers})
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a JSON file whole or not at all."""
     write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file whole or not at all."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)

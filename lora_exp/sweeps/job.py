@@ -15,8 +15,7 @@ from lora_exp.config.compose import read
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
 from lora_exp.storage.result import read as read_result
-from lora_exp.storage.sweep_file import FAILURE, failure_of, parent_run, write_whole
-from lora_exp.training.halving import Stopped, to_dict
+from lora_exp.storage.sweep_file import FAILURE, Failure, Stopped, parent_run, write_failure, write_whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,7 +39,6 @@ def run(config: DictConfig) -> float:
     from omegaconf import OmegaConf
 
     from lora_exp.storage.pruning import kept_within
-    from lora_exp.training.laboratory import Failure
 
     spec, settings = read(config)
     hydra = HydraConfig.get()
@@ -53,16 +51,16 @@ def run(config: DictConfig) -> float:
     with kept_within(laboratory.store, settings.store.limit) if sweep_folder is None else nullcontext():
         [(_, files)] = laboratory.run([spec])
     if isinstance(files, Stopped):
-        failure_of(folder, spec.name, files.reason, overrides, to_dict(files))
+        write_failure(folder, spec.name, overrides, files)
         open_delivery(settings).deliver(folder, parent)
         return files.error
     if isinstance(files, Failure):
-        failure_of(folder, spec.name, files.error, overrides)
+        write_failure(folder, spec.name, overrides, files)
         open_delivery(settings).deliver(folder, parent)
         raise JobsFailed(f"{spec.name}: {files.error}")
     result = with_facts(from_json(files[RESULT].decode()), overrides=overrides, config=text)
     keep(result, files, folder, settings, parent, draw=sweep_folder is None)
-    log.info("%s", summary_line(result))
+    log.info("%s", result.summary)
     if result.diverged:
         raise diverged(result)
     return result.outcome.target_error
@@ -152,20 +150,6 @@ def open_delivery(settings: Settings) -> Delivery:
     from lora_exp.tracking.recorder import Recorder
 
     return Delivery(Recorder.open(settings.tracking))
-
-
-def summary_line(result: RunResult) -> str:
-    """What a run gained, and beside it what that cost."""
-    out, digits = result.outcome, ",".join(str(digit) for digit in result.spec.finetune.digit)
-    adapter = result.spec.adapter
-    head = f"digit {digits} {adapter.method}{'' if adapter.scaling is None else f' rank {adapter.rank}'}"
-    if result.diverged:
-        return f"{head}: diverged at step {out.diverged_at}; a lower finetune.learning_rate may help"
-    return (
-        f"{head}: target error {100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %, "
-        f"other digits {100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %, "
-        f"{out.parameters_adapter:,} parameters (+{out.overhead_percent:.3f} %)"
-    )
 
 
 def _saved_config(folder: Path) -> str | None:

@@ -21,7 +21,6 @@ from omegaconf import DictConfig
 from lora_exp.config.compose import one_line_errors, read
 from lora_exp.config.spec import CLASSES, DataSpec
 from lora_exp.errors import LoraExpError
-from lora_exp.storage.objectives import values_of
 from lora_exp.storage.sweep_file import SWEEP, note, read_about
 from lora_exp.sweeps.job import finished_run, open_laboratory
 from lora_exp.sweeps.job_configs import JobConfigs
@@ -113,7 +112,7 @@ def _tell(study: Study, numbers: range, chosen: SearchSettings, configs: JobConf
         if result is None or result.diverged:
             study.tell(number, None)
         else:
-            study.tell(number, values_of(result, chosen.objectives))
+            study.tell(number, result.objectives(chosen.objectives))
 
 
 def _end_of_batch(done: int, chosen: SearchSettings) -> int:

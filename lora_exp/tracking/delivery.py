@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import RESULT, read
-from lora_exp.storage.sweep_file import FAILURE, note, read_about, write_json
+from lora_exp.storage.sweep_file import FAILURE, note, read_about, read_failure, write_json
 from lora_exp.tracking.recorder import Recorder, Ticket
 
 if TYPE_CHECKING:
@@ -145,9 +145,9 @@ def _deliver(recorder: Recorder, folder: Path, parent: str | None) -> None:
         facts = result.provenance
         run = recorder.record_run(result, folder, facts["overrides"], facts["config"], parent, ticket)
     else:
-        failure = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
-        told = failure["name"], failure["overrides"], failure["error"]
-        run = recorder.record_failure(*told, folder, parent, ticket, stopped="stopped" in failure)
+        job = read_failure(folder)
+        stopped = job.stopped is not None
+        run = recorder.record_failure(job.name, job.overrides, job.error, folder, parent, ticket, stopped=stopped)
     write_json(folder / TICKET, about | {"run": run})
 
 

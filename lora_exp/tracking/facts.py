@@ -11,17 +11,13 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from lora_exp.config.methods import METHODS
-from lora_exp.config.spec import PARTS, SIDE, TRAIN_IMAGES
-from lora_exp.storage.result import RunResult
+from lora_exp.config.spec import SIDE, TRAIN_IMAGES
+from lora_exp.storage.result import RunResult, as_text
 
 # A tracker is slow a point (0.1 ms), and a chart on a screen shows no more.
 CURVE_POINTS = 200
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
-# Parameters are named GROUP_FIELD, those of `adapter` and `finetune` by the plain field, and these so:
-SHORT_NAMES = {"model_hidden": "model", "data_name": "data"}
 
 
 @dataclass(frozen=True)
@@ -37,24 +33,6 @@ class DataPart:
     digest: str
     schema: str
     profile: str
-
-
-def parameters_of(result: RunResult) -> dict[str, str]:
-    """Every setting of the run as text, by a flat name; `steps` are those made, also where epochs were asked.
-
-    Settings that the method has no use for (the rank of full fine-tuning) are left out, as are those that aren't known.
-    """
-    found: dict[str, Any] = {}
-    method = result.spec.adapter.method
-    for group in reversed(PARTS):
-        prefix = "" if group in ("adapter", "finetune") else f"{group}_"
-        for name, value in result.settings[group].items():
-            if group != "adapter" or name in ("method", *METHODS[method].keys):
-                found[SHORT_NAMES.get(prefix + name, prefix + name)] = value
-    if not result.imported:
-        found["steps"] = result.outcome.steps
-    found["model"] = result.spec.model.label or "no hidden layers"
-    return {name: _text(value) for name, value in found.items()}
 
 
 def metrics_of(result: RunResult) -> dict[str, float]:
@@ -124,12 +102,12 @@ def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
     """What identifies the run and tells how it was made; NOTE is its description."""
     out = result.outcome
     facts = {k: v for k, v in result.provenance.items() if k not in ("versions", "overrides", "config")}
-    tags = {name: _text(value) for name, value in facts.items()} | {
+    tags = {name: as_text(value) for name, value in facts.items()} | {
         "status": "diverged" if result.diverged else "finished",
         "base_sha256": out.base_sha256_before,
         "adapter_sha256": out.adapter_sha256,
-        "base_unchanged": _text(out.base_unchanged),
-        "adapter_off_equals_base": _text(out.adapter_off_equals_base),
+        "base_unchanged": as_text(out.base_unchanged),
+        "adapter_off_equals_base": as_text(out.adapter_off_equals_base),
         "versions": ", ".join(f"{k} {v}" for k, v in result.provenance.get("versions", {}).items()),
         "overrides": shlex.join(overrides),
         NOTE: _note(result, overrides),
@@ -177,12 +155,3 @@ def _array(shape: tuple[int, ...]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
-
-
-def _text(value: Any) -> str:
-    """As in a config: `1` and `0.001` for numbers, `true`, `null`, lists with commas."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return ",".join(_text(part) for part in value)
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

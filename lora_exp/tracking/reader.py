@@ -11,7 +11,7 @@ from typing import Any
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import RESULT
-from lora_exp.storage.sweep_file import failure_of, write_whole
+from lora_exp.storage.sweep_file import Failure, write_failure, write_whole
 from lora_exp.tracking.connection import existing, one_line
 
 
@@ -72,7 +72,7 @@ def _write(settings: TrackingSettings, run: Any, folder: Path) -> bool:
     if RESULT in files:
         write_whole(folder / RESULT, files[RESULT])
     elif "error" in tags:
-        failure_of(folder, run.info.run_name, tags["error"], shlex.split(tags.get("overrides", "")))
+        write_failure(folder, run.info.run_name, shlex.split(tags.get("overrides", "")), Failure(tags["error"]))
     else:
         return False
     return True

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.storage.result import ADAPTER, RESULT, RunResult
 from lora_exp.tracking.connection import VIEW, connected, one_line
-from lora_exp.tracking.facts import NOTE, curve_of, data_of, metrics_of, parameters_of, tags_of
+from lora_exp.tracking.facts import NOTE, curve_of, data_of, metrics_of, tags_of
 
 if TYPE_CHECKING:
     from lora_exp.storage.sweep_folder import Sweep
@@ -98,7 +98,7 @@ class Recorder:
                 self.client.set_terminated(parent, status, time)
 
     def _summary(self, parent: str, sweep: Sweep, runs: Mapping[int, str], report: Path | None) -> dict[str, str]:
-        from lora_exp.storage.trade_off import representative
+        from lora_exp.storage.table import representative
         from lora_exp.tracking.sweep_facts import Pages, description_of
 
         pages = [f"report/{name}" for name in REPORT_PAGES if report is not None and (report / name).is_file()]
@@ -140,7 +140,7 @@ class Recorder:
 
         end = _now() if ticket is None else ticket.time
         start = end - int(1000 * sum(result.times.get(stage, 0) for stage in ("fine_tuning", "evaluation")))
-        parameters, tags = parameters_of(result), {"kind": "run", **tags_of(result, overrides)}
+        parameters, tags = result.parameters(), {"kind": "run", **tags_of(result, overrides)}
         if cut := [name for name, value in parameters.items() if len(value) > PARAMETER_LIMIT]:
             tags["cut"] = f"{', '.join(cut)}: the first {PARAMETER_LIMIT} characters; config.yaml has the whole"
         points = [(key, value, 0) for key, value in metrics_of(result).items()]

@@ -27,7 +27,6 @@ from lora_exp.storage.provenance import versions
 from lora_exp.storage.result import PREDICTIONS, RunResult, read_run
 from lora_exp.tracking.connection import one_line
 from lora_exp.tracking.delivery import recorded_run
-from lora_exp.tracking.facts import parameters_of
 from lora_exp.tracking.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def _registered(recorder: Recorder, model: Path, name: str, result: RunResult, f
 
     client, run = recorder.client, recorder.known(recorded_run(folder))
     tags = {"run": result.name, "adapter_sha256": result.outcome.adapter_sha256, "agreement": agreement}
-    logged = client.create_logged_model(recorder.experiment_id, name, run, tags, parameters_of(result))
+    logged = client.create_logged_model(recorder.experiment_id, name, run, tags, result.parameters())
     client.log_model_artifacts(logged.model_id, str(model))
     client.finalize_logged_model(logged.model_id, "READY")
     try:

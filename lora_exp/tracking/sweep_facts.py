@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lora_exp.storage.sweep_folder import Sweep
-from lora_exp.storage.trade_off import both_errors, pareto_front, representative, sound
+from lora_exp.storage.table import both_errors, finished, pareto_front, representative
 from lora_exp.tracking.facts import markdown_table
 
 # Of a description, which MLflow limits to 8,000 characters: runs of a front, and characters of the command.
@@ -33,7 +33,7 @@ class Pages:
 def metrics_of_sweep(frame: pd.DataFrame) -> dict[str, float]:
     """`jobs_<status>`, and of the sound runs `mean_*` and `lowest_*`: errors are rates from 0 to 1."""
     found = {f"jobs_{status}": float(count) for status, count in frame["status"].value_counts().items()}
-    runs = sound(frame)
+    runs = finished(frame)
     if runs.empty:
         return found
     columns = {name: runs[name] for name in (*ERRORS, *(f"{name}_before" for name in ERRORS), "forgetting")}

@@ -12,7 +12,6 @@ same choices.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -23,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.spec import RunSpec, digest
 from lora_exp.errors import LoraExpError
-from lora_exp.storage.objectives import error_of
+from lora_exp.storage.result import error_of
 from lora_exp.storage.store import Store
+from lora_exp.storage.sweep_file import Stopped
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.evaluation import class_errors
 from lora_exp.training.executor import Files, Pack, PackTask, Progress
@@ -35,42 +35,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT, RUNG = "checkpoint.safetensors", "rung.json"
 LOCAL_ONLY = "halving.eta: successive halving works with executor=local only"
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """A job that stopped after `step` of `steps` steps: its validation error and the highest that continued.
-
-    `rivals` counts the jobs of its group at that rung, itself included. Errors are rates from 0 to 1.
-    """
-
-    step: int
-    steps: int
-    objective: str
-    error: float
-    limit: float
-    rivals: int
-
-    @property
-    def reason(self) -> str:
-        """In one line."""
-        measured = "diverged" if math.isnan(self.error) else f"{100 * self.error:.2f} %"
-        return (
-            f"stopped after {self.step} of {self.steps} steps: its validation {self.objective.replace('_', ' ')} "
-            f"({measured}) was not among the lowest of {self.rivals} jobs, up to {100 * self.limit:.2f} %"
-        )
-
-
-def to_dict(stopped: Stopped) -> dict[str, Any]:
-    """As JSON holds it: NaN is written as null."""
-    values = dataclasses.asdict(stopped)
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
-
-
-def from_dict(values: Mapping[str, Any]) -> Stopped:
-    """What `to_dict` made. Raises KeyError or TypeError when it is something else."""
-    numbers = {name: math.nan if values[name] is None else float(values[name]) for name in ("error", "limit")}
-    return Stopped(**{**values, **numbers})
 
 
 def rungs(first: int, eta: float, steps: int) -> list[int]:

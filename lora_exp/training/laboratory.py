@@ -24,22 +24,16 @@ from lora_exp.model.data import ImageData, load, pictures
 from lora_exp.storage.provenance import code_version, provenance
 from lora_exp.storage.result import RESULT, RunResult
 from lora_exp.storage.store import Store
+from lora_exp.storage.sweep_file import Failure, Stopped
 from lora_exp.training.base import TrainedBase, trained_base
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.executor import Executor, Files, Pack, PackTask, Progress, Work, train_in_parts
-from lora_exp.training.halving import HalvingTrainer, Stopped
+from lora_exp.training.halving import HalvingTrainer
 from lora_exp.training.pack import PackTrainer, PlannedJob, plan_jobs
 from lora_exp.training.packing import plan_packs
 
 if TYPE_CHECKING:
     from lora_exp.config.settings import HalvingSettings
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a job has no result, in one line."""
-
-    error: str
 
 
 Jobs = Mapping[RunSpec, PlannedJob]

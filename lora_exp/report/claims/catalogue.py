@@ -1,10 +1,10 @@
-"""Claims of published papers, each judged on a sweep that one preset runs: what is claimed, by whom, what would count.
+"""Claims of published papers, each judged on a sweep that one preset runs.
 
-To add a claim, add one function here and one preset `conf/experiment/NAME.yaml` of the same name. Margins and
-directions belong to the claim and were stated before its sweep was run; docs/claims.md tells of each.
+To add a claim, add a function here, its name to `config.settings.CLAIMS`, and a preset `conf/experiment/NAME.yaml` of
+the same name. Margins and directions belong to the claim and are stated before its sweep runs; see docs/claims.md.
 
 A part of a claim passes when the confidence interval lies below its margin, fails when it lies above, and is undecided
-otherwise. The whole passes when all parts do and fails when one does.
+otherwise. The claim passes when all parts pass and fails when one fails.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from lora_exp.config.settings import CLAIMS
 from lora_exp.report.claims.evidence import Runs, Undecided, evidence
 from lora_exp.report.claims.verdict import Claim, Finding, Panel, Side, Verdict
 from lora_exp.report.statistics import FAIL, PASS, UNDECIDED, Question, answers, interval
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-CLAIMS: dict[str, Claim] = {}
+REGISTRY: dict[str, Claim] = {}
 
 
 def judged(name: str, frame: pd.DataFrame, curves: Mapping[int, Sequence[float]]) -> Verdict:
-    """The verdict on claim `name` of a sweep, `frame` as of `load_sweep` and loss curves by job."""
-    claim = CLAIMS[name]
+    """Judge claim `name` on a sweep, given `frame` from `load_sweep` and loss curves by job."""
+    claim = REGISTRY[name]
     try:
         found = claim.judge(evidence(frame, curves))
         sides = tuple(
@@ -40,10 +41,10 @@ def judged(name: str, frame: pd.DataFrame, curves: Mapping[int, Sequence[float]]
 
 
 def _claim(words: str, source: str, measured: str) -> Callable[[Callable[[Runs], Finding]], Callable[[Runs], Finding]]:
-    """Enter the function that follows among the claims, under its own name."""
+    """Register the function that follows as a claim, under its own name."""
 
     def enter(judge: Callable[[Runs], Finding]) -> Callable[[Runs], Finding]:
-        CLAIMS[judge.__name__] = Claim(words, source, measured, judge)
+        REGISTRY[judge.__name__] = Claim(words, source, measured, judge)
         return judge
 
     return enter
@@ -77,7 +78,7 @@ def rank_saturates(runs: Runs) -> Finding:
 )
 def learns_less_forgets_less(runs: Runs) -> Finding:
     methods = (runs.where("LoRA", method="lora"), runs.where("full", method="full"))
-    lora, full = (method.at_own_rate("target_error") for method in methods)
+    lora, full = (method.at_best_rate("target_error") for method in methods)
     asked = [
         Question("full minus LoRA", "target error", "points", 0.1, full.minus(lora, "target_error")),
         Question("LoRA minus full", "forgetting", "points", 0.0, lora.minus(full, "forgetting")),
@@ -97,7 +98,7 @@ def learns_less_forgets_less(runs: Runs) -> Finding:
     "where both scalings are the same, has the lowest such loss.",
 )
 def rslora_high_rank(runs: Runs) -> Finding:
-    rate = runs.where(rank=1).own_rate("late_loss")
+    rate = runs.where(rank=1).best_rate("late_loss")
     note = f"All at learning rate {runs.rate_text(rate)}."
     methods = (runs.where("rsLoRA", method="rslora"), runs.where("LoRA", method="lora"))
     rslora, lora = (method.where(learning_rate=rate) for method in methods)
@@ -118,13 +119,13 @@ def rslora_high_rank(runs: Runs) -> Finding:
 @_claim(
     "With a higher learning rate for B than for A, LoRA+ reaches a given loss in fewer steps than LoRA",
     "Hayou et al. 2024, LoRA+, abstract and section 4, arXiv:2402.12354",
-    "Steps until the running mean of the loss is as low as what the slower of the two ends with in the same seed, of "
+    "Steps until the moving average of the loss reaches the final value of the slower of the two in the same seed, "
     "LoRA+ minus LoRA. Each method at the learning rate at which its own late loss is lowest.",
 )
 def lora_plus_faster(runs: Runs) -> Finding:
     methods = (runs.where("LoRA+", method="lora_plus"), runs.where("LoRA", method="lora"))
-    plus, plain = (method.at_own_rate("late_loss") for method in methods)
-    plus.minus(plain, "late_loss")  # the same seeds and digits, none diverged
+    plus, plain = (method.at_best_rate("late_loss") for method in methods)
+    plus.minus(plain, "late_loss")  # raises Undecided unless both have the same seeds and digits and none diverged
     losses = [method.loss_by_seed() for method in (plus, plain)]
     given = losses[0].iloc[:, -1].combine(losses[1].iloc[:, -1], max)
     steps = [table.le(given, axis=0).idxmax(axis=1) for table in losses]
@@ -141,7 +142,7 @@ def lora_plus_faster(runs: Runs) -> Finding:
 )
 def pissa_odd_even(runs: Runs) -> Finding:
     methods = (runs.where("PiSSA", method="pissa"), runs.where("LoRA", method="lora"))
-    pissa, lora = (method.at_own_rate("mean_loss") for method in methods)
+    pissa, lora = (method.at_best_rate("mean_loss") for method in methods)
     asked = [Question("PiSSA minus LoRA", "mean loss", "nats", 0.0, pissa.minus(lora, "mean_loss"))]
     panels = (_losses((pissa, lora)), _by_rate("Mean loss", "mean_loss", "nats", methods))
     return Finding(answers(asked), (pissa, lora), panels)
@@ -156,7 +157,7 @@ def pissa_odd_even(runs: Runs) -> Finding:
 def replay_price(runs: Runs) -> Finding:
     shares = runs.choices("replay")
     if shares[:1] != [0.0] or len(shares) == 1:
-        raise Undecided("it needs runs without replay and runs with some")
+        raise Undecided("it needs runs with and without replay")
     without, *some = (runs.where(f"replay {share:g}", replay=share) for share in shares)
     asked = [Question(share.label, "forgetting", "points", 1.0, share.by_seed("forgetting")) for share in some]
     found = answers(asked)
@@ -164,7 +165,7 @@ def replay_price(runs: Runs) -> Finding:
     while kept and found[kept - 1].outcome == PASS:
         kept -= 1
     outcome = PASS if kept < len(found) else FAIL if all(answer.outcome == FAIL for answer in found) else UNDECIDED
-    note = "No share of those tried does."
+    note = "No share in the sweep does."
     if outcome == PASS:
         price = interval(some[kept].minus(without, "target_error"))
         note = f"The smallest share that does is {some[kept].label}; its price: target error {price.text('points')}."
@@ -184,3 +185,6 @@ def _losses(methods: Sequence[Runs]) -> Panel:
     return Panel(
         "Loss by step", "fine-tuning step", "nats", tuple(method.loss_line() for method in methods), log_y=True
     )
+
+
+assert tuple(REGISTRY) == CLAIMS, "config.settings.CLAIMS must list the claims in the order of their functions here"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-DRAWN_STEPS = 60  # of a loss curve
+DRAWN_STEPS = 60  # points of a loss curve
 
 
 class Undecided(Exception):
@@ -34,30 +34,30 @@ class Line:
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs with one row each in `frame`, and their loss curves by job; `label` says what they have in common."""
+    """Runs with one row each in `frame`, and their loss curves by job; `label` names what they have in common."""
 
     label: str
     frame: pd.DataFrame
     curves: Mapping[int, Sequence[float]]
 
     def where(self, label: str = "", **setting: Any) -> Runs:
-        """Those with these settings. Raises Undecided when there are none."""
+        """Select the runs with these settings. Raises Undecided when there are none."""
         frame = self.frame
         for name, value in setting.items():
             frame = frame[frame[name].isin([value])]
         if frame.empty:
-            told = ", ".join(f"{name} {value}" for name, value in setting.items())
-            raise Undecided(f"no run has {told}" + (f" ({self.label})" if self.label else ""))
+            settings = ", ".join(f"{name} {value}" for name, value in setting.items())
+            raise Undecided(f"no run has {settings}" + (f" ({self.label})" if self.label else ""))
         return replace(self, label=label or self.label, frame=frame)
 
     def choices(self, setting: str) -> list[Any]:
-        """The values of a setting, in order."""
+        """Return the values of a setting, in order."""
         return sorted(self.frame[setting].dropna().unique().tolist())
 
-    def own_rate(self, measure: str) -> float:
-        """The learning rate with the lowest mean of `measure`, of those at which no run diverged.
+    def best_rate(self, measure: str) -> float:
+        """Return the learning rate with the lowest mean of `measure`, of those at which no run diverged.
 
-        Methods learn at different paces, so at one rate for all a method may lose by its rate alone.
+        Each method needs its own learning rate; compared at a common one, a method may lose by that rate alone.
         """
         means: dict[float, float] = {}
         for rate in self.choices("learning_rate"):
@@ -65,35 +65,35 @@ class Runs:
             if (runs["status"] == "finished").all():
                 means[rate] = float(runs[measure].mean())
         if not means:
-            raise Undecided(f"at each learning rate runs diverged ({self.label})")
+            raise Undecided(f"runs diverged at each learning rate ({self.label})")
         return min(means, key=lambda rate: means[rate])
 
-    def at_own_rate(self, measure: str) -> Runs:
-        """The runs at `own_rate`, labelled with it."""
-        rate = self.own_rate(measure)
+    def at_best_rate(self, measure: str) -> Runs:
+        """Select the runs at `best_rate`, and name it in the label."""
+        rate = self.best_rate(measure)
         return self.where(f"{self.label} at {self.rate_text(rate)}", learning_rate=rate)
 
     def rate_text(self, rate: float) -> str:
-        """A learning rate, and whether a rate beyond those tried might have done better still."""
+        """Write a learning rate, and whether it is an end of the rates tried, so that one beyond might be better."""
         tried = self.choices("learning_rate")
         return f"{rate:g}" + (" (an end of the rates tried)" if rate in (tried[0], tried[-1]) else "")
 
     def by_seed(self, measure: str) -> tuple[float, ...]:
-        """The mean of `measure` within each seed, in the order of the seeds."""
+        """Return the mean of `measure` within each seed, in the order of the seeds."""
         return _within_seeds(self._cells(measure))
 
     def minus(self, other: Runs, measure: str) -> tuple[float, ...]:
-        """Mean difference of `measure` from `other` within each seed.
+        """Return the mean difference of `measure` from `other` within each seed.
 
-        Raises Undecided where the two didn't run with the same seeds and digits, or with fewer than two seeds.
+        Raises Undecided unless both ran with the same seeds and digits, and with at least two seeds.
         """
         mine, theirs = self._cells(measure), other._cells(measure)
         if not mine.index.equals(theirs.index):
-            raise Undecided(f"{self.label} and {other.label} have not the same seeds and digits")
+            raise Undecided(f"{self.label} and {other.label} don't have the same seeds and digits")
         return _within_seeds(mine - theirs)
 
     def loss_by_seed(self) -> pd.DataFrame:
-        """Running means of the loss over a tenth of the steps: a row a seed, a column for each step they end at.
+        """Return moving averages of the loss over a tenth of the steps: one row a seed, one column for each last step.
 
         The last column is `late_loss`.
         """
@@ -110,7 +110,7 @@ class Runs:
         return table.groupby(level="seed").mean()
 
     def line(self, setting: str, measure: str) -> Line:
-        """The measure by a setting; a setting at which runs diverged is left out."""
+        """Return the measure by a setting, without the values at which runs diverged."""
         points = {}
         for value in self.choices(setting):
             runs = self.where(**{setting: value})
@@ -119,7 +119,7 @@ class Runs:
         return Line(self.label, tuple(points), tuple(points.values()))
 
     def loss_line(self) -> Line:
-        """The loss by step."""
+        """Return the loss by step."""
         table = self.loss_by_seed()
         table = table.iloc[:, :: -(-table.shape[1] // DRAWN_STEPS)]
         points = {int(str(step)): interval(losses.tolist()) for step, losses in table.items()}
@@ -134,14 +134,14 @@ class Runs:
 
 
 def evidence(frame: pd.DataFrame, curves: Mapping[int, Sequence[float]]) -> Runs:
-    """All runs of a sweep, `frame` as of `load_sweep`, with the measures.
+    """Collect all runs of a sweep, `frame` from `load_sweep`, with the measures.
 
-    Raises Undecided when jobs failed or are missing: it isn't known what they would have said.
+    Raises Undecided when jobs failed or are missing, since their numbers are unknown.
     """
     absent = frame["status"][~frame["status"].isin(["finished", "diverged"])].value_counts()
     if len(absent):
-        told = ", ".join(f"{count} {status}" for status, count in absent.items())
-        raise Undecided(f"of {len(frame)} jobs {told}")
+        counts = ", ".join(f"{count} {status}" for status, count in absent.items())
+        raise Undecided(f"of {len(frame)} jobs {counts}")
     whole = [
         curves[job] if status == "finished" else [] for job, status in zip(frame["job"], frame["status"], strict=True)
     ]
@@ -158,7 +158,7 @@ def evidence(frame: pd.DataFrame, curves: Mapping[int, Sequence[float]]) -> Runs
 
 
 def tenth(steps: int) -> int:
-    """A tenth of the steps, at least one: what losses are averaged over."""
+    """Return a tenth of the steps, at least one, over which losses are averaged."""
     return max(1, steps // 10)
 
 

@@ -1,4 +1,4 @@
-"""The figure of a claim: what it was judged from, and each difference with its interval against its margin."""
+"""The figure of a claim: its measurements, and each difference with its interval and its margin."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARKED_POINTS = 12  # a line of more is a curve
 
 
 def claim_figure(verdict: Verdict) -> Figure:
-    """The panels of a verdict that was judged, and its comparisons: one axes for each measure."""
+    """Draw the panels of a judged verdict, and its comparisons, with one axes for each measure."""
     by_measure = [list(group) for _, group in groupby(verdict.answers, key=lambda answer: answer.question.measure)]
     count = len(verdict.panels) + len(by_measure)
     columns = 2 if count == 4 else count
@@ -36,7 +36,7 @@ def claim_figure(verdict: Verdict) -> Figure:
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
-    """Means over the seeds with 95 % intervals: bars at few points, a band along a curve."""
+    """Draw means over the seeds with 95 % intervals: bars at few points, a band along a curve."""
     for line, colour in zip(panel.lines, LINES, strict=False):
         means, low, high = (
             np.array([getattr(interval, which) for interval in line.intervals]) for which in ("mean", "low", "high")
@@ -67,7 +67,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 
 
 def _draw_answers(axes: Axes, answers: Sequence[Answer]) -> None:
-    """A row a comparison: each seed's difference as a dot, the interval as a bar in the colour of its outcome."""
+    """Draw one row a comparison: each seed's difference as a dot, the interval as a bar coloured by its outcome."""
     for row, answer in enumerate(answers):
         question, interval = answer.question, answer.interval
         axes.plot(question.differences, [row + 0.12] * len(question.differences), ".", color=FAINT, ms=5)

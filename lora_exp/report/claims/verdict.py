@@ -1,4 +1,4 @@
-"""A claim, what was found of it, and the verdict that says so in words."""
+"""A claim of a paper, what a sweep found about it, and the verdict: one sentence, and a section of the report."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lora_exp.report.claims.evidence import Line, Runs
-from lora_exp.report.statistics import Answer, Interval, written
+from lora_exp.report.document import Block, Grid, Paragraph, Picture, Section, Strong, paragraphs
+from lora_exp.report.statistics import Answer, Interval, in_unit
+
+CLAIM_FIGURE = "claim.png"
+ANSWER_HEADINGS = ["compared", "measure", "mean", "interval", "confidence (%)", "claimed: below", "seeds", "outcome"]
+SIDE_HEADINGS = ["mean and 95 % interval", "error on the target (%)", "forgetting (points)"]
+HOW = (
+    "Student's t intervals of the differences within a seed. Where a claim takes several comparisons, Holm's procedure "
+    "sets their confidence. Margins were stated before the runs."
+)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines to draw beside a verdict: what it was found from."""
+    """A chart of the data behind a verdict."""
 
     title: str
     x: str
@@ -23,20 +32,20 @@ class Panel:
 
 @dataclass(frozen=True)
 class Side:
-    """What was compared, with its gain and its cost: error on the target (%) and forgetting (points)."""
+    """One side of a comparison, with its gain and its cost: error on the target (%) and forgetting (points)."""
 
     label: str
     target_error: Interval
     forgetting: Interval
 
     def text(self) -> str:
-        """Both means."""
-        return f"{self.label} {self.target_error.mean:.2f} % and {written(self.forgetting.mean, 'points')} points"
+        """Return the label with both means."""
+        return f"{self.label} {self.target_error.mean:.2f} % and {in_unit(self.forgetting.mean, 'points')} points"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a claim's function found; `outcome` is that of all answers together where the function gives none."""
+    """What a claim's function returns; where `outcome` is None, all answers together decide it."""
 
     answers: tuple[Answer, ...]
     sides: tuple[Runs, ...]
@@ -47,7 +56,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim in words, where it is made, what is measured to judge it, and the function that does."""
+    """A claim in words, its source, the measurement that decides it, and the function that makes it."""
 
     words: str
     source: str
@@ -57,7 +66,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say of a claim. Undecided for want of data, `note` says why and there are no answers."""
+    """The outcome of a claim on a sweep. Where data are missing, there are no answers and `note` says why."""
 
     name: str
     claim: Claim
@@ -69,7 +78,7 @@ class Verdict:
 
     @property
     def seeds(self) -> int:
-        """How many seeds the means are of."""
+        """The number of seeds."""
         return len(self.answers[0].question.differences) if self.answers else 0
 
     @property
@@ -78,8 +87,41 @@ class Verdict:
         parts = [f"Claim {self.name}: {self.outcome}. {self.claim.words} ({self.claim.source})."]
         if self.answers:
             levels = sorted({answer.interval.confidence for answer in self.answers})
-            told = ", ".join(f"{100 * level:.3g} %" for level in levels) + (" (Holm)" if len(self.answers) > 1 else "")
-            parts.append(f"Means of {self.seeds} seeds with intervals of {told}:")
+            confidence = ", ".join(f"{100 * level:.3g} %" for level in levels)
+            confidence += " (Holm)" if len(self.answers) > 1 else ""
+            parts.append(f"Means of {self.seeds} seeds with intervals of {confidence}:")
             parts.append("; ".join(answer.text() for answer in self.answers) + ".")
             parts.append("Error on the target and forgetting: " + "; ".join(side.text() for side in self.sides) + ".")
         return " ".join([*parts, self.note] if self.note else parts)
+
+
+def claim_section(verdict: Verdict) -> Section:
+    """Write the section on a claim: measurement, numbers with their costs, and figure; or why it was not judged."""
+    claim = verdict.claim
+    blocks: list[Block] = [
+        Paragraph((Strong(verdict.outcome), f": {claim.words} ({claim.source}).")),
+        Paragraph((f"Measured: {claim.measured}",)),
+    ]
+    if verdict.answers:
+        blocks.append(Grid((ANSWER_HEADINGS, [_answer_cells(answer) for answer in verdict.answers]), words=2))
+        blocks.append(Paragraph((HOW,)))
+        blocks.append(Grid((SIDE_HEADINGS, [_side_cells(side) for side in verdict.sides]), words=1))
+    blocks += paragraphs([verdict.note] if verdict.note else [])
+    if verdict.answers:
+        alt = f"{verdict.name}, {verdict.outcome}: the measurements, and each difference with interval and margin"
+        blocks.append(Picture(CLAIM_FIGURE, alt, "Bars and bands are 95 % intervals; each dot is a seed."))
+    return Section("Claim", tuple(blocks))
+
+
+def _answer_cells(answer: Answer) -> list[str]:
+    question, interval = answer.question, answer.interval
+    mean, limits = interval.cells(question.unit)
+    margin = in_unit(question.margin, question.unit)
+    confidence, seeds = f"{100 * interval.confidence:.3g}", str(len(question.differences))
+    measure = f"{question.measure} ({question.unit})"
+    return [question.what, measure, mean, limits, confidence, margin, seeds, answer.outcome]
+
+
+def _side_cells(side: Side) -> list[str]:
+    pairs = side.target_error.cells("%", signed=False), side.forgetting.cells("points")
+    return [side.label, *(f"{mean} ({limits})" for mean, limits in pairs)]

@@ -1,5 +1,5 @@
 "use strict";
-// What is done in a report's page: filters, charts, the choice of a run, sorting, and copying of commands.
+// The behaviour of the report's page: filters, charts, the choice of a run, sorting, and copying of commands.
 
 const byId = (id) => document.getElementById(id);
 const source = byId("data");
@@ -16,7 +16,7 @@ const NARROW = 480; // pixels
 async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // where a page may not use the clipboard: in a frame without permission, say
+  } catch { // without permission for the clipboard, such as in a frame
     const area = document.createElement("textarea");
     area.value = text;
     document.body.append(area);
@@ -49,7 +49,7 @@ function draw(id, traces, more) {
   return Plotly.react(byId(id), traces, layout(more), { responsive: true, displaylogo: false, displayModeBar: false });
 }
 
-// Viridis, without the end that a page's background would swallow.
+// Viridis, without the end that has too little contrast with the page's background.
 const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
 function kindColour(kind) {
   const [low, high] = dark.matches ? [0.35, 1] : [0, 0.85];
@@ -126,7 +126,7 @@ function drawTradeOff(runs) {
   chart.on("plotly_click", (event) => choose(event.points[0].customdata));
 }
 
-/** The runs that no other beats in both: as `pareto_front` in trade_off.py, of the runs that are shown. */
+/** The runs that no other beats in both, as `pareto_front` in storage/table.py finds them, of the runs shown. */
 function frontOf(runs) {
   const front = [];
   for (const run of [...runs].sort((a, b) => a.target_error - b.target_error || a.forgetting - b.forgetting)) {
@@ -136,12 +136,12 @@ function frontOf(runs) {
   return front;
 }
 
-const MOST_CURVES = 200; // more can't be told apart, and take long to draw
+const MOST_CURVES = 200; // more are indistinguishable, and slow to draw
 
 function drawLosses(all) {
   const step = Math.max(1, all.length / MOST_CURVES), many = all.length > 12;
   const runs = Array.from({ length: Math.min(all.length, MOST_CURVES) }, (_, at) => all[Math.floor(at * step)]);
-  byId("losses-told").textContent = runs.length < all.length ? `${runs.length} of ${all.length} runs, evenly chosen.` : "";
+  byId("losses-note").textContent = runs.length < all.length ? `${runs.length} of ${all.length} runs, evenly selected.` : "";
   const traces = [...grouped(runs, (run) => run.kind)].sort(([a], [b]) => a - b).map(([kind, own]) => ({
     type: "scatter", mode: "lines", name: data.kinds[kind],
     x: own.flatMap((run) => [...run.losses[0], null]), y: own.flatMap((run) => [...run.losses[1], null]),
@@ -183,7 +183,7 @@ function drawConfusion(run) {
   const { confusion: before, counts } = data.bases[run.base], size = counts.length;
   const digits = counts.map((_, digit) => `${digit}`);
   const shift = digits.map((_, t) => digits.map((_, p) => run.after.confusion[t * size + p] - before[t * size + p]));
-  // The diagonal holds what is right; its changes are the sums of the others and would drown them.
+  // The diagonal counts correct predictions. Its changes are sums of the others and would dominate the colours.
   const shown = shift.map((row, t) => row.map((value, p) => (t === p ? null : value)));
   const most = Math.max(...shown.flat().map((value) => Math.abs(value ?? 0)), 1);
   const scale = [[0, colour("green")], [0.5, colour("paper")], [1, colour("vermilion")]];
@@ -199,7 +199,7 @@ function drawConfusion(run) {
   });
 }
 
-/** All images in one picture, by a short address: as a long one in a style it takes the browser half a second. */
+/** Use one picture of all images under a short address; a data URL in a style would take the browser half a second. */
 function useSprite(encoded) {
   const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
   const address = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
@@ -222,9 +222,9 @@ function showGallery(run) {
       picture.style.backgroundPosition = `${-78 * (place % 100)}px ${-78 * Math.floor(place / 100)}px`;
       picture.setAttribute("role", "img");
       picture.setAttribute("aria-label", `test image ${image}, a ${label}`);
-      const told = [["before", before, sure], ["after", after, surer]].map(([when, digit, confidence]) =>
+      const lines = [["before", before, sure], ["after", after, surer]].map(([when, digit, confidence]) =>
         element("div", `${when} ${digit} (${Math.round(100 * confidence)} %)`));
-      item.append(picture, element("div", `a ${label}`), ...told);
+      item.append(picture, element("div", `a ${label}`), ...lines);
       list.append(item);
     }
     section.append(list);
@@ -242,7 +242,7 @@ function showRun() {
   const run = data.runs.find((one) => one.job === state.job);
   if (!run) return;
   const cell = (name) => run.measured[data.measures.indexOf(name)];
-  byId("one-told").textContent = `Job ${run.job}, ${run.what}: error on the target ${cell("target_error_before")} % → ` +
+  byId("run-summary").textContent = `Job ${run.job}, ${run.what}: error on the target ${cell("target_error_before")} % → ` +
     `${cell("target_error")} %, on the other digits ${cell("other_error_before")} % → ${cell("other_error")} % ` +
     `(forgetting ${cell("forgetting")} points), ${cell("parameters_adapter")} parameters.`;
   drawDigits(run);
@@ -275,7 +275,7 @@ function buildFilters() {
 
 function update() {
   const runs = shownRuns();
-  byId("shown").textContent = `${runs.length} of ${data.runs.length} sound runs shown.`;
+  byId("shown").textContent = `${runs.length} of ${data.runs.length} finished runs shown.`;
   byId("chooser").replaceChildren(...runs.map((run) =>
     element("option", `job ${run.job}: ${run.what}`, { value: run.job })));
   if (!runs.some((run) => run.job === state.job) && runs.length) state.job = runs[0].job;
@@ -283,7 +283,7 @@ function update() {
   inTurn([() => drawHeatMaps(runs), () => drawTradeOff(runs), () => drawLosses(runs), showRun]);
 }
 
-/** Does the steps one after another, and lets the browser show and hear in between; the latest call wins. */
+/** Run the steps one after another and let the browser render and handle events in between; the latest call wins. */
 let turn = 0;
 function inTurn(steps) {
   const mine = ++turn;
@@ -304,7 +304,7 @@ function showRows(runs) {
     row.hidden = !jobs.has(job) || !(row.textContent + row.title).toLowerCase().includes(text);
 }
 
-/** What a cell sorts by: its number, or its text where it is none; cells without a value last. */
+/** The sort key of a cell: its number, or else its text; cells without a value come last. */
 function sortKey(text) {
   if (text === "–") return [2, 0, ""];
   const number = Number(/^[+-]?\d{1,3}(,\d{3})+$/.test(text) ? text.replaceAll(",", "") : text);

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from lora_exp.report.seeds import LEAST_SEEDS, Comparison, compare
-from lora_exp.storage.sweep_folder import table
+from lora_exp.storage.table import frame_of
 
 SAME = {"digit": "3", "method": "lora", "origin": "trained here", "alpha": 1.0, "scaling": 1.0, "layers": "linear1"}
 SAME |= {"learning_rate": 1e-3, "batch_size": 10, "replay": 0.0, "hidden": "64", "data": "mnist", "base_seed": 0}
@@ -27,7 +27,7 @@ def frame(ranks: list[int], seeds: list[int], errors: Errors, **other: Any) -> p
             target, forgetting = errors(rank, seed)
             row = SAME | {"rank": rank, "seed": seed, "target_error": target, "forgetting": forgetting} | other
             rows.append(row | {"job": len(rows), "other_error": 0.1 + forgetting})
-    return table(rows, {})
+    return frame_of(rows, {})
 
 
 def noisy(effect: float, noise: float) -> Errors:
@@ -47,9 +47,9 @@ def test_a_clear_difference_is_called_better_and_the_lowest_best() -> None:
         "Best error on the target: rank 1 (error on the target 7.00 %, forgetting +2.00 points), "
         "better than every other setting."
     )
-    assert told[2].startswith("Lowest forgetting: ") and "not told apart from any other setting" in told[2]
+    assert told[2].startswith("Lowest forgetting: ") and "no significant difference from any other setting" in told[2]
     assert told[3] == (
-        "Told apart: by paired t tests over 5 seeds, p < 0.05 with Holm's correction for the 9 tests of all pairs "
+        "Significance: paired t tests over 5 seeds, p < 0.05 with Holm's correction for the 9 tests of all pairs "
         "and measures."
     )
 
@@ -97,9 +97,7 @@ def test_seeds_that_a_setting_lacks_are_left_out_of_the_tests_only() -> None:
     assert [setting.seeds for setting in found.settings] == [5, 3]
     assert found.seeds == 3 and found.rankings
     few = compared(whole[~((whole["rank"] == 2) & (whole["seed"] > 1))].reset_index(drop=True))
-    assert few.sentences() == [
-        f"All settings have 2 of 5 seeds in common; fewer than {LEAST_SEEDS} can't tell differences from chance."
-    ]
+    assert few.sentences() == [f"All settings have 2 of 5 seeds in common; a test needs at least {LEAST_SEEDS}."]
     apart = compared(whole[(whole["rank"] == 1) == (whole["seed"] > 2)].reset_index(drop=True))
     assert apart.sentences()[0].startswith("No seed and digit are common to all settings")
 

@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_sweep_files.py
+"""python -m pytest tests/test_sweep_file.py
 
 What a sweep and its jobs write is there whole or not at all, whatever goes wrong at whichever step.
 """
@@ -6,6 +6,7 @@ What a sweep and its jobs write is there whole or not at all, whatever goes wron
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,8 +16,20 @@ from typing import Any
 import pytest
 
 from lora_exp.errors import LoraExpError
-from lora_exp.storage import sweep_file as sweep_files
-from lora_exp.storage.sweep_file import SWEEP, begin_sweep, note, read_about, write_json, write_whole
+from lora_exp.storage import sweep_file
+from lora_exp.storage.sweep_file import (
+    FAILURE,
+    SWEEP,
+    Failure,
+    Stopped,
+    begin_sweep,
+    note,
+    read_about,
+    read_failure,
+    write_failure,
+    write_json,
+    write_whole,
+)
 
 
 class Stop(Exception):
@@ -24,12 +37,12 @@ class Stop(Exception):
 
 
 def failing_at(line: int, write: Any) -> bool:
-    """Run `write` with an error before its `line`-th line of sweep_files.py; whether it came to that."""
+    """Run `write` with an error before its `line`-th line of sweep_file.py; whether it came to that."""
     seen = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal seen
-        if frame.f_code.co_filename != sweep_files.__file__:
+        if frame.f_code.co_filename != sweep_file.__file__:
             return None
         if event == "line" and frame.f_code.co_name in ("write_whole", "write_json"):
             seen += 1
@@ -107,3 +120,21 @@ def test_a_record_that_is_none_is_one_line(tmp_path: Path, content: str) -> None
     with pytest.raises(LoraExpError) as caught:
         read_about(tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path / SWEEP) in str(caught.value)
+
+
+def test_why_a_job_was_stopped_comes_back_from_its_file(tmp_path: Path) -> None:
+    for error in (0.25, math.nan):
+        stopped = Stopped(10, 100, "both_errors", error, 0.125, 9)
+        write_failure(tmp_path, "job", ["adapter.rank=1"], stopped)
+        json.loads((tmp_path / FAILURE).read_text(), parse_constant=lambda constant: pytest.fail(f"{constant} in JSON"))
+        back = read_failure(tmp_path)
+        assert (back.name, back.overrides, back.error) == ("job", ["adapter.rank=1"], stopped.reason)
+        assert repr(back.stopped) == repr(stopped)
+
+
+def test_a_failure_comes_back_from_its_file_and_a_damaged_one_says_so(tmp_path: Path) -> None:
+    write_failure(tmp_path, "job", [], Failure("no memory"))
+    assert read_failure(tmp_path).error == "no memory" and read_failure(tmp_path).stopped is None
+    for text in ("", "[]", "{}", '{"error": "x", "stopped": {}}', '{"error": "x", "overrides": 3}'):
+        (tmp_path / FAILURE).write_text(text)
+        assert read_failure(tmp_path).error.startswith(f"{FAILURE} can't be read: ")

@@ -1,0 +1,202 @@
+"""The table of a sweep, one row a job: its columns, and the runs that stand out in it.
+
+To add a column, add one line to `COLUMNS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lora_exp.config.spec import CLASSES
+from lora_exp.storage.result import RunResult
+
+# Types of columns. An absent text is None in every pandas; nullable integers keep 4 a 4 beside a failed job.
+TEXT, WHOLE, NUMBER, TRUTH = "object", "Int64", "float64", "boolean"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name, its pandas type, and how to get its value from a result (None: it comes from the job).
+
+    A `judgement` means nothing for a diverged run and a value `of_training` is unknown for an imported adapter: their
+    rows have None there.
+    """
+
+    name: str
+    dtype: str
+    value: Callable[[RunResult], Any] | None = None
+    judgement: bool = False
+    of_training: bool = False
+
+
+def _errors(digit: int) -> list[Column]:
+    """The columns of the wrongly classified test images of a digit, before and after fine-tuning."""
+    return [
+        Column(f"errors_before_{digit}", WHOLE, lambda run: run.outcome.before.errors[digit], judgement=True),
+        Column(f"errors_{digit}", WHOLE, lambda run: run.outcome.after.errors[digit], judgement=True),
+    ]
+
+
+COLUMNS: dict[str, Column] = {
+    column.name: column
+    for column in (
+        Column("job", "int64"),
+        Column("sweep", TEXT),
+        Column("name", TEXT, lambda run: run.name),
+        Column("digit", TEXT, lambda run: ",".join(map(str, run.spec.finetune.digit))),
+        Column("method", TEXT, lambda run: run.spec.adapter.method),
+        Column("origin", TEXT, lambda run: "imported" if run.imported else "trained here"),
+        Column("rank", WHOLE, lambda run: run.kind[1]),
+        Column("alpha", TEXT, lambda run: _alpha(run)),
+        Column("scaling", NUMBER, lambda run: run.spec.adapter.scaling),
+        Column("seed", WHOLE, lambda run: run.spec.finetune.seed, of_training=True),
+        Column("learning_rate", NUMBER, lambda run: run.spec.finetune.learning_rate, of_training=True),
+        Column("batch_size", WHOLE, lambda run: run.spec.finetune.batch_size, of_training=True),
+        Column("replay", NUMBER, lambda run: run.spec.finetune.replay, of_training=True),
+        Column("layers", TEXT, lambda run: ",".join(run.spec.adapter.layers)),
+        Column("hidden", TEXT, lambda run: run.spec.model.label),
+        Column("data", TEXT, lambda run: run.spec.data.name),
+        Column("base_seed", WHOLE, lambda run: run.spec.base.seed),
+        Column("steps", WHOLE, lambda run: run.outcome.steps, of_training=True),
+        Column("epochs", NUMBER, lambda run: run.spec.finetune.epochs, of_training=True),
+        Column("status", TEXT, lambda run: "diverged" if run.diverged else "finished"),
+        Column("target_error_before", NUMBER, lambda run: run.outcome.target_error_before, judgement=True),
+        Column("target_error", NUMBER, lambda run: run.outcome.target_error, judgement=True),
+        Column("other_error_before", NUMBER, lambda run: run.outcome.other_error_before, judgement=True),
+        Column("other_error", NUMBER, lambda run: run.outcome.other_error, judgement=True),
+        Column("forgetting", NUMBER, lambda run: run.outcome.forgetting, judgement=True),
+        Column("accuracy_before", NUMBER, lambda run: run.outcome.before.accuracy, judgement=True),
+        Column("accuracy", NUMBER, lambda run: run.outcome.after.accuracy, judgement=True),
+        Column("parameters_base", WHOLE, lambda run: run.outcome.parameters_base),
+        Column("parameters_adapter", WHOLE, lambda run: run.outcome.parameters_adapter),
+        Column("parameters_total", WHOLE, lambda run: run.outcome.parameters_total),
+        Column("overhead_percent", NUMBER, lambda run: run.outcome.overhead_percent),
+        Column("base_unchanged", TRUTH, lambda run: run.outcome.base_unchanged),
+        Column("adapter_off_equals_base", TRUTH, lambda run: run.outcome.adapter_off_equals_base),
+        Column("final_loss", NUMBER, lambda run: run.outcome.final_loss, of_training=True),
+        *(column for digit in range(CLASSES) for column in _errors(digit)),
+        Column("spec_key", TEXT, lambda run: run.spec.key, of_training=True),
+        Column("error", TEXT),
+        Column("folder", TEXT),
+        Column("overrides", TEXT),
+    )
+}
+SECONDS = "seconds_"  # starts the columns of times, which stand before `spec_key`
+# Names in `RunResult.parameters` of settings that have a column of another name, or that follow from columns.
+OTHER_NAMES = ("model", "model_hidden", "model_channels", "model_kernel")
+
+
+def row_of(result: RunResult) -> dict[str, Any]:
+    """Return the row of a result: every column that has a value from it, and `seconds_STAGE` for its times."""
+    row: dict[str, Any] = {}
+    for name, column in COLUMNS.items():
+        if column.value is not None:
+            meaningless = (column.judgement and result.diverged) or (column.of_training and result.imported)
+            row[name] = None if meaningless else column.value(result)
+    return row | {f"{SECONDS}{stage}": seconds for stage, seconds in result.times.items()}
+
+
+def frame_of(rows: Sequence[Mapping[str, Any]], results: Mapping[int, RunResult]) -> pd.DataFrame:
+    """Return rows, one a job, as a table with the types and the order of COLUMNS.
+
+    Further settings in which the `results` (by job) differ stand before `status`, times before `spec_key`.
+    """
+    further = _further_settings(results)
+    known = list(COLUMNS)
+    times = list(dict.fromkeys(name for row in rows for name in row if name.startswith(SECONDS)))
+    status, key = known.index("status"), known.index("spec_key")
+    columns = {}
+    for name in [*known[:status], *further, *known[status:key], *times, *known[key:]]:
+        values = [further[name].get(row["job"]) if name in further else row.get(name) for row in rows]
+        if name == "alpha":
+            values, dtype = _alphas(values)
+        elif name in COLUMNS:
+            dtype = COLUMNS[name].dtype
+        else:
+            numbers = name in times or all(value is None or isinstance(value, float) for value in values)
+            dtype = NUMBER if numbers else TEXT
+        if dtype == NUMBER:
+            columns[name] = pd.Series(np.array([np.nan if v is None else v for v in values], dtype=np.float64))
+        else:
+            columns[name] = pd.Series(values, dtype=dtype)
+    return pd.DataFrame(columns)
+
+
+def finished(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of finished runs, which have errors to compare; a diverged run is not among them."""
+    return frame[frame["status"] == "finished"]
+
+
+def both_errors(runs: pd.DataFrame, when: str = "") -> pd.Series[float]:
+    """Return the error on the target plus that on the others; `when` is "_before" or "" for after fine-tuning."""
+    return runs[f"target_error{when}"] + runs[f"other_error{when}"]
+
+
+def representative(frame: pd.DataFrame) -> int | None:
+    """Return the job to show in detail: the finished one with the lowest sum of both errors, the first of equals."""
+    runs = finished(frame)
+    return None if runs.empty else lowest(runs, both_errors(runs))
+
+
+def lowest(runs: pd.DataFrame, values: pd.Series[float]) -> int:
+    """Return the job of `runs` with the lowest of `values`, the first of equals."""
+    return int(runs["job"].to_numpy()[int(values.to_numpy().argmin())])
+
+
+def pareto_front(frame: pd.DataFrame) -> list[int]:
+    """Return the finished jobs that none beats in target error and forgetting, as `unbeaten` does."""
+    runs = finished(frame)
+    pairs = zip(runs["target_error"], runs["forgetting"], strict=True)
+    return unbeaten(dict(zip(map(int, runs["job"]), pairs, strict=True)))
+
+
+def unbeaten(values: Mapping[int, Sequence[float]]) -> list[int]:
+    """Return the jobs for which no other has less of one value and no more of any, in the order of their values.
+
+    Of several jobs with the same values, all are in.
+    """
+    front: list[int] = []
+    # A job that beats another comes before it in this order, and is in the front itself or beaten by one that is.
+    for job, own in sorted(values.items(), key=lambda item: tuple(item[1])):
+        others = [values[other] for other in front]
+        if not any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in others):
+            front.append(job)
+    return front
+
+
+def digits_of(label: str) -> tuple[int, ...]:
+    """Return the digits of a value of the column `digit`, by which it sorts: "2,7" -> (2, 7)."""
+    return tuple(int(digit) for digit in label.split(","))
+
+
+def _alpha(result: RunResult) -> float | str | None:
+    adapter = result.spec.adapter
+    if adapter.scaling is None:
+        return None
+    return adapter.alpha if isinstance(adapter.alpha, str) else float(adapter.alpha)
+
+
+def _alphas(values: list[Any]) -> tuple[list[Any], str]:
+    """Return the values and their type: numbers if all are, else text, since parquet has no column of both."""
+    if any(isinstance(value, str) for value in values):
+        return [f"{v:g}" if isinstance(v, float) else v for v in values], TEXT
+    return values, NUMBER
+
+
+def _further_settings(results: Mapping[int, RunResult]) -> dict[str, dict[int, Any]]:
+    """Return settings without a column in which the results differ: name -> job -> number or text."""
+    parameters = {job: result.parameters() for job, result in results.items()}
+    found: dict[str, dict[int, Any]] = {}
+    for name in dict.fromkeys(name for own in parameters.values() for name in own):
+        values: dict[int, Any] = {job: own[name] for job, own in parameters.items() if name in own}
+        if name not in COLUMNS and name not in OTHER_NAMES and len(set(values.values())) > 1:
+            with contextlib.suppress(ValueError):
+                values = {job: float(value) for job, value in values.items()}
+            found[name] = values
+    return found

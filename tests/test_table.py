@@ -1,0 +1,103 @@
+"""python -m pytest tests/test_table.py: the row of a result, and the runs that stand out in a table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_results import small_result as result
+
+from lora_exp.config.spec import AdapterSpec
+from lora_exp.storage.result import IMPORTED_FROM
+from lora_exp.storage.table import COLUMNS, both_errors, pareto_front, representative, row_of
+
+RATES = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.2, 0.3]), st.sampled_from([-0.1, 0.0, 0.1, 0.2])), max_size=30)
+
+
+def table(rates: list[tuple[float, float]], status: str = "finished") -> pd.DataFrame:
+    frame = pd.DataFrame(rates, columns=["target_error", "forgetting"], dtype=float)
+    return frame.assign(job=range(len(rates)), other_error=frame["forgetting"] + 0.1, status=status)
+
+
+@given(RATES)
+def test_the_front_is_what_no_run_beats(rates: list[tuple[float, float]]) -> None:
+    def beaten(run: tuple[float, float]) -> bool:
+        return any(a <= run[0] and b <= run[1] and (a, b) != run for a, b in rates)
+
+    front = pareto_front(table(rates))
+
+    assert sorted(front) == [job for job, run in enumerate(rates) if not beaten(run)]
+    assert [rates[job][0] for job in front] == sorted(rates[job][0] for job in front)
+
+
+def test_a_run_without_errors_stands_out_nowhere() -> None:
+    lost = table([(0.0, 0.0)], status="diverged")
+
+    assert pareto_front(lost) == []
+    assert representative(lost) is None
+
+
+def test_the_run_to_show_has_the_lowest_sum_of_both_errors() -> None:
+    frame = table([(0.3, 0.0), (0.1, 0.1), (0.0, 0.2)])
+
+    assert representative(frame) == 1  # the first of equals
+    assert both_errors(frame).tolist() == pytest.approx([0.4, 0.3, 0.3])
+
+
+def test_a_row_tells_setting_errors_and_times() -> None:
+    one = result()
+    row = row_of(one)
+    expected = {
+        "name": "digit-38_lora_rank-4_alpha-2_seed-7",
+        "digit": "3,8",
+        "rank": 4,
+        "alpha": 2.0,
+        "scaling": 0.5,
+        "seed": 7,
+        "replay": 0.25,
+        "layers": "linear1,linear2",
+        "hidden": "1000-2000",
+        "data": "mnist",
+        "base_seed": 3,
+        "steps": 3,
+        "status": "finished",
+        "target_error": 0.2,
+        "forgetting": 0.1,
+        "accuracy_before": 0.9,
+        "accuracy": 0.8,
+        "parameters_adapter": 27_176,
+        "final_loss": 0.05,
+        "errors_before_9": 1,
+        "errors_0": 2,
+        "seconds_fine_tuning": 0.1,
+        "spec_key": one.spec.key,
+    }
+    assert {name: row[name] for name in expected} == expected
+    assert not any(isinstance(value, list | dict | tuple) for value in row.values())
+    assert list(row) == list(row_of(result(diverged_at=1)))
+
+
+def test_a_row_of_a_diverged_run_says_so() -> None:
+    row = row_of(result(loss_curve=[0.5, math.nan], diverged_at=2))
+    assert row["status"] == "diverged"
+    assert math.isnan(row["final_loss"])
+
+
+def test_alpha_rank_stays_a_word_in_a_row() -> None:
+    one = result()
+    row = row_of(replace(one, spec=replace(one.spec, adapter=AdapterSpec(rank=4, alpha="rank"))))
+    assert (row["alpha"], row["scaling"]) == ("rank", 1.0)
+
+
+def test_a_row_leaves_out_what_means_nothing_or_is_unknown() -> None:
+    sound, diverged = row_of(result()), row_of(result(diverged_at=1))
+    imported = row_of(replace(result(), provenance={IMPORTED_FROM: "elsewhere"}))
+    for name, column in COLUMNS.items():
+        if column.value is not None and name != "epochs":
+            assert sound[name] is not None, name
+            assert (diverged[name] is None) == column.judgement, name
+            assert (imported[name] is None) == column.of_training, name
