@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from lora_exp.tracking.sweep_facts import metrics_of_sweep
 from made_results import made_run, pictures_and_labels, write_sweep
 from places import free_port
 
@@ -34,7 +35,6 @@ from lora_exp.storage.sweep_folder import read_sweep
 from lora_exp.storage.trade_off import representative
 from lora_exp.tracking import facts as run_facts
 from lora_exp.tracking.recorder import Recorder, Ticket
-from lora_exp.tracking.sweep_facts import metrics_of_sweep
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

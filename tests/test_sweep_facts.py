@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from lora_exp.tracking.sweep_facts import SHOWN, Pages, description_of, metrics_of_sweep
 from made_results import made_run, pictures_and_labels, write_sweep
 
 from lora_exp.storage.sweep_folder import Sweep, read_sweep
 from lora_exp.storage.trade_off import pareto_front, representative
-from lora_exp.tracking.sweep_facts import SHOWN, Pages, description_of, metrics_of_sweep
 
 LABELS = pictures_and_labels()[1]
 

@@ -92,28 +92,42 @@ def pictures(split: Split) -> NDArray[Any]:
     return pixels.to("cpu").byte().reshape(-1, SIDE, SIDE).numpy()
 
 
+def is_published(path: Path) -> bool:
+    """Whether a file of MNIST, as it is or compressed (.xz), is the published one. Raises OSError or LZMAError."""
+    content = path.read_bytes()
+    if path.suffix == ".xz":
+        content = lzma.decompress(content)
+    return hashlib.sha256(content).hexdigest() == MNIST_SHA256[path.name.removesuffix(".xz")]
+
+
+def read_prepared(path: Path) -> dict[str, torch.Tensor] | None:
+    """The uint8 tensors of a prepared file; None when the file is cut short or does not match its hash."""
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        with safe_open(path, framework="pt") as opened:
+            return tensors if (opened.metadata() or {}).get("sha256") == _sha256_of(tensors) else None
+    except SafetensorError:
+        return None
+
+
 def _prepared(name: str, root: Path) -> dict[str, torch.Tensor]:
     """The uint8 tensors of a data set, from its prepared file, which is made when absent or damaged."""
     from filelock import FileLock
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     target = root / f"{name}.safetensors"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{name}.lock"):
-            if target.is_file():
-                try:
-                    tensors: dict[str, torch.Tensor] = load_file(target)
-                    with safe_open(target, framework="pt") as opened:
-                        if (opened.metadata() or {}).get("sha256") == _sha256_of(tensors):
-                            return tensors
-                except SafetensorError:
-                    pass  # cut short or overwritten: prepared anew below
-            tensors = _read_idx(name, root)
-            temporary = target.with_suffix(".tmp")
-            save_file(tensors, temporary, metadata={"sha256": _sha256_of(tensors)})
-            temporary.replace(target)
+            tensors = read_prepared(target) if target.is_file() else None
+            if tensors is None:
+                tensors = _read_idx(name, root)
+                temporary = target.with_suffix(".tmp")
+                save_file(tensors, temporary, metadata={"sha256": _sha256_of(tensors)})
+                temporary.replace(target)
             return tensors
     except OSError as error:
         raise LoraExpError(f"data.root={root}: must be a folder that can be written to ({error.strerror})") from error
@@ -174,15 +188,14 @@ def _file_names(cls: Any, part: str) -> list[str]:
 def _unpack_embedded(folder: Path) -> None:
     """Unpack the MNIST files into `folder` where they are absent; every file there must have its SHA-256."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, expected in MNIST_SHA256.items():
+    for name in MNIST_SHA256:
         target = folder / name
         if not target.exists():
             temporary = target.with_suffix(".tmp")
             temporary.write_bytes(lzma.decompress((EMBEDDED / f"{name}.xz").read_bytes()))
             temporary.replace(target)
-        found = hashlib.sha256(target.read_bytes()).hexdigest()
-        if found != expected:
+        if not is_published(target):
             raise LoraExpError(
-                f"data.root={folder.parents[1]}: file {target} has SHA-256 {found[:12]}..., must be "
-                f"{expected[:12]}...; delete it and it is unpacked anew"
+                f"data.root={folder.parents[1]}: file {target} is not the published one (its SHA-256 differs); delete "
+                "it and it is unpacked anew"
             )

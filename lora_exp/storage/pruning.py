@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.leases import alive_and_abandoned, living_folder, remove_abandoned
 from lora_exp.storage.result import RESULT
-from lora_exp.storage.store import DAMAGED, ENTRY, KINDS, PARTIAL, DamagedError, Store
+from lora_exp.storage.store import DAMAGED, ENTRY, KINDS, LOCKS, PARTIAL, DamagedError, Store
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def prune(
         old = unused_days is not None and now - entry.used > unused_days * DAY
         wanted = old or (to_size is not None and left > to_size)
         stays = entry.used >= min(running, default=now) or entry.made >= (now if made_before is None else made_before)
-        if wanted and not stays and not _is_locked(store, entry):
+        if wanted and not stays and not _is_held(store.lock(entry.kind, entry.key)):
             if not dry_run:
                 _remove(store, entry)
             left -= entry.size
@@ -181,9 +181,13 @@ def _bases_last(store: Store, found: Sequence[Entry]) -> list[Entry]:
     return [entry for *_, entry in sorted(order, key=lambda row: row[:3])]
 
 
-def _is_locked(store: Store, entry: Entry) -> bool:
-    """Whether a process holds the entry's lock. Asking makes no lock where there is none."""
-    lock = store.lock(entry.kind, entry.key)
+def held_locks(store: Store) -> int:
+    """How many locks of entries a process holds now."""
+    return sum(_is_held(FileLock(path)) for path in (store.root / LOCKS).glob("*.lock"))
+
+
+def _is_held(lock: FileLock) -> bool:
+    """Whether a process holds the lock. A lock without a file is held by none, and stays without one."""
     if not Path(lock.lock_file).exists():
         return False
     try:

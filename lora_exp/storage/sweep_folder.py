@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ COLUMNS: dict[str, str] = {
     **{f"errors_{when}{digit}": "Int64" for digit in range(CLASSES) for when in ("before_", "")},
     **dict.fromkeys(("spec_key", "error", "folder", "overrides"), "object"),
 }
+NAME_BYTES = 120  # of a report's folder, which joins the names of its sweeps
 # What `parameters_of` calls by other names, or what follows from other columns.
 SAME_AS_COLUMNS = ("model", "model_hidden", "model_channels", "model_kernel")
 # A diverged run has numbers of these kinds too, but they mean nothing and must never be compared.
@@ -232,3 +234,39 @@ def _alphas(values: list[Any]) -> tuple[list[Any], str]:
     if any(isinstance(value, str) for value in values):
         return [f"{v:g}" if isinstance(v, float) else v for v in values], "object"
     return values, "float64"
+
+
+def join(sweeps: Sequence[Sweep]) -> Sweep:
+    """All jobs of several sweeps as one, numbered anew in order; a run that several of them have counts once."""
+    rows: list[dict[str, Any]] = []
+    results: dict[int, RunResult] = {}
+    stopped: dict[int, Stopped] = {}
+    seen: set[tuple[str, str]] = set()
+    for sweep in sweeps:
+        for row in sweep.frame.to_dict("records"):
+            result, run = sweep.results.get(row["job"]), (row["spec_key"], row["origin"])
+            if result is not None and row["spec_key"] is not None:
+                if run in seen:
+                    continue
+                seen.add(run)
+            if result is not None:
+                results[len(rows)] = result
+            if row["job"] in sweep.stopped:
+                stopped[len(rows)] = sweep.stopped[row["job"]]
+            own = {str(name): value for name, value in row.items()}
+            kept = {name: value for name, value in own.items() if name in COLUMNS or name.startswith("seconds_")}
+            rows.append(kept | {"job": len(rows)})
+    folders = [str(sweep.folder.absolute()) for sweep in sweeps]
+    names = list(dict.fromkeys(sweep.name for sweep in sweeps))
+    name = "+".join(names)
+    if len(name.encode()) > NAME_BYTES or len(names) < len(sweeps):
+        name = f"{len(sweeps)} sweeps from {names[0]}"
+    return Sweep(
+        folder=Path(os.path.commonpath(folders)),
+        name=name,
+        command=shlex.join(["lora-exp", "report", *folders]),
+        started=min((sweep.started for sweep in sweeps if sweep.started), default=""),
+        frame=table(rows, results),
+        results=results,
+        stopped=stopped,
+    )
