@@ -42,20 +42,17 @@ def connect(settings: TrackingSettings) -> tuple[TrackingSettings, Any, str]:
     LoraExpError when that is not possible, for a silent server after about 3 s.
     """
     _set_environment()
+    ready: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if settings.kind == "server":
         _check_server(settings.uri)
-        return _client(settings, None)
-    settings = _absolute(settings)
-    with translated_errors(settings.uri), _prepared_database(settings):
-        return _client(settings, settings.artifacts)
-
-
-def _client(settings: TrackingSettings, artifacts: str | None) -> tuple[TrackingSettings, Any, str]:
-    with translated_errors(settings.uri):
+    else:
+        settings = _absolute(settings)
+        ready = _prepared_database(settings)
+    with translated_errors(settings.uri), ready:
         from mlflow import MlflowClient
 
         client = MlflowClient(settings.uri)
-        return settings, client, _experiment(client, settings.experiment, artifacts)
+        return settings, client, _experiment(client, settings)
 
 
 def existing_store(settings: TrackingSettings, wanted: str) -> TrackingSettings:
@@ -103,10 +100,11 @@ def status_line(settings: TrackingSettings) -> str:
     return f"{path}: intact, {runs} runs"
 
 
-def _experiment(client: Any, name: str, artifacts: str | None) -> str:
-    """The id of the experiment of that name, created where it does not exist."""
+def _experiment(client: Any, settings: TrackingSettings) -> str:
+    """The id of the experiment, which is created where it does not exist."""
     from mlflow.exceptions import MlflowException
 
+    name, artifacts = settings.experiment, None if settings.kind == "server" else settings.artifacts
     found = client.get_experiment_by_name(name)
     if found is None:
         try:

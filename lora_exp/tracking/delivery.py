@@ -143,13 +143,10 @@ def _deliver(recorder: Recorder, folder: Path, parent: str | None) -> None:
     if not known:
         write_json(folder / TICKET, about)
     if kind == RESULT:
-        result = read(folder)
-        facts = result.provenance
-        run = recorder.record_run(result, folder, facts["overrides"], facts["config"], parent, ticket)
+        run = recorder.record_run(read(folder), folder, parent, ticket)
     else:
         failure = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
-        reason = failure["name"], failure["overrides"], failure["error"]
-        run = recorder.record_failure(*reason, folder, parent, ticket, stopped="stopped" in failure)
+        run = recorder.record_failure(failure, folder, parent, ticket)
     write_json(folder / TICKET, about | {"run": run})
 
 

@@ -35,20 +35,6 @@ SWEEP_HEADER = ["run", "target error before", "after", "other digits before", "a
 SHORT_NAMES = {"model_hidden": "model", "data_name": "data"}
 
 
-@dataclass(frozen=True)
-class DataPart:
-    """A part of a data set, and what the run used it for (`context`).
-
-    `digest` differs between parts with different images. `schema` and `profile` are JSON in MLflow's form for arrays.
-    """
-
-    name: str
-    context: str
-    digest: str
-    schema: str
-    profile: str
-
-
 def parameters_of(result: RunResult) -> dict[str, str]:
     """Every setting of the run as text, by a flat name; `steps` are those made, also where epochs were asked.
 
@@ -96,30 +82,30 @@ def metrics_of(result: RunResult) -> dict[str, float]:
     return found | {f"seconds/{stage}": seconds for stage, seconds in result.times.items()}
 
 
-def data_of(result: RunResult) -> list[DataPart]:
-    """The parts of the data set that the run used for training, validation and evaluation."""
+def data_of(result: RunResult) -> list[Any]:
+    """The parts of the data set that the run used, as MLflow's entities (`DatasetInput`).
+
+    The digest differs between parts with different images. MLflow's own constructors would need the images.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_SOURCE_NAME
+
     spec, sha256 = result.spec.data, result.provenance["data_sha256"]
-    left = TRAIN_IMAGES - spec.validation
-    parts: list[tuple[str, str, int, list[int] | None]] = []
-    parts.append(("training", "train", left if spec.limit is None else min(spec.limit, left), None))
-    if spec.validation:
-        parts.append(("validation", "validation", spec.validation, None))
-    counts = result.outcome.before.counts
-    parts.append(("evaluation", "test", sum(counts), counts))
-    schema = {"features": _array((-1, SIDE, SIDE)), "targets": _array((-1,))}
-    return [
-        DataPart(
-            name=spec.name,
-            context=context,
-            digest=f"{sha256[:12]}-{part}-{images}",  # two with the same name and digest are one to MLflow
-            schema=json.dumps({"mlflow_tensorspec": schema}),
-            profile=json.dumps(
-                {"num_rows": images, "num_elements": images * SIDE**2}
-                | ({"images_by_digit": by_digit} if by_digit else {})
-            ),
-        )
-        for context, part, images, by_digit in parts
-    ]
+    left, counts = TRAIN_IMAGES - spec.validation, result.outcome.before.counts
+    parts = [("training", "train", left if spec.limit is None else min(spec.limit, left))]
+    parts += [("validation", "validation", spec.validation)] if spec.validation else []
+    parts += [("evaluation", "test", sum(counts))]
+    source = json.dumps({"tags": {MLFLOW_SOURCE_NAME: f"lora-exp data={spec.name}"}})
+    schema = {"mlflow_tensorspec": {"features": _array((-1, SIDE, SIDE)), "targets": _array((-1,))}}
+    found = []
+    for context, part, images in parts:
+        profile: dict[str, Any] = {"num_rows": images, "num_elements": images * SIDE**2}
+        if part == "test":
+            profile["images_by_digit"] = counts
+        digest = f"{sha256[:12]}-{part}-{images}"
+        dataset = Dataset(spec.name, digest, "code", source, json.dumps(schema), json.dumps(profile))
+        found.append(DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, context)]))
+    return found
 
 
 def curve_of(result: RunResult) -> list[tuple[int, float]]:
@@ -133,7 +119,7 @@ def curve_of(result: RunResult) -> list[tuple[int, float]]:
     return [losses[round(at * (len(losses) - 1) / (CURVE_POINTS - 1))] for at in range(CURVE_POINTS)]
 
 
-def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
+def tags_of(result: RunResult) -> dict[str, str]:
     """What identifies the run, how it was made, and its description (NOTE)."""
     out = result.outcome
     facts = {k: v for k, v in result.provenance.items() if k not in ("versions", "overrides", "config")}
@@ -144,8 +130,8 @@ def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
         "base_unchanged": _text(out.base_unchanged),
         "adapter_off_equals_base": _text(out.adapter_off_equals_base),
         "versions": ", ".join(f"{k} {v}" for k, v in result.provenance.get("versions", {}).items()),
-        "overrides": shlex.join(overrides),
-        NOTE: _note(result, overrides),
+        "overrides": shlex.join(result.provenance["overrides"]),
+        NOTE: _description(result),
     }
     if not result.imported:
         tags["spec_key"] = result.spec.key
@@ -158,10 +144,11 @@ def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
     return tags
 
 
-def _note(result: RunResult, overrides: Sequence[str]) -> str:
+def _description(result: RunResult) -> str:
+    """The run in Markdown: what it gained and cost, and its command."""
     out = result.outcome
     digits = ", ".join(str(digit) for digit in result.spec.finetune.digit)
-    command = shlex.join(["lora-exp", *overrides])
+    command = shlex.join(["lora-exp", *result.provenance["overrides"]])
     end = (
         f"{out.parameters_adapter:,} parameters added to {out.parameters_base:,} (+{out.overhead_percent:.3f} %)."
         f"\n\n```\n{command}\n```"

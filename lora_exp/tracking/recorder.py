@@ -21,18 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.storage.result import ADAPTER, RESULT, RunResult
+from lora_exp.tracking import facts
 from lora_exp.tracking.connection import connect, translated_errors
-from lora_exp.tracking.facts import (
-    NOTE,
-    Links,
-    curve_of,
-    data_of,
-    description_of_sweep,
-    metrics_of,
-    metrics_of_sweep,
-    parameters_of,
-    tags_of,
-)
 
 if TYPE_CHECKING:
     from lora_exp.storage.sweep_folder import Sweep
@@ -82,12 +72,12 @@ class Recorder:
         """Connect to the store; create it and the experiment where they do not exist. See `connection.connect`."""
         return cls(*connect(settings))
 
-    def start_sweep(self, name: str, command: str, parameters: Mapping[str, str], ticket: Ticket | None = None) -> str:
+    def start_sweep(self, name: str, command: str, parameters: Mapping[str, str], ticket: Ticket) -> str:
         """Open the parent run of a sweep; return its id."""
         from mlflow.entities import Param
 
-        tags = {"kind": "sweep", "command": command, NOTE: f"```\n{command}\n```"}
-        with self._run(name, tags, now(), None, ticket) as run:
+        tags = {"kind": "sweep", "command": command, facts.NOTE: f"```\n{command}\n```"}
+        with self._run(name, tags, ticket.time, None, ticket) as run:
             params = [Param(key, _cut(value, PARAMETER_LIMIT)) for key, value in parameters.items()]
             self.client.log_batch(run.info.run_id, params=params, synchronous=True)
         return str(run.info.run_id)
@@ -104,7 +94,7 @@ class Recorder:
         with translated_errors(self.settings.uri):
             try:
                 if sweep is not None:
-                    points = metrics_of_sweep(sweep.frame).items()
+                    points = facts.metrics_of_sweep(sweep.frame).items()
                     tags = self._summary(parent, sweep, runs, report)
                     self.client.log_batch(
                         parent,
@@ -121,12 +111,12 @@ class Recorder:
         from lora_exp.storage.trade_off import representative
 
         pages = [f"report/{name}" for name in REPORT_PAGES if report is not None and (report / name).is_file()]
-        links = Links(
+        links = facts.Links(
             runs={job: self.page(run) for job, run in runs.items()},
             all_runs=self.children_page(parent),
             report=self.page(parent, pages[0]) if pages else None,
         )
-        tags, lowest = {NOTE: description_of_sweep(sweep, links)}, representative(sweep.frame)
+        tags, lowest = {facts.NOTE: facts.description_of_sweep(sweep, links)}, representative(sweep.frame)
         return tags if lowest is None else tags | {"lowest_sum_run": runs[lowest]}
 
     def runs_page(self) -> str:
@@ -148,15 +138,7 @@ class Recorder:
         encoded = urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
         return f"#/experiments/{self.experiment_id}/runs?{VIEW}&{encoded}"
 
-    def record_run(
-        self,
-        result: RunResult,
-        folder: Path,
-        overrides: Sequence[str],
-        config: str,
-        parent: str | None,
-        ticket: Ticket | None = None,
-    ) -> str:
+    def record_run(self, result: RunResult, folder: Path, parent: str | None, ticket: Ticket) -> str:
         """Record a result whose files are in `folder`; return the run's id.
 
         A diverged run is FAILED and has no errors: MLflow stores NaN as 0, which filters would find. The duration in
@@ -164,46 +146,35 @@ class Recorder:
         """
         from mlflow.entities import Metric, Param
 
-        end = now() if ticket is None else ticket.time
-        start = end - int(1000 * sum(result.times.get(stage, 0) for stage in ("fine_tuning", "evaluation")))
-        parameters, tags = parameters_of(result), {"kind": "run", **tags_of(result, overrides)}
+        start = ticket.time - int(1000 * sum(result.times.get(stage, 0) for stage in ("fine_tuning", "evaluation")))
+        parameters, tags = facts.parameters_of(result), {"kind": "run", **facts.tags_of(result)}
         if cut := [name for name, value in parameters.items() if len(value) > PARAMETER_LIMIT]:
             tags["cut"] = f"{', '.join(cut)}: the first {PARAMETER_LIMIT} characters; config.yaml has the whole"
-        points = [(key, value, 0) for key, value in metrics_of(result).items()]
-        points += [("loss", loss, step) for step, loss in curve_of(result)]
+        points = [(key, value, 0) for key, value in facts.metrics_of(result).items()]
+        points += [("loss", loss, step) for step, loss in facts.curve_of(result)]
         with self._run(result.name, tags, start, parent, ticket) as run:
             self.client.log_batch(
                 run.info.run_id,
-                metrics=[Metric(key, value, end, step) for key, value, step in points if math.isfinite(value)],
+                metrics=[Metric(key, value, ticket.time, step) for key, value, step in points if math.isfinite(value)],
                 params=[Param(key, _cut(value, PARAMETER_LIMIT)) for key, value in parameters.items()],
                 synchronous=True,
             )
-            self.client.log_inputs(run.info.run_id, _inputs(result))
-            self._attach(run, [folder / RESULT, folder / ADAPTER], folder / "figures", config)
-            self.client.set_terminated(run.info.run_id, "FAILED" if result.diverged else "FINISHED", end)
+            self.client.log_inputs(run.info.run_id, facts.data_of(result))
+            self._attach(run, [folder / RESULT, folder / ADAPTER, folder / "figures"], result.provenance.get("config"))
+            self.client.set_terminated(run.info.run_id, "FAILED" if result.diverged else "FINISHED", ticket.time)
         return str(run.info.run_id)
 
-    def record_failure(
-        self,
-        name: str,
-        overrides: Sequence[str],
-        error: str,
-        folder: Path,
-        parent: str | None,
-        ticket: Ticket | None = None,
-        stopped: bool = False,
-    ) -> str:
-        """Record a job without a result, with the reason and the logs in `folder`; return the run's id.
+    def record_failure(self, failure: Mapping[str, Any], folder: Path, parent: str | None, ticket: Ticket) -> str:
+        """Record a job without a result from its `failure.json` and the logs in `folder`; return the run's id.
 
-        Its status is FAILED, or KILLED when successive halving `stopped` it.
+        Its status is FAILED, or KILLED when successive halving stopped it.
         """
-        command, status = shlex.join(overrides), "stopped" if stopped else "failed"
-        note = f"**{status.capitalize()}:** {error}\n\n```\nlora-exp {command}\n```"
-        tags = {"kind": "run", "status": status, "error": error, "overrides": command, NOTE: note}
-        end = now() if ticket is None else ticket.time
-        with self._run(name, tags, end, parent, ticket) as run:
-            self._attach(run, sorted(folder.glob("*.log")), None, None)
-            self.client.set_terminated(run.info.run_id, "KILLED" if stopped else "FAILED", end)
+        command, status = shlex.join(failure["overrides"]), "stopped" if "stopped" in failure else "failed"
+        note = f"**{status.capitalize()}:** {failure['error']}\n\n```\nlora-exp {command}\n```"
+        tags = {"kind": "run", "status": status, "error": failure["error"], "overrides": command, facts.NOTE: note}
+        with self._run(failure["name"], tags, ticket.time, parent, ticket) as run:
+            self._attach(run, sorted(folder.glob("*.log")))
+            self.client.set_terminated(run.info.run_id, "KILLED" if status == "stopped" else "FAILED", ticket.time)
         return str(run.info.run_id)
 
     def reopen(self, run: str) -> None:
@@ -226,21 +197,19 @@ class Recorder:
         return list(self.client.search_runs([self.experiment_id], f"tags.ticket = '{ticket}'"))
 
     @contextlib.contextmanager
-    def _run(
-        self, name: str, tags: dict[str, str], start: int, parent: str | None, ticket: Ticket | None
-    ) -> Iterator[Any]:
+    def _run(self, name: str, tags: dict[str, str], start: int, parent: str | None, ticket: Ticket) -> Iterator[Any]:
         """A new run, or the one that an earlier attempt with this ticket left.
 
         An exception in the block leaves the run KILLED instead of RUNNING.
         """
+        tags = tags | {"ticket": ticket.name}
         if parent:
-            tags = tags | {"mlflow.parentRunId": parent, NOTE: f"{tags[NOTE]}\n\n[The sweep]({self.page(parent)})"}
-        tags |= {"ticket": ticket.name} if ticket else {}
+            link = f"[The sweep]({self.page(parent)})"
+            tags |= {"mlflow.parentRunId": parent, facts.NOTE: f"{tags[facts.NOTE]}\n\n{link}"}
         tags = {key: _cut(value, TAG_LIMIT) for key, value in tags.items()}
         with translated_errors(self.settings.uri):
-            run, *_ = (self._of_ticket(ticket.name) if ticket is not None and ticket.is_retry else []) or [
-                self.client.create_run(self.experiment_id, start, tags, _cut(name, NAME_LIMIT))
-            ]
+            known = self._of_ticket(ticket.name) if ticket.is_retry else []
+            run = known[0] if known else self.client.create_run(self.experiment_id, start, tags, _cut(name, NAME_LIMIT))
             try:
                 yield run
             except BaseException:
@@ -248,7 +217,8 @@ class Recorder:
                     self.client.set_terminated(run.info.run_id, "KILLED")
                 raise
 
-    def _attach(self, run: Any, files: Sequence[Path], figures: Path | None, config: str | None) -> None:
+    def _attach(self, run: Any, files: Sequence[Path], config: str | None = None) -> None:
+        """Upload those of `files` and folders that exist, and the config, if any."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         # The client would read the whole run again to find this address.
@@ -256,26 +226,13 @@ class Recorder:
         for file in files:
             if file.is_file():
                 artifacts.log_artifact(str(file))
-        if figures is not None and figures.is_dir():
-            artifacts.log_artifacts(str(figures), "figures")
+            elif file.is_dir():
+                artifacts.log_artifacts(str(file), file.name)
         if config is not None:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "config.yaml"
                 file.write_text(config, encoding="utf-8")
                 artifacts.log_artifact(str(file))
-
-
-def _inputs(result: RunResult) -> list[Any]:
-    """The data sets of a run as MLflow's entities. MLflow's own constructors need the arrays."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_SOURCE_NAME
-
-    found = []
-    for part in data_of(result):
-        source = json.dumps({"tags": {MLFLOW_SOURCE_NAME: f"lora-exp data={part.name}"}})
-        dataset = Dataset(part.name, part.digest, "code", source, part.schema, part.profile)
-        found.append(DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, part.context)]))
-    return found
 
 
 def now() -> int:
