@@ -141,7 +141,7 @@ def test_a_row_of_a_summary_is_enough(lab: Lab, told: Told) -> None:
     sound, diverged = jobs["finished"], jobs["diverged"]
     for run in (f"{summary}:{sound}", f"{summary.parent}:{diverged}"):
         code, printed = told(run)
-        assert code == 0 and "reproduced: all " in printed and "nothing was stored of the environment" in printed
+        assert code == 0 and "reproduced: all " in printed and "no environment is stored" in printed
     assert told(f"preset:{sound}")[0] == 0
     lines = summary.read_text().splitlines()
     column = lines[0].split(",").index("errors_9")
@@ -217,7 +217,7 @@ def test_another_environment_is_told_and_no_failure(run: Path, told: Told) -> No
 
     change(run, edit)
     code, printed = told(run)
-    assert code == 0 and "reproduced: all " in printed and "of the environment and the settings differ:" in printed
+    assert code == 0 and "reproduced: all " in printed and "environment and settings differ:" in printed
     rows = {line.split()[0]: line.split()[1] for line in printed.splitlines() if " " in line}
     assert rows["versions.torch"] == "1.0" and rows["mkl_cbwr"] == "COMPATIBLE"
     assert rows["threads"] == "77" and rows["commit"] == "abc"
@@ -253,7 +253,7 @@ def cut(run: Path, name: str) -> None:
         (lambda run: change(run, lambda result: result["provenance"].pop("overrides")), "result.json can't be read"),
         (
             lambda run: change(run, lambda result: result["provenance"].update(overrides=["adapter=gone"])),
-            "its config can't be made any more: adapter=gone: no such option",
+            "its config can't be composed any more: adapter=gone: no such option",
         ),
         (
             lambda run: change(run, lambda result: result["provenance"].update(imported_from="there")),

@@ -66,7 +66,7 @@ def served(recorder: Recorder, tmp_path: Path) -> Iterator[Callable[[], tuple[su
             process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
         started.append(process)
         address = f"http://127.0.0.1:{port}"
-        for _ in range(300):
+        for _ in range(1200):
             assert process.poll() is None, (tmp_path / "ui.log").read_text()
             try:
                 urllib.request.urlopen(f"{address}/health", timeout=2).close()

@@ -42,8 +42,7 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
         key = override.lstrip("+~")
         if key.startswith(("adapter", "finetune")) and not key.startswith("finetune.digit="):
             raise LoraExpError(
-                f"{override}: does not apply, since the adapter is trained already; of adapter and finetune only "
-                "finetune.digit is allowed"
+                f"{override}: the adapter is trained already; of adapter and finetune only finetune.digit can be set"
             )
     from lora_exp.adapters.peft import read_folder
     from lora_exp.model.architecture import layer_shapes

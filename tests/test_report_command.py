@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_joined_report.py: a sweep's report made again, and one report of several sweeps."""
+"""python -m pytest tests/test_report_command.py: a report written again, and one report of several sweeps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 from places import QUICK, Place
 
-from lora_exp.commands.report import join
-from lora_exp.storage.sweep_folder import load_sweep, read_sweep
+from lora_exp.storage.sweep_folder import join, load_sweep, read_sweep
 
 FEW = made.pictures_and_labels()[1][:500]
 
