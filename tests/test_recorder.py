@@ -192,7 +192,7 @@ def test_parameters_beyond_the_limit_are_cut_and_the_cut_is_stated(recorder: Rec
     run = recorder.client.get_run(recorder.record_run(result, folder, None, Ticket.new()))
     assert len(run.data.params["layers"]) == 6000
     assert run.data.params["layers"].startswith("größe0,größe1,")
-    assert run.data.tags["cut"] == "layers: the first 6000 characters; config.yaml has the whole"
+    assert run.data.tags["cut"] == "layers: the first 6000 characters; config.yaml has all of it"
     assert len(run.data.tags["overrides"]) == 8000
 
 

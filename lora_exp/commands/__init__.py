@@ -1,6 +1,6 @@
 """The sub-commands of `lora-exp`, one a file: the parser of its arguments beside what it runs.
 
-- `arguments`: tells overrides of settings from other arguments, for all commands.
+- `arguments`: separates overrides of settings from other arguments, for all commands.
 - `ui`: serve MLflow's UI.
 - `export`: write an adapter for PEFT (`export`), or merged weights (`merge`).
 - `import_peft`: evaluate an adapter that PEFT trained.

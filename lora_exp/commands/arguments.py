@@ -1,4 +1,4 @@
-"""Arguments of the sub-commands: one rule tells overrides of settings from other arguments."""
+"""Arguments of the sub-commands: one rule separates overrides of settings from other arguments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
-    """Let a command take overrides. They may stand anywhere among its arguments."""
+    """Let a command take overrides. They may be anywhere among its arguments."""
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"overrides of settings, such as {example}")
 
 

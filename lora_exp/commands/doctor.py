@@ -145,12 +145,9 @@ def _executor(settings: Settings) -> Iterator[Finding]:
     if crew is not None:
         crew.check()
     extras = {"ray": "ray", "slurm": "submitit"}
-    absent = [f"{name} needs pip install 'lora-exp[{name}]'" for name, library in extras.items() if not _has(library)]
-    yield Finding("; ".join([f"executor={settings.executor.kind} can be used", *absent]))
-
-
-def _has(library: str) -> bool:
-    return importlib.util.find_spec(library) is not None
+    absent = [name for name, library in extras.items() if importlib.util.find_spec(library) is None]
+    hints = [f"{name} needs pip install 'lora-exp[{name}]'" for name in absent]
+    yield Finding("; ".join([f"executor={settings.executor.kind} can be used", *hints]))
 
 
 def _embedded() -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from lora_exp.config.compose import compose_import
 from lora_exp.config.spec import RunSpec
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.result import IMPORTED_FROM
-from lora_exp.storage.sweep_file import SWEEP, add_job, parent_run
+from lora_exp.storage.sweep_file import add_job, parent_run, read_about
 
 if TYPE_CHECKING:
     from lora_exp.storage.sweep_folder import Sweep
@@ -79,8 +79,7 @@ def _sweep(folder: Path, spec: RunSpec) -> Sweep:
     """The sweep in `folder`, whose runs must be on the data set of `spec`."""
     from lora_exp.storage.sweep_folder import read_sweep
 
-    if not (folder / SWEEP).is_file():
-        raise LoraExpError(f"{folder}: holds no {SWEEP}, so it is not the folder of a sweep")
+    read_about(folder)  # refuses the folder of a single run
     sweep = read_sweep(folder)
     others = {result.spec.data.name for result in sweep.results.values()} - {spec.data.name}
     if others:

@@ -149,7 +149,7 @@ class Recorder:
         start = ticket.time - int(1000 * sum(result.times.get(stage, 0) for stage in ("fine_tuning", "evaluation")))
         parameters, tags = facts.parameters_of(result), {"kind": "run", **facts.tags_of(result)}
         if cut := [name for name, value in parameters.items() if len(value) > PARAMETER_LIMIT]:
-            tags["cut"] = f"{', '.join(cut)}: the first {PARAMETER_LIMIT} characters; config.yaml has the whole"
+            tags["cut"] = f"{', '.join(cut)}: the first {PARAMETER_LIMIT} characters; config.yaml has all of it"
         points = [(key, value, 0) for key, value in facts.metrics_of(result).items()]
         points += [("loss", loss, step) for step, loss in facts.curve_of(result)]
         with self._run(result.name, tags, start, parent, ticket) as run:
