@@ -144,7 +144,7 @@ def test_a_damaged_idx_file_is_refused_in_one_line_that_names_it(copied_root: Pa
     for wrong in (content[:-100], content[:-1] + bytes([content[-1] ^ 1]), b""):
         file.write_bytes(wrong)
         line = refusal(MNIST, copied_root)
-        assert line.startswith(f"data.root={copied_root}: file {file} is not the published one")
+        assert line.startswith(f"data.root={copied_root}: file {file} is damaged")
         assert "delete it and it is unpacked anew" in line
         assert not (copied_root / "mnist.safetensors").exists()
     file.unlink()

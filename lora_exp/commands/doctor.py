@@ -19,7 +19,7 @@ from lora_exp.config.compose import composed, config_folder, read, without_hydra
 from lora_exp.config.settings import Settings, torch_device
 from lora_exp.config.spec import DATA_SETS
 from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.data import EMBEDDED, MNIST_SHA256, is_published, read_prepared
+from lora_exp.model.data import MNIST_SHA256, damaged_embedded_files, damaged_unpacked_files, read_prepared
 from lora_exp.storage.leases import alive_and_abandoned
 from lora_exp.storage.provenance import processor
 from lora_exp.storage.pruning import GIB, USERS, damage, entries, held_locks
@@ -152,18 +152,17 @@ def _executor(settings: Settings) -> Iterator[Finding]:
 
 def _embedded() -> Iterator[Finding]:
     """The package holds the published files of MNIST."""
-    for path in [EMBEDDED / f"{name}.xz" for name in MNIST_SHA256]:
-        if not is_published(path):
-            yield Finding(f"{path} is not the published file; install lora-exp again", ok=False)
-            return
-    yield Finding(f"the {len(MNIST_SHA256)} files in the package are the published ones")
+    damaged = damaged_embedded_files()
+    for path in damaged:
+        yield Finding(f"{path} is not the published file; install lora-exp again", ok=False)
+    if not damaged:
+        yield Finding(f"the {len(MNIST_SHA256)} files in the package are the published ones")
 
 
 def _data_sets(root: Path) -> Iterator[Finding]:
     """The unpacked files of MNIST are the published ones, and prepared data sets match their hashes."""
-    for path in [root / "MNIST" / "raw" / name for name in MNIST_SHA256]:
-        if path.exists() and not is_published(path):
-            yield Finding(f"{path} is damaged; delete it and it is unpacked anew", ok=False)
+    for path in damaged_unpacked_files(root):
+        yield Finding(f"{path} is damaged; delete it, and the next run unpacks it again", ok=False)
     prepared = [path for name in DATA_SETS if (path := root / f"{name}.safetensors").exists()]
     for path in prepared:
         ok = read_prepared(path) is not None

@@ -92,14 +92,6 @@ def pictures(split: Split) -> NDArray[Any]:
     return pixels.to("cpu").byte().reshape(-1, SIDE, SIDE).numpy()
 
 
-def is_published(path: Path) -> bool:
-    """Whether a file of MNIST, as it is or compressed (.xz), is the published one. Raises OSError or LZMAError."""
-    content = path.read_bytes()
-    if path.suffix == ".xz":
-        content = lzma.decompress(content)
-    return hashlib.sha256(content).hexdigest() == MNIST_SHA256[path.name.removesuffix(".xz")]
-
-
 def read_prepared(path: Path) -> dict[str, torch.Tensor] | None:
     """The uint8 tensors of a prepared file; None when the file is cut short or does not match its hash."""
     from safetensors import SafetensorError, safe_open
@@ -111,6 +103,18 @@ def read_prepared(path: Path) -> dict[str, torch.Tensor] | None:
             return tensors if (opened.metadata() or {}).get("sha256") == _sha256_of(tensors) else None
     except SafetensorError:
         return None
+
+
+def damaged_embedded_files() -> list[Path]:
+    """List the MNIST files of the package that are not the published ones."""
+    packed = {name: EMBEDDED / f"{name}.xz" for name in MNIST_SHA256}
+    return [path for name, path in packed.items() if _is_damaged(name, lzma.decompress(path.read_bytes()))]
+
+
+def damaged_unpacked_files(root: Path) -> list[Path]:
+    """List the MNIST files that are unpacked in data root `root` and are not the published ones."""
+    unpacked = {name: root / "MNIST" / "raw" / name for name in MNIST_SHA256}
+    return [path for name, path in unpacked.items() if path.exists() and _is_damaged(name, path.read_bytes())]
 
 
 def _prepared(name: str, root: Path) -> dict[str, torch.Tensor]:
@@ -194,8 +198,11 @@ def _unpack_embedded(folder: Path) -> None:
             temporary = target.with_suffix(".tmp")
             temporary.write_bytes(lzma.decompress((EMBEDDED / f"{name}.xz").read_bytes()))
             temporary.replace(target)
-        if not is_published(target):
+        if _is_damaged(name, target.read_bytes()):
             raise LoraExpError(
-                f"data.root={folder.parents[1]}: file {target} is not the published one (its SHA-256 differs); delete "
-                "it and it is unpacked anew"
+                f"data.root={folder.parents[1]}: file {target} is damaged; delete it, and the next run unpacks it again"
             )
+
+
+def _is_damaged(name: str, content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest() != MNIST_SHA256[name]
