@@ -107,15 +107,17 @@ def reproduce(runs: Sequence[str], overrides: Sequence[str]) -> int:
 
 def _compared(stored: StoredRun, values: dict[str, Any], spec: RunSpec, settings: Settings) -> Reproduction:
     """Run `spec`, which was read from the config `values`, and compare."""
+    from lora_exp.training.laboratory import Failure
+
     environment = [row for config in stored.configs.values() for row in _other_settings(config, values)]
     new = _run_without_store(spec, settings, stored.folder)
     failed, measured = None, []
-    if isinstance(new, dict):
+    if isinstance(new, Failure):
+        failed = new.error
+    else:
         result = from_json(new[RESULT].decode())
         measured = differing_bits(stored.measured, stored.measure(result, new))
         environment += _other_provenance(stored, result)
-    else:
-        failed = new.error
     known = list(dict.fromkeys(environment)) if stored.facts else None
     return Reproduction(failed, _other_spec(stored, spec), measured, known, len(stored.measured))
 
