@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import importlib
 import io
 import logging
 import os
@@ -19,8 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.commands.cli import COMMANDS
-from lora_exp.commands.resume import resume_arguments
+from lora_exp.commands import COMMANDS
 from lora_exp.config.compose import compose_config, config_folder, error_line, one_line_errors, read, register
 from lora_exp.config.fields import is_text
 from lora_exp.config.hydra_rules import check_overrides
@@ -68,8 +68,6 @@ def _do(arguments: list[str]) -> int:
     for argument in arguments:
         if argument and not is_text(argument):
             raise LoraExpError(f"{argument!a}: contains a control character, or is not Unicode")
-    if arguments[:1] == ["resume"]:
-        return _do(resume_arguments(arguments[1:]))
     try:
         here = str(Path.cwd())
     except FileNotFoundError as error:
@@ -77,7 +75,10 @@ def _do(arguments: list[str]) -> int:
     if not is_text(here):
         raise LoraExpError(f"the working folder {here!a}: its name is not text in this locale; try LC_ALL=C.UTF-8")
     if arguments[:1] and arguments[0] in COMMANDS:
-        return COMMANDS[arguments[0]](arguments[1:])
+        module, _, function = COMMANDS[arguments[0]].partition(":")
+        command = getattr(importlib.import_module(f"lora_exp.commands.{module}"), function or "main")
+        outcome: int | list[str] = command(arguments[1:])
+        return outcome if isinstance(outcome, int) else _do(outcome)
     # Hydra's own parser reads sys.argv and knows only its own flags.
     sys.argv[1:] = ["sweep.plan=true" if argument == "--plan" else argument for argument in arguments]
     given = _given()

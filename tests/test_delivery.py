@@ -93,7 +93,7 @@ def each_once(server: Server, place: Place) -> None:
     }
     # The summary with its links, each of its numbers, and the data of each job.
     with sqlite3.connect(server.folder / "server.db") as database:
-        [(told,)] = database.execute(
+        [(description,)] = database.execute(
             "SELECT value FROM tags JOIN runs USING (run_uuid) WHERE key = 'mlflow.note.content' AND name = ?",
             [next(iter(parents))[0]],
         )
@@ -101,9 +101,10 @@ def each_once(server: Server, place: Place) -> None:
         inputs = database.execute("SELECT count(*) FROM inputs").fetchone()
         known = {run for (run,) in database.execute("SELECT run_uuid FROM runs WHERE name LIKE 'digit-%'")}
     assert (
-        told.startswith(f"{len(names)} jobs: {len(names)} finished.") and "Lowest sum of both errors: [digit-" in told
+        description.startswith(f"{len(names)} jobs: {len(names)} finished.")
+        and "Lowest sum of both errors: [digit-" in description
     )
-    assert set(re.findall(r"\]\(#/experiments/\d+/runs/(\w+)\?workflowType=machine_learning\)", told)) <= known
+    assert set(re.findall(r"\]\(#/experiments/\d+/runs/(\w+)\?workflowType=machine_learning\)", description)) <= known
     assert points == (1,) and inputs == (2 * len(names),)
 
 

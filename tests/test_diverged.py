@@ -25,7 +25,7 @@ from lora_exp.report.write import verdict, write_report
 from lora_exp.storage.result import RunResult, read
 from lora_exp.storage.sweep_folder import Sweep, read_sweep
 from lora_exp.storage.table import COLUMNS, representative
-from lora_exp.tracking.recorder import Recorder
+from lora_exp.tracking.recorder import Recorder, Ticket
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -116,7 +116,7 @@ def test_a_sweep_in_which_all_diverged_has_a_report_without_a_best(tmp_path: Pat
 def test_no_filter_of_the_tracker_finds_it(sweep: Sweep, tmp_path: Path) -> None:
     recorder = Recorder.open(TrackingSettings("sqlite", f"sqlite:///{tmp_path}/m.db", str(tmp_path / "artifacts")))
     for job, result in sweep.results.items():
-        recorder.record_run(result, sweep.folder / str(job), [], "", None)
+        recorder.record_run(result, sweep.folder / str(job), None, Ticket.new())
     for query in FILTERS:
         found = recorder.client.search_runs([recorder.experiment_id], query)
         assert {run.data.tags["status"] for run in found} <= {"finished"}, query

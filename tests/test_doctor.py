@@ -94,8 +94,8 @@ def test_a_damaged_record_is_found_at_once_and_a_damaged_file_by_the_full_look(f
     path = store_of(folder).folder("results", KEY)
     (path / "a.bin").write_bytes(b"CONTENT")
     examine(folder, code=0)
-    said = examine(folder, "--full", code=1)
-    assert f"results {KEY}: a.bin is damaged; mend: lora-exp store verify" in "\n".join(said)
+    lines = examine(folder, "--full", code=1)
+    assert f"results {KEY}: a.bin is damaged; mend: lora-exp store verify" in "\n".join(lines)
     (path / ENTRY).write_bytes(b"{")
     assert f"results {KEY}: {ENTRY} is damaged" in "\n".join(examine(folder, code=1))
     subprocess.run([sys.executable, "-m", "lora_exp", "store", "verify"], cwd=folder, capture_output=True)
@@ -121,13 +121,13 @@ def test_a_database_that_cannot_be_used_is_found(folder: Path, content: bytes | 
     else:
         (folder / "mlflow.db").write_bytes(content)
     line = wrong(examine(folder, code=1))
-    assert "tracking.uri=sqlite:///mlflow.db: is damaged or no database of MLflow's" in line and "move it away" in line
+    assert "tracking.uri=sqlite:///mlflow.db: is damaged or not a database of MLflow" in line and "move it away" in line
 
 
 def test_a_database_with_damaged_pages_is_found(folder: Path) -> None:
     run = [sys.executable, "-m", "lora_exp", "model=tiny", "data.limit=1000", "finetune.steps=3"]
     subprocess.run(run, cwd=folder, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert "mlflow.db: whole, 1 runs" in "\n".join(examine(folder, code=0))
+    assert "mlflow.db: intact, 1 runs" in "\n".join(examine(folder, code=0))
     with (folder / "mlflow.db").open("r+b") as file:
         file.seek(4096)
         file.write(b"\xa5" * 4096 * 20)
@@ -162,7 +162,7 @@ def test_a_server_that_does_not_answer_as_mlflow_is_found(folder: Path, stranger
 def test_a_place_where_no_folder_can_be_made_is_found(folder: Path, key: str) -> None:
     (folder / "file").write_text("in the way")
     lines = examine(folder, f"{key}=file/folder", code=1)
-    assert f"{folder / 'file'} is no folder that can be written to" in "\n".join(lines)
+    assert f"{folder / 'file'} is not a writable folder" in "\n".join(lines)
 
 
 def test_a_store_that_is_a_file_is_found(folder: Path) -> None:
@@ -173,9 +173,9 @@ def test_a_store_that_is_a_file_is_found(folder: Path) -> None:
 
 def test_a_full_disk_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [roomy] = doctor._place("store", tmp_path)
-    monkeypatch.setattr(doctor, "LEAST_FREE", 1e9)
+    monkeypatch.setattr(doctor, "MIN_FREE", 1e9)
     [full] = doctor._place("store", tmp_path / "to be made")
-    assert roomy.well and not full.well and "make room" in full.said
+    assert roomy.ok and not full.ok and "make room" in full.message
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "raw"])
@@ -190,7 +190,7 @@ def test_damaged_data_is_found(folder: Path, data_root: Path, damage: str) -> No
 
 
 def test_the_hash_of_prepared_data_is_the_one_that_runs_look_for(data_root: Path, mnist: ImageData) -> None:
-    assert doctor._is_whole(data_root / "mnist.safetensors")
+    assert data.read_prepared(data_root / "mnist.safetensors") is not None
     assert data.load(DataSpec("mnist"), data_root, torch.device("cpu")).sha256 == mnist.sha256
 
 
@@ -198,7 +198,7 @@ def test_a_package_whose_mnist_is_damaged_is_found(folder: Path, tmp_path: Path)
     copy = tmp_path / "package"
     for name in ("lora_exp", "conf", "hydra_plugins"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    path = copy / "lora_exp" / "embedded" / "mnist" / "t10k-labels-idx1-ubyte.xz"
+    path = copy / "lora_exp" / "model" / "embedded" / "mnist" / "t10k-labels-idx1-ubyte.xz"
     path.write_bytes(lzma.compress(b"other labels"))
     line = wrong(examine(folder, code=1, package=copy))
     assert f"{path} is not the published file; install lora-exp again" in line
@@ -215,16 +215,16 @@ def test_a_library_that_is_too_old_or_absent_is_found_with_the_command_that_mend
         return "2.1.0" if name == "torch" else installed(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    found = [finding.said for finding in doctor._libraries() if not finding.well]
-    assert any(said.startswith("torch 2.1.0; mend: pip install 'torch") for said in found)
-    assert any(said.startswith("pandas is absent; mend: pip install 'pandas>=") for said in found)
+    found = [finding.message for finding in doctor._libraries() if not finding.ok]
+    assert any(line.startswith("torch 2.1.0; mend: pip install 'torch") for line in found)
+    assert any(line.startswith("pandas is absent; mend: pip install 'pandas>=") for line in found)
     assert len(found) == 2
 
 
 def test_a_python_that_is_too_old_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.python_version", lambda: "3.9.1")
     first = next(doctor._libraries())
-    assert not first.well and first.said.startswith("3.9.1, >=3.11 is needed; ")
+    assert not first.ok and first.message.startswith("3.9.1, >=3.11 is needed; ")
 
 
 def test_an_absent_device_is_found(folder: Path) -> None:
@@ -238,4 +238,4 @@ def test_whatever_a_check_raises_is_a_finding() -> None:
         yield doctor.Finding("begun")
         raise RuntimeError("two\nlines")
 
-    assert list(doctor._findings(broken)) == [doctor.Finding("begun"), doctor.Finding("two lines", well=False)]
+    assert list(doctor._findings(broken)) == [doctor.Finding("begun"), doctor.Finding("two lines", ok=False)]

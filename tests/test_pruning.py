@@ -192,7 +192,7 @@ def test_the_commands_list_verify_and_prune(store: Store) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["prune"], "say what is to go"),
+        (["prune"], "needs --older-than DAYS"),
         (["prune", "--to-size", "-1"], "must be a number of at least 0"),
         (["prune", "--older-than", "nan"], "must be a number of at least 0"),
         (["list", "store.folder=/dev/null"], "store.folder=/dev/null: is not a folder"),

@@ -24,9 +24,10 @@ from made_results import made_run, pictures_and_labels, write_run
 from places import QUICK, Place, free_port
 from safetensors.numpy import load_file
 
+from lora_exp.commands.register import register
 from lora_exp.errors import LoraExpError
 from lora_exp.model.data import ImageData
-from lora_exp.tracking.registry import SCRIPT, register
+from lora_exp.tracking.registry import SCRIPT
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove, and warns of type hints of its own.
 pytestmark = [
@@ -55,10 +56,10 @@ def test_a_registered_model_classifies_every_test_image_as_the_run_did(
     import mlflow.pyfunc
     from mlflow import MlflowClient
 
-    told, complaints = place.run("register", kind, "--name", f"digits {kind}")
+    printed, complaints = place.run("register", kind, "--name", f"digits {kind}")
     assert complaints == ""
     uri, store = f"models:/digits {kind}/1", f"sqlite:///{place.folder}/mlflow.db"
-    assert f"model    {uri}: 10000 of 10000 test images classified as in the run" in told
+    assert f"model    {uri}: 10000 of 10000 test images classified as in the run" in printed
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     model = mlflow.pyfunc.load_model(uri)
     predicted = load_file(place.folder / kind / "predictions.safetensors")["predicted"]
@@ -75,8 +76,8 @@ def test_a_registered_model_classifies_every_test_image_as_the_run_did(
 
 
 def test_a_model_holds_data_and_the_packages_own_script_and_nothing_that_runs_when_it_is_read(place: Place) -> None:
-    told = [place.run("register", "mlp")[0].partition(": ")[0] for _ in range(2)]
-    assert told == ["model    models:/mnist-classifier/1", "model    models:/mnist-classifier/2"]
+    printed = [place.run("register", "mlp")[0].partition(": ")[0] for _ in range(2)]
+    assert printed == ["model    models:/mnist-classifier/1", "model    models:/mnist-classifier/2"]
     folders = [path.parent for path in place.folder.glob("mlartifacts/models/*/artifacts/MLmodel")]
     assert len(folders) >= 2
     for folder in folders:
@@ -97,16 +98,16 @@ def test_a_model_holds_data_and_the_packages_own_script_and_nothing_that_runs_wh
         assert all(re.fullmatch(r"[a-z]+==[0-9][0-9.]*", line) for line in pinned)
 
 
-def asked(address: str, request: bytes) -> object:
+def answer_of(address: str, request: bytes) -> object:
     """What a served model answers."""
-    told = urllib.request.Request(f"{address}/invocations", request, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(told, timeout=60) as answer:
+    posted = urllib.request.Request(f"{address}/invocations", request, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(posted, timeout=60) as answer:
         return json.load(answer)
 
 
 def test_a_served_model_answers_a_json_request(place: Place) -> None:
-    told, _ = place.run("register", "mlp", "--name", "served")
-    [line] = [line for line in told.splitlines() if line.startswith("serve ")]
+    printed, _ = place.run("register", "mlp", "--name", "served")
+    [line] = [line for line in printed.splitlines() if line.startswith("serve ")]
     setting, *command = shlex.split(line.removeprefix("serve "))
     name, _, value = setting.partition("=")
     command[-1] = str(free_port())
@@ -129,7 +130,7 @@ def test_a_served_model_answers_a_json_request(place: Place) -> None:
                 break
             except OSError:
                 time.sleep(0.1)
-        found = [asked(address, json.dumps({"inputs": IMAGES[:50].tolist()}).encode()), asked(address, example)]
+        found = [answer_of(address, json.dumps({"inputs": IMAGES[:50].tolist()}).encode()), answer_of(address, example)]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
@@ -139,10 +140,10 @@ def test_a_served_model_answers_a_json_request(place: Place) -> None:
 
 
 def test_what_can_not_be_registered_is_one_line(place: Place, tmp_path: Path) -> None:
-    _, told = place.run("register", "mlp", "--name", "a/b", code=2)
-    assert told == "lora-exp: --name a/b: must be a name without slashes and colons, of at most 200 bytes\n"
-    _, told = place.run("register", "mlp", "tracking.kind='off'", code=2)
-    assert told.startswith("lora-exp: tracking.kind=off: keeps no runs") and told.count("\n") == 1
+    _, err = place.run("register", "mlp", "--name", "a/b", code=2)
+    assert err == "lora-exp: --name a/b: must be a name without slashes and colons, of at most 200 bytes\n"
+    _, err = place.run("register", "mlp", "tracking.kind='off'", code=2)
+    assert err.startswith("lora-exp: tracking.kind=off: keeps no runs") and err.count("\n") == 1
     write_run(tmp_path / "diverged", made_run(LABELS, diverged_at=5))
     with pytest.raises(LoraExpError, match="diverged at step 5"):
         register(tmp_path / "diverged", None, [])

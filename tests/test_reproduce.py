@@ -44,7 +44,7 @@ PRESET_SWEEP = (
 TRACKING = ("tracking.uri=sqlite:///runs.db",)
 DRAWN = {"methods": 22, "preset": 8}
 
-Told = Callable[[Path | str], tuple[int, str]]
+Reproduced = Callable[[Path | str], tuple[int, str]]
 
 
 class Lab(NamedTuple):
@@ -79,7 +79,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageD
 
 
 @pytest.fixture
-def told(lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+def reproduced(lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Reproduced]:
     """run -> exit code and what is printed when it is reproduced in this process."""
     import torch
 
@@ -87,11 +87,11 @@ def told(lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     torch.set_num_threads(1)
     monkeypatch.chdir(lab.folder)
 
-    def tell(run: Path | str) -> tuple[int, str]:
+    def again(run: Path | str) -> tuple[int, str]:
         code = reproduce([str(run)], [])
         return code, capsys.readouterr().out
 
-    yield tell
+    yield again
     torch.set_num_threads(threads)
     Singleton.set_state(before)
 
@@ -129,27 +129,27 @@ def test_thirty_runs_drawn_at_random_are_the_same_bits_alone_in_fresh_processes(
     assert content(lab.folder) == before
 
 
-def test_the_command_is_the_one_that_makes_the_run(lab: Lab, told: Told) -> None:
-    _, printed = told(lab.preset / str(load_sweep(lab.preset).query("rank == 9")["job"].iloc[0]))
+def test_the_command_is_the_one_that_makes_the_run(lab: Lab, reproduced: Reproduced) -> None:
+    _, printed = reproduced(lab.preset / str(load_sweep(lab.preset).query("rank == 9")["job"].iloc[0]))
     [command] = [line for line in printed.splitlines() if line.startswith("lora-exp ")]
     assert "adapter.rank=9" in command and command.endswith("hydra.mode=RUN") and "report." not in command
 
 
-def test_a_row_of_a_summary_is_enough(lab: Lab, told: Told) -> None:
+def test_a_row_of_a_summary_is_enough(lab: Lab, reproduced: Reproduced) -> None:
     summary = lab.folder / "other reports" / "by_digit" / "summary.csv"
     jobs = load_sweep(lab.preset).groupby("status")["job"].last()
     sound, diverged = jobs["finished"], jobs["diverged"]
     for run in (f"{summary}:{sound}", f"{summary.parent}:{diverged}"):
-        code, printed = told(run)
-        assert code == 0 and "reproduced: all " in printed and "nothing was stored of the environment" in printed
-    assert told(f"preset:{sound}")[0] == 0
+        code, printed = reproduced(run)
+        assert code == 0 and "reproduced: all " in printed and "no environment is stored" in printed
+    assert reproduced(f"preset:{sound}")[0] == 0
     lines = summary.read_text().splitlines()
     column = lines[0].split(",").index("errors_9")
     cells = lines[1 + sound].split(",")
     assert load_sweep(lab.preset)["errors_9"].iloc[sound] == int(cells[column])
     cells[column] = "1234"
     (changed := lab.folder / "changed.csv").write_text("\n".join([*lines[: 1 + sound], ",".join(cells)]))
-    code, printed = told(f"{changed}:{sound}")
+    code, printed = reproduced(f"{changed}:{sound}")
     assert code == 1 and "not reproduced: 1 of" in printed and "errors_9" in printed and "1234.0" in printed
 
 
@@ -168,7 +168,7 @@ def test_a_run_in_mlflow_is_found_by_its_id_and_no_run_is_added(lab: Lab) -> Non
     assert not (lab.folder / "mlflow.db").exists()
 
 
-def test_a_changed_number_is_named(run: Path, told: Told) -> None:
+def test_a_changed_number_is_named(run: Path, reproduced: Reproduced) -> None:
     was = read(run).outcome
 
     def edit(result: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ def test_a_changed_number_is_named(run: Path, told: Told) -> None:
         result["outcome"]["after"]["confusion"][3][8] += 1
 
     change(run, edit)
-    code, printed = told(run)
+    code, printed = reproduced(run)
     assert code == 1 and "not reproduced: 3 of" in printed
     rows = {line.split()[0]: line.split() for line in printed.splitlines() if line}
     assert rows["target_error"][1:] == ["0.125", str(was.target_error)]
@@ -186,48 +186,48 @@ def test_a_changed_number_is_named(run: Path, told: Told) -> None:
 
 
 @pytest.mark.parametrize("file", [ADAPTER, PREDICTIONS])
-def test_one_changed_bit_of_a_tensor_is_named(run: Path, told: Told, file: str) -> None:
+def test_one_changed_bit_of_a_tensor_is_named(run: Path, reproduced: Reproduced, file: str) -> None:
     damaged = bytearray((run / file).read_bytes())
     damaged[-1] ^= 1
     (run / file).write_bytes(damaged)
-    code, printed = told(run)
+    code, printed = reproduced(run)
     assert code == 1 and "not reproduced: 1 of" in printed
     [row] = [line for line in printed.splitlines() if line.startswith(file)]
     assert "first of 1 in" in row
 
 
-def test_a_changed_config_is_named_with_the_places_that_tell(run: Path, told: Told) -> None:
+def test_a_changed_config_is_named_with_the_files_that_say_so(run: Path, reproduced: Reproduced) -> None:
     config = run / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace("steps: 12", "steps: 13").replace("threads: null", "threads: 2"))
-    code, printed = told(run)
+    code, printed = reproduced(run)
     assert code == 1 and "reproduced by another config" in printed
     rows = [line.split() for line in printed.splitlines()]
     assert ["finetune.steps", "(.hydra/config.yaml)", "13", "12"] in rows
     assert ["device.threads", "2", "null"] in rows
     change(run, lambda result: result["provenance"]["overrides"].append("finetune.seed=8"))
-    code, printed = told(run)
+    code, printed = reproduced(run)
     assert code == 1 and "not reproduced" in printed
     assert "finetune.seed (result.json, config in result.json, .hydra/config.yaml)" in printed
 
 
-def test_another_environment_is_told_and_no_failure(run: Path, told: Told) -> None:
+def test_another_environment_is_printed_and_is_no_failure(run: Path, reproduced: Reproduced) -> None:
     def edit(result: dict[str, Any]) -> None:
         result["provenance"]["versions"]["torch"] = "1.0"
         result["provenance"] |= {"mkl_cbwr": "COMPATIBLE", "threads": 77, "commit": "abc"}
 
     change(run, edit)
-    code, printed = told(run)
-    assert code == 0 and "reproduced: all " in printed and "of the environment and the settings differ:" in printed
+    code, printed = reproduced(run)
+    assert code == 0 and "reproduced: all " in printed and "environment and settings differ:" in printed
     rows = {line.split()[0]: line.split()[1] for line in printed.splitlines() if " " in line}
     assert rows["versions.torch"] == "1.0" and rows["mkl_cbwr"] == "COMPATIBLE"
     assert rows["threads"] == "77" and rows["commit"] == "abc"
 
 
 def test_a_run_from_elsewhere_finds_its_data_where_it_was_started(
-    run: Path, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, reproduced: Reproduced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert told("run")[0] == 0
+    assert reproduced("run")[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -253,7 +253,7 @@ def cut(run: Path, name: str) -> None:
         (lambda run: change(run, lambda result: result["provenance"].pop("overrides")), "result.json can't be read"),
         (
             lambda run: change(run, lambda result: result["provenance"].update(overrides=["adapter=gone"])),
-            "its config can't be made any more: adapter=gone: no such option",
+            "its config can't be composed any more: adapter=gone: no such option",
         ),
         (
             lambda run: change(run, lambda result: result["provenance"].update(imported_from="there")),
@@ -266,11 +266,11 @@ def cut(run: Path, name: str) -> None:
     ],
 )
 def test_what_can_not_be_reproduced_is_one_line(
-    run: Path, told: Told, edit: Callable[[Path], object], says: str
+    run: Path, reproduced: Reproduced, edit: Callable[[Path], object], says: str
 ) -> None:
     edit(run)
     with pytest.raises(LoraExpError) as refused:
-        told(run)
+        reproduced(run)
     assert str(refused.value).startswith(f"{run}: ") and says in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
 
@@ -284,9 +284,9 @@ def test_what_can_not_be_reproduced_is_one_line(
         ("other reports/by_digit:99", "the summary has no job 99"),
     ],
 )
-def test_what_is_no_run_is_one_line(told: Told, name: str, says: str) -> None:
+def test_what_is_no_run_is_one_line(reproduced: Reproduced, name: str, says: str) -> None:
     with pytest.raises(LoraExpError, match=f"^.*{says}"):
-        told(name)
+        reproduced(name)
 
 
 @pytest.mark.parametrize("tracking", ["tracking.uri=sqlite:///nowhere.db", *TRACKING])

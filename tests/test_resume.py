@@ -67,12 +67,12 @@ def test_ctrl_c_ends_within_five_seconds_and_says_how_to_go_on(place: Place) -> 
         time.sleep(0.1)
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)
     # Other tests run beside this one: five seconds of a machine that has nothing else to do.
     assert time.monotonic() - started < 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     assert process.returncode == 130
-    assert f"lora-exp resume {place.sweep()}" in told
-    assert "Traceback" not in told
+    assert f"lora-exp resume {place.sweep()}" in err
+    assert "Traceback" not in err
     before = place.statuses()
     # The parent was killed, and perhaps the record of one job, whose result is whole all the same.
     assert before["KILLED"] in (1, 2) and "RUNNING" not in before

@@ -1,24 +1,24 @@
-"""What differs between two records of a run: numbers, curves and tensors bit for bit, settings and facts as text."""
+"""Compare two records of a run: numbers, curves and tensors bit for bit, settings and provenance as text."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import load
 from tabulate import tabulate
 
 from lora_exp.storage.result import RunResult
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ABSENT = "absent"
 
 
 class Difference(NamedTuple):
-    """What something was when it was stored, and what it is now."""
+    """A value as it was stored and as it is now, both as text."""
 
     name: str
     stored: str
@@ -26,10 +26,12 @@ class Difference(NamedTuple):
 
 
 def measures(result: RunResult, files: Mapping[str, bytes]) -> dict[str, Any]:
-    """All that a run measured, by name: the numbers of its outcome, and tensors and metadata of its files.
+    """All that a run measured, by name: the numbers of its outcome, and the tensors and metadata of its files.
 
-    Raises SafetensorError or ValueError when one of the files is damaged.
+    `files` are safetensors by name. Raises SafetensorError or ValueError when one of them is damaged.
     """
+    from safetensors.numpy import load
+
     found = flat(dataclasses.asdict(result.outcome))
     for file, content in files.items():
         found |= {f"{file} {name}": tensor for name, tensor in load(content).items()}
@@ -39,7 +41,7 @@ def measures(result: RunResult, files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted name; lists stay whole, unless they hold mappings."""
+    """Nested values by dotted name. A list stays one value, unless it holds mappings."""
     found: dict[str, Any] = {}
     for name, part in value.items():
         if isinstance(part, Mapping):
@@ -53,7 +55,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing_texts(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """Names whose values are not the same as JSON."""
+    """The values that differ as JSON."""
     found = []
     for name in dict.fromkeys([*stored, *now]):
         texts = [_text(values[name]) if name in values else ABSENT for values in (stored, now)]
@@ -63,9 +65,9 @@ def differing_texts(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[D
 
 
 def differing_bits(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """Names whose values are not the same bits; of curves and tensors the first element that differs.
+    """The values that differ in a bit; of curves and tensors, the first element that differs.
 
-    NaN equals NaN, and a number of another type is another number.
+    NaN equals NaN. Numbers of different types differ.
     """
     found = []
     for name in dict.fromkeys([*stored, *now]):
@@ -78,11 +80,13 @@ def differing_bits(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[Di
 
 
 def table(differences: Sequence[Difference]) -> str:
-    """As plain text, a difference a line."""
+    """The differences as plain text, one a line."""
     return tabulate(differences, Difference._fields, "simple", disable_numparse=True)
 
 
 def _differing_bits(name: str, stored: NDArray[Any], now: NDArray[Any]) -> list[Difference]:
+    import numpy as np
+
     if stored.shape != now.shape or stored.dtype != now.dtype:
         return [Difference(name, _shown(stored), _shown(now))]
     if stored.dtype.kind == "f":
@@ -100,9 +104,11 @@ def _differing_bits(name: str, stored: NDArray[Any], now: NDArray[Any]) -> list[
 
 
 def _array(value: Any) -> NDArray[Any]:
+    import numpy as np
+
     try:
         return np.asarray(value)
-    except ValueError:  # rows of different lengths, in a result that somebody changed
+    except ValueError:  # rows of different lengths, in a result that was edited
         return np.asarray(json.dumps(value))
 
 

@@ -1,7 +1,8 @@
-"""`lora-exp doctor`: is everything in order that runs need? One line each; what is wrong comes with how to mend it."""
+"""`lora-exp doctor`: check everything that runs need. Each check prints a line; a problem comes with its remedy."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib.metadata
 import importlib.util
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_exp import numerics
+from lora_exp.commands.arguments import add_overrides, parse
 from lora_exp.config.compose import compose_config, config_folder, read
 from lora_exp.config.settings import Settings
 from lora_exp.config.spec import DATA_SETS
@@ -22,35 +24,44 @@ from lora_exp.storage.leases import held_and_abandoned
 from lora_exp.storage.provenance import processor
 from lora_exp.storage.pruning import GIB, USERS, damage, entries, held_locks
 from lora_exp.storage.store import DAMAGED, PARTIAL, Store
-from lora_exp.tracking.connection import state
+from lora_exp.tracking.connection import status_line
 
-LEAST_FREE = 1.0  # GiB
+MIN_FREE = 1.0  # GiB
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing; where it is not well, with how to mend it."""
+    """The outcome of one check: a message, which names the remedy when the check is not `ok`."""
 
-    said: str
-    well: bool = True
+    message: str
+    ok: bool = True
 
 
 Check = Callable[[], Iterator[Finding]]
 
 
-def examine(overrides: Sequence[str], full: bool) -> int:
-    """Print what is found, for runs with these overrides; 0 when all is well, else 1.
+def main(arguments: Sequence[str]) -> int:
+    """Check whether everything that runs need is in order, and print how to mend what is not."""
+    parser = argparse.ArgumentParser(prog="lora-exp doctor", description=main.__doc__)
+    parser.add_argument("--full", action="store_true", help="check all checksums of the store (reads all of it)")
+    add_overrides(parser, "store.folder=elsewhere tracking=server")
+    options = parse(parser, arguments)
+    return examine(options.overrides, options.full)
 
-    `full` tries every checksum of the store. Raises LoraExpError for overrides that are not allowed.
+
+def examine(overrides: Sequence[str], full: bool) -> int:
+    """Print the findings for runs with these overrides; return 0 when all checks pass, else 1.
+
+    `full` checks all checksums of the store. Raises LoraExpError for overrides that are not allowed.
     """
     config = compose_config(overrides)
     settings = read(config)[1]
-    well = True
+    ok = True
     for name, check in _checks(settings, Path(str(config.hydra.run.dir)), full):
         for finding in _findings(check):
-            print(f"{'ok' if finding.well else 'WRONG':6}{name:11}{finding.said}", flush=True)
-            well &= finding.well
-    return 0 if well else 1
+            print(f"{'ok' if finding.ok else 'WRONG':6}{name:11}{finding.message}", flush=True)
+            ok &= finding.ok
+    return 0 if ok else 1
 
 
 def _checks(settings: Settings, runs: Path, full: bool) -> list[tuple[str, Check]]:
@@ -74,21 +85,21 @@ def _checks(settings: Settings, runs: Path, full: bool) -> list[tuple[str, Check
 
 
 def _findings(check: Check) -> Iterator[Finding]:
-    """What a check finds; whatever it raises is a finding too."""
+    """The findings of a check. An exception in it is a finding too."""
     try:
         yield from check()
     except Exception as error:
-        yield Finding(" ".join(str(error).split()) or type(error).__name__, well=False)
+        yield Finding(" ".join(str(error).split()) or type(error).__name__, ok=False)
 
 
 def _libraries() -> Iterator[Finding]:
-    """Python and every library against what the installed package asks for."""
+    """Python and all libraries have versions that the installed package requires."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    wanted, python = importlib.metadata.metadata("lora-exp")["Requires-Python"], platform.python_version()
-    well = python in SpecifierSet(wanted)
-    yield Finding(f"{python}, {wanted} is needed" + ("" if well else "; make .venv anew with such a Python"), well)
+    required, python = importlib.metadata.metadata("lora-exp")["Requires-Python"], platform.python_version()
+    ok = python in SpecifierSet(required)
+    yield Finding(f"{python}, {required} is needed" + ("" if ok else "; make .venv anew with such a Python"), ok)
     needed = [Requirement(line) for line in importlib.metadata.requires("lora-exp") or ()]
     needed = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
     wrong = 0
@@ -99,15 +110,10 @@ def _libraries() -> Iterator[Finding]:
             found = None
         if found is None or not one.specifier.contains(found, prereleases=True):
             wrong += 1
-            yield Finding(
-                f"{one.name} {found or 'is absent'}; mend: pip install '{one.name}{one.specifier}'", well=False
-            )
+            yield Finding(f"{one.name} {found or 'is absent'}; mend: pip install '{one.name}{one.specifier}'", ok=False)
     if not wrong:
-        yield Finding(f"{len(needed)} libraries, all of versions that lora-exp {_version()} works with")
-
-
-def _version() -> str:
-    return importlib.metadata.version("lora-exp")
+        version = importlib.metadata.version("lora-exp")
+        yield Finding(f"{len(needed)} libraries, all of versions that lora-exp {version} works with")
 
 
 def _device(name: str) -> Iterator[Finding]:
@@ -117,7 +123,7 @@ def _device(name: str) -> Iterator[Finding]:
 
     device = torch_device(name)
     if float(torch.ones(8, device=device).sum()) != 8:
-        yield Finding(f"{device} can't add; use device=cpu", well=False)
+        yield Finding(f"{device} can't add; use device=cpu", ok=False)
     present = [f"{os.cpu_count()} cores of {processor()}"]
     present += [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
     present += ["mps"] if torch.backends.mps.is_available() else []
@@ -125,7 +131,7 @@ def _device(name: str) -> Iterator[Finding]:
 
 
 def _products(device: str) -> Iterator[Finding]:
-    """The promise about bits, for every size of model."""
+    """Which bits are promised to be equal, for every model."""
     from lora_exp.executors.choice import torch_device
 
     models: dict[str, list[str]] = {}
@@ -138,73 +144,71 @@ def _products(device: str) -> Iterator[Finding]:
 
 
 def _executor(settings: Settings) -> Iterator[Finding]:
-    """Whether the chosen executor can be used, and which others could be."""
+    """The chosen executor can be used; lists the extras that others need."""
     from lora_exp.executors.choice import executor, torch_device
 
     executor(settings, torch_device(settings.device.name)).check()
     extras = {"ray": "ray", "slurm": "submitit"}
-    absent = [f"{name} needs pip install 'lora-exp[{name}]'" for name, library in extras.items() if not _has(library)]
-    yield Finding("; ".join([f"executor={settings.executor.kind} can be used", *absent]))
-
-
-def _has(library: str) -> bool:
-    return importlib.util.find_spec(library) is not None
+    absent = [name for name, library in extras.items() if importlib.util.find_spec(library) is None]
+    hints = [f"{name} needs pip install 'lora-exp[{name}]'" for name in absent]
+    yield Finding("; ".join([f"executor={settings.executor.kind} can be used", *hints]))
 
 
 def _embedded() -> Iterator[Finding]:
+    """The package holds the published files of MNIST."""
     damaged = damaged_embedded_files()
     for path in damaged:
-        yield Finding(f"{path} is not the published file; install lora-exp again", well=False)
+        yield Finding(f"{path} is not the published file; install lora-exp again", ok=False)
     if not damaged:
         yield Finding(f"the {len(MNIST_SHA256)} files in the package are the published ones")
 
 
 def _data_sets(root: Path) -> Iterator[Finding]:
-    """Prepared data sets against the hash that they carry, and the unpacked files of MNIST."""
+    """The unpacked files of MNIST are the published ones, and prepared data sets match their hashes."""
     for path in damaged_unpacked_files(root):
-        yield Finding(f"{path} is damaged; delete it and it is unpacked anew", well=False)
+        yield Finding(f"{path} is damaged; delete it, and the next run unpacks it again", ok=False)
     prepared = [path for name in DATA_SETS if (path := root / f"{name}.safetensors").exists()]
     for path in prepared:
-        whole = read_prepared(path) is not None
-        yield Finding(f"{path}: {'whole' if whole else 'is damaged; the next run makes it anew'}", whole)
+        ok = read_prepared(path) is not None
+        yield Finding(f"{path}: {'intact' if ok else 'is damaged; the next run makes it anew'}", ok)
     if not prepared:
-        yield Finding(f"{root}: no data set prepared yet; the first run does that")
+        yield Finding(f"{root}: no data set is prepared yet; the first run does that")
 
 
 def _store(store: Store, full: bool) -> Iterator[Finding]:
+    """No entry of the store is damaged."""
     found = entries(store)
-    broken = 0
+    damaged = 0
     for entry in found:
         reason = None if entry.kind == DAMAGED else damage(store, entry, full)
         if reason is not None:
-            broken += 1
-            yield Finding(f"{entry.kind} {entry.key}: {reason}; mend: lora-exp store verify", well=False)
+            damaged += 1
+            yield Finding(f"{entry.kind} {entry.key}: {reason}; mend: lora-exp store verify", ok=False)
     aside = sum(entry.kind == DAMAGED for entry in found)
-    tried = "every checksum tried" if full else "checksums not tried (--full does)"
-    yield Finding(
-        f"{store.root}: {len(found) - aside} entries, {broken} damaged, {aside} set aside; {tried}", not broken
-    )
+    depth = "all checksums checked" if full else "checksums not checked (--full does)"
+    counts = f"{len(found) - aside} entries, {damaged} damaged, {aside} set aside"
+    yield Finding(f"{store.root}: {counts}; {depth}", not damaged)
 
 
 def _leftovers(store: Store) -> Iterator[Finding]:
-    """Of killed processes, which hold no lock any more; and how many processes are at work."""
+    """No killed process left a half-written entry; counts the processes that use the store."""
     partial, users = (held_and_abandoned(store.root / name) for name in (PARTIAL, USERS))
     for path in partial[1]:
-        yield Finding(f"{path} was left by a killed process; the next run removes it, or delete it", well=False)
-    held = held_locks(store)
-    yield Finding(f"{len(partial[0])} entries being written, {held} locks held, {len(users[0])} running processes")
+        yield Finding(f"{path} was left by a killed process; the next run removes it, or delete it", ok=False)
+    writing, running = len(partial[0]), len(users[0])
+    yield Finding(f"{writing} entries being written, {held_locks(store)} locks held, {running} running processes")
 
 
 def _tracking(settings: Settings) -> Iterator[Finding]:
-    yield Finding(state(settings.tracking))
+    yield Finding(status_line(settings.tracking))
 
 
 def _place(name: str, path: Path) -> Iterator[Finding]:
-    """Whether files can be written there, and for how long."""
-    there = next(one for one in (path, *path.parents) if os.path.lexists(one))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        yield Finding(f"{name}: {there} is no folder that can be written to; mend that, or choose another", well=False)
+    """Files can be written to a folder, or to the first parent that exists, and the disk has room."""
+    existing = next(one for one in (path, *path.parents) if os.path.lexists(one))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Finding(f"{name}: {existing} is not a writable folder; mend that, or choose another", ok=False)
         return
-    free = shutil.disk_usage(there).free / GIB
-    mend = "" if free >= LEAST_FREE else "; make room, for instance with lora-exp store prune"
-    yield Finding(f"{name}: {free:.1f} GiB free in {path}{mend}", free >= LEAST_FREE)
+    free = shutil.disk_usage(existing).free / GIB
+    remedy = "" if free >= MIN_FREE else "; make room, for instance with lora-exp store prune"
+    yield Finding(f"{name}: {free:.1f} GiB free in {path}{remedy}", free >= MIN_FREE)

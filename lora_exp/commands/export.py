@@ -1,39 +1,70 @@
-"""A run for use elsewhere: its adapter as a folder that PEFT loads, or merged into the weights."""
+"""`lora-exp export` and `lora-exp merge`: the adapter of a run as a folder for PEFT, or merged into the weights."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save
-
-from lora_exp.adapters.adapted import METADATA, AdaptedClassifier
-from lora_exp.adapters.peft import ADAPTER_CONFIG, peft_files
+from lora_exp.commands.arguments import add_overrides, add_run, parse
 from lora_exp.config.methods import METHODS
 from lora_exp.errors import LoraExpError
-from lora_exp.model.base import BaseModel, plain_module
 from lora_exp.storage.result import ADAPTER, RunResult, read_run
-from lora_exp.training.base import load_base
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_exp.adapters.adapted import AdaptedClassifier
+    from lora_exp.model.base import BaseModel
 
 BASE, README = "base.safetensors", "README.md"
 
 
-def export_peft(folder: Path, out: Path | None, overrides: Sequence[str]) -> Path:
-    """Write the adapter of the run in `folder`, and its base, for PEFT: into `out`, or `folder/peft`; return that.
+def main(arguments: Sequence[str]) -> int:
+    """Write the adapter of a run as a folder that PEFT loads, with its base."""
+    parser = argparse.ArgumentParser(prog="lora-exp export", description=main.__doc__)
+    add_run(parser)
+    parser.add_argument("--format", choices=["peft"], default="peft", help="format of the folder (default peft)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default RUN/peft)")
+    add_overrides(parser, "store.folder=elsewhere")
+    options = parse(parser, arguments)
+    print(export_peft(options.run, options.out, options.overrides))
+    return 0
 
-    Raises LoraExpError when the run or its base can't be read, when its method has no form in PEFT, or when somebody
-    else's adapter is in that place; LoraExpError for overrides (of the run's settings) that are not allowed.
+
+def merge_main(arguments: Sequence[str]) -> int:
+    """Write the classifier of a run, its adapter merged into the weights, as a state dict in safetensors."""
+    parser = argparse.ArgumentParser(prog="lora-exp merge", description=merge_main.__doc__)
+    add_run(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (default RUN/merged.safetensors)")
+    add_overrides(parser, "store.folder=elsewhere")
+    options = parse(parser, arguments)
+    print(merge(options.run, options.out, options.overrides))
+    return 0
+
+
+def export_peft(folder: Path, out: Path | None, overrides: Sequence[str]) -> Path:
+    """Write the adapter of the run in `folder`, and its base, for PEFT into `out` or `folder/peft`; return the path.
+
+    `overrides` apply to the run's settings. Raises LoraExpError for a run, a base or an override that can't be used,
+    for a method that PEFT does not have, and for a place that holds another adapter.
     """
+    from lora_exp.training.base import load_base
+
     result = read_run(folder)
     adapter = result.spec.adapter
     if METHODS[adapter.method].update not in ("low_rank", "dora"):
         instead = "nothing was trained" if adapter.method == "none" else f"use lora-exp merge {folder}"
         raise LoraExpError(f"{folder}: {adapter.method} has no form among PEFT's LoRA adapters; {instead}")
+    from safetensors.torch import save
+
+    from lora_exp.adapters.peft import ADAPTER_CONFIG, peft_files
+
     base = load_base(folder, overrides)
-    adapted = _adapted(base, folder)
+    adapted = adapted_classifier(base, folder)
     layers = [layer.shape for layer in base.layers]
     files = peft_files(adapted.factors, adapted.scaling, layers, adapter.dropout)
     files |= {BASE: save(_state_dict(base)), README: _readme(folder, result, base).encode()}
@@ -47,11 +78,16 @@ def export_peft(folder: Path, out: Path | None, overrides: Sequence[str]) -> Pat
 
 
 def merge(folder: Path, out: Path | None, overrides: Sequence[str]) -> Path:
-    """Write the classifier of the run in `folder` with its adapter part of the weights; return the file's path.
+    """Write the merged weights of the run in `folder` into `out` or `folder/merged.safetensors`; return the path.
 
-    It is `out`, or `folder/merged.safetensors`: a state dict for `plain_module`. Raises LoraExpError when the run or
-    its base can't be read; LoraExpError for overrides (of the run's settings) that are not allowed.
+    The file is a state dict for `plain_module`. `overrides` apply to the run's settings. Raises LoraExpError for a run,
+    a base or an override that can't be used.
     """
+    from safetensors.torch import save
+
+    from lora_exp.adapters.adapted import METADATA
+    from lora_exp.training.base import load_base
+
     result = read_run(folder)
     base = load_base(folder, overrides)
     about = {
@@ -61,19 +97,17 @@ def merge(folder: Path, out: Path | None, overrides: Sequence[str]) -> Path:
         "run": result.name,
         "folder": str(folder.absolute()),
     }
-    merged = _state_dict(_adapted(base, folder).merge())
+    merged = _state_dict(adapted_classifier(base, folder).merge())
     out = folder / "merged.safetensors" if out is None else out
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(save(merged, metadata={METADATA: json.dumps(about, sort_keys=True)}))
     return out
 
 
-def adapted_run(folder: Path, overrides: Sequence[str]) -> AdaptedClassifier:
-    """The classifier of the run in `folder`. Raises LoraExpError when it, or its base, can't be read."""
-    return _adapted(load_base(folder, overrides), folder)
+def adapted_classifier(base: BaseModel, folder: Path) -> AdaptedClassifier:
+    """The classifier of the run in `folder`, whose base is `base`. Raises LoraExpError when it can't be read."""
+    from lora_exp.adapters.adapted import AdaptedClassifier
 
-
-def _adapted(base: BaseModel, folder: Path) -> AdaptedClassifier:
     try:
         return AdaptedClassifier.load(base, folder / ADAPTER)
     except ValueError as error:
@@ -85,7 +119,9 @@ def _state_dict(model: BaseModel) -> dict[str, torch.Tensor]:
 
 
 def _readme(folder: Path, result: RunResult, base: BaseModel) -> str:
-    """How to load the folder, in code that needs torch, safetensors and peft alone."""
+    """How to load the folder, in code that needs only torch, safetensors and peft."""
+    from lora_exp.model.base import plain_module
+
     modules = "".join(f"    {name}=nn.{module!r},\n" for name, module in plain_module(base).named_children())
     return f"""# {result.name}
 

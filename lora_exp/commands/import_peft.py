@@ -1,35 +1,53 @@
-"""An adapter that PEFT trained, judged as one of ours: a run of its own, or one more job of a sweep."""
+"""`lora-exp import`: evaluate an adapter that PEFT trained, as a run of its own or as one more job of a sweep."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lora_exp.adapters.peft import read_folder
+from lora_exp.commands.arguments import add_overrides, parse
 from lora_exp.commands.report import sweep_settings, write_again
 from lora_exp.config.compose import compose_import
 from lora_exp.config.spec import RunSpec
 from lora_exp.errors import JobsFailed, LoraExpError
-from lora_exp.model.architecture import layer_shapes
 from lora_exp.storage.result import IMPORTED_FROM
-from lora_exp.storage.sweep_file import SWEEP, add_job, parent_run
-from lora_exp.storage.sweep_folder import Sweep, read_sweep
-from lora_exp.sweeps.job import check, keep, open_laboratory, with_facts
+from lora_exp.storage.sweep_file import add_job, parent_run, read_about
+
+if TYPE_CHECKING:
+    from lora_exp.storage.sweep_folder import Sweep
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Evaluate an adapter that PEFT trained (LoRA, rsLoRA or DoRA) on a base of lora-exp."""
+    parser = argparse.ArgumentParser(prog="lora-exp import", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="folder that PEFT's save_pretrained wrote")
+    parser.add_argument("--into", type=Path, metavar="SWEEP", help="folder of a sweep to add it to, as one more job")
+    add_overrides(parser, "model=tiny finetune.digit=9, which name the base and the target digit")
+    options = parse(parser, arguments)
+    print("\n".join(import_peft(options.folder, options.into, options.overrides)))
+    return 0
 
 
 def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> list[str]:
-    """Judge the PEFT adapter in `source` on the base that `overrides` name; lines that tell what came of it.
+    """Evaluate the PEFT adapter in `source` on the base that `overrides` name; return lines to print.
 
-    Its files go into a run's folder or, as one more job, into the sweep `into`, whose report is written again; it
-    never enters the store of results. Raises LoraExpError for a folder or overrides
-    that can't be used, before anything is written; JobsFailed when the base diverges.
+    The files go into a run's folder or, as one more job, into the sweep `into`, whose report is written again. The
+    result never enters the store. Raises LoraExpError, before anything is written, for a folder or overrides that
+    can't be used; JobsFailed when the base diverges.
     """
     for override in overrides:
-        if override.startswith(("adapter", "finetune")) and not override.startswith("finetune.digit="):
+        key = override.lstrip("+~")
+        if key.startswith(("adapter", "finetune")) and not key.startswith("finetune.digit="):
             raise LoraExpError(
-                f"{override}: the adapter is trained already; of finetune only finetune.digit has a meaning"
+                f"{override}: the adapter is trained already; of adapter and finetune only finetune.digit can be set"
             )
+    from lora_exp.adapters.peft import read_folder
+    from lora_exp.model.architecture import layer_shapes
+    from lora_exp.sweeps.job import check, keep, open_laboratory, with_facts
+
     spec, settings, folder, config = compose_import(overrides)
     try:
         adapter = read_folder(source, layer_shapes(spec.model))
@@ -43,29 +61,27 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
     try:
         result, files = open_laboratory(settings).judge(spec, adapter.factors)
     except FloatingPointError as error:
-        raise JobsFailed(f"{source}: can't be judged: {error}") from error
+        raise JobsFailed(f"{source}: can't be evaluated: {error}") from error
     command = ["import", str(source.absolute()), *overrides]
     result = with_facts(result, overrides=command, config=config, **{IMPORTED_FROM: str(source.absolute())})
     folder.mkdir(parents=True, exist_ok=True)
     keep(result, files, folder, settings, parent, draw=True)
-    told = [result.summary, f"run      {folder.absolute()}"]
+    lines = [result.summary, f"run      {folder.absolute()}"]
     if into is not None:
         add_job(into, command)
         sweep = _sweep(into, spec)
         where = dataclasses.replace(settings, report=sweep_settings(sweep).report)
-        told.append(f"report   {write_again(sweep, where) / 'report.html'}")
-    return told
+        lines.append(f"report   {write_again(sweep, where) / 'report.html'}")
+    return lines
 
 
 def _sweep(folder: Path, spec: RunSpec) -> Sweep:
     """The sweep in `folder`, whose runs must be on the data set of `spec`."""
-    if not (folder / SWEEP).is_file():
-        raise LoraExpError(f"{folder}: holds no {SWEEP}, so it is not the folder of a sweep")
-    try:
-        sweep = read_sweep(folder)
-    except ValueError as error:
-        raise LoraExpError(str(error)) from error
-    data = {result.spec.data.name for result in sweep.results.values()} - {spec.data.name}
-    if data:
-        raise LoraExpError(f"{folder}: its runs are on {', '.join(sorted(data))}, this one is on {spec.data.name}")
+    from lora_exp.storage.sweep_folder import read_sweep
+
+    read_about(folder)  # refuses the folder of a single run
+    sweep = read_sweep(folder)
+    others = {result.spec.data.name for result in sweep.results.values()} - {spec.data.name}
+    if others:
+        raise LoraExpError(f"{folder}: its runs are on {', '.join(sorted(others))}, this one is on {spec.data.name}")
     return sweep

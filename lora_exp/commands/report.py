@@ -1,37 +1,63 @@
-"""`lora-exp report`: the report of a sweep made again, or one report of several sweeps."""
+"""`lora-exp report`: write the report of a sweep again, or one report of several sweeps or of an MLflow experiment."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lora_exp.commands.arguments import add_overrides, parse
 from lora_exp.config.compose import compose_settings, saved_settings
 from lora_exp.config.settings import Settings
-from lora_exp.report.write import judged_claim, write_report
-from lora_exp.storage.sweep_folder import Sweep, join, read_sweep
 from lora_exp.tracking.reader import fetch_experiment
+
+if TYPE_CHECKING:
+    from lora_exp.storage.sweep_folder import Sweep
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the report of a sweep again, or one report of several sweeps or of an MLflow experiment."""
+    parser = argparse.ArgumentParser(prog="lora-exp report", description=main.__doc__)
+    parser.add_argument("folder", type=Path, nargs="*", help="folder of a sweep or of a run")
+    parser.add_argument("--experiment", metavar="NAME", help="an MLflow experiment instead of folders")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default multirun_reports/NAME)")
+    add_overrides(parser, "report.claim=rank_saturates")
+    options = parse(parser, arguments)
+    if bool(options.folder) == (options.experiment is not None):
+        parser.error("give folders of sweeps, or --experiment NAME")
+    if options.experiment is None:
+        out = report(options.folder, options.out, options.overrides)
+    else:
+        out = experiment_report(options.experiment, options.out, options.overrides)
+    print(f"report   {out / 'report.html'}\n         {out / 'report.md'}")
+    return 0
 
 
 def report(folders: Sequence[Path], out: Path | None, overrides: Sequence[str]) -> Path:
-    """Write one report of the sweeps (or single runs) in `folders`, and return its folder.
+    """Write one report of the sweeps (or single runs) in `folders`; return its folder.
 
-    Without `out` it goes where the report of such a sweep goes. Raises LoraExpError for a folder that holds no run, and
-    LoraExpError for an override that is not allowed.
+    Without `out` it goes to the report folder of the sweep's settings. Raises LoraExpError for a folder that holds no
+    run, and for an override that is not allowed.
     """
+    from lora_exp.storage.sweep_folder import join, read_sweep
+
     sweeps = [read_sweep(folder) for folder in dict.fromkeys(folder.absolute() for folder in folders)]
     sweep = sweeps[0] if len(sweeps) == 1 else join(sweeps)
     return write_again(sweep, sweep_settings(sweep, overrides), out)
 
 
 def experiment_report(name: str, out: Path | None, overrides: Sequence[str]) -> Path:
-    """Write one report of all runs that the MLflow experiment `name` holds, and return its folder.
+    """Write one report of all runs of the MLflow experiment `name`; return its folder.
 
-    What MLflow keeps of them is copied into `runs/mlflow/NAME`; predictions are not there, so no images are shown.
-    Raises LoraExpError when there is no such experiment.
+    The runs are downloaded to `runs/mlflow/NAME`. MLflow has no predictions, so the report shows no images. Raises
+    LoraExpError when there is no such experiment.
     """
+    from lora_exp.storage.sweep_folder import join, read_sweep
+
     settings = compose_settings(overrides)
     tracking = dataclasses.replace(settings.tracking, experiment=name)
     plain = re.sub(r"[^\w.-]+", "_", name)
@@ -45,20 +71,21 @@ def experiment_report(name: str, out: Path | None, overrides: Sequence[str]) -> 
 
 
 def sweep_settings(sweep: Sweep, overrides: Sequence[str] = ()) -> Settings:
-    """The settings that the first run with a result had, with overrides of them; those of today where there is none."""
+    """The settings of the first run with a result, with overrides; the settings of today when no run has a result."""
     for result in sweep.results.values():
         return saved_settings(result.provenance["config"], overrides)
     return compose_settings(overrides)
 
 
 def write_again(sweep: Sweep, settings: Settings, out: Path | None = None) -> Path:
-    """Write the report of a sweep that was run before; `out` is where, if not where a sweep's report goes.
+    """Write the report of a sweep into `out`, or into the report folder of `settings`; return its folder.
 
-    Raises LoraExpError when there is something else.
+    Raises LoraExpError when that place holds something else.
     """
     import numpy as np
 
     from lora_exp.executors.choice import laboratory
+    from lora_exp.report.write import judged_claim, write_report
 
     out = out or settings.report.place(sweep.name)
     pictures, labels = np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8)

@@ -1,4 +1,4 @@
-"""What was kept of a run, wherever it is: in its folder, in MLflow, or as a row of a summary."""
+"""Read what is stored of a run: in its folder, in MLflow, or in a row of a summary."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from lora_exp.storage.sweep_file import FAILURE, SWEEP
 from lora_exp.tracking.reader import fetch_run
 
 SUMMARY = "summary.csv"
-# The config as Hydra saves it in a job's folder, with what it says of itself, and as it is recorded in MLflow.
+# A job's config and Hydra's own config, as Hydra saves them in the job's folder, and the config as MLflow has it.
 SAVED_CONFIG, SAVED_HYDRA, RECORDED_CONFIG = ".hydra/config.yaml", ".hydra/hydra.yaml", "config.yaml"
-# Columns of a summary that say which run it is; name and key also depend on the code.
-NOT_MEASURED = ("job", "sweep", "name", "error", "folder", "overrides", "spec_key")
+# Columns of a summary that identify the run. The name and the key also depend on the code.
+IDENTIFYING = ("job", "sweep", "name", "error", "folder", "overrides", "spec_key")
 
 Measure = Callable[[RunResult, Mapping[str, bytes]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What was kept of a run.
+    """What is stored of a run.
 
-    `measured` is what came out, by name, and `measure` takes the same of a result and its files. `specs` and `configs`
-    (plain values) are what was run, by where it is said; `facts` are the provenance, and relative paths of the config
-    start in `folder`.
+    `measured` holds its measurements by name, and `measure` takes the same of another result and its files. `specs` and
+    `configs` (plain values) hold what was run, by the file that says so. `facts` is the provenance. Relative paths in
+    the config start at `folder`.
     """
 
     name: str
@@ -51,15 +51,15 @@ class StoredRun:
     folder: Path
 
 
-def find(run: str, tracking: Sequence[str]) -> StoredRun:
-    """The run of that name: its folder, an MLflow run id, `SWEEP:JOB` or `SUMMARY:JOB`.
+def find(run: str, overrides: Sequence[str]) -> StoredRun:
+    """Find a run by its folder, its MLflow run id, `SWEEP:JOB` or `SUMMARY:JOB`.
 
-    `tracking` are overrides that say in which store MLflow runs are. Raises LoraExpError, or LoraExpError, when there
-    is no such run or nothing that could be compared.
+    `overrides` of tracking name the store that MLflow runs are in. Raises LoraExpError when there is no such run, or
+    when nothing of it can be compared.
     """
     folder, (place, _, job) = Path(run), run.rpartition(":")
     if not folder.exists() and re.fullmatch("[0-9a-f]{32}", run):
-        settings = compose_settings(tracking).tracking
+        settings = compose_settings(overrides).tracking
         return _read(run, fetch_run(settings, run, [RESULT, ADAPTER, RECORDED_CONFIG]), [RESULT, ADAPTER])
     if not folder.exists() and place and job.isdecimal():
         summary = Path(place) if place.endswith(".csv") else Path(place) / SUMMARY
@@ -71,14 +71,14 @@ def find(run: str, tracking: Sequence[str]) -> StoredRun:
     if (folder / SWEEP).is_file():
         raise LoraExpError(f"{run}: is a sweep; name one of its runs, such as {folder / '0'}")
     if (folder / FAILURE).is_file() and not (folder / RESULT).is_file():
-        raise LoraExpError(f"{run}: failed, so there are no numbers to reproduce; {FAILURE} says why")
+        raise LoraExpError(f"{run}: failed, so there are no numbers to reproduce; see its {FAILURE}")
     needed = [RESULT, ADAPTER, PREDICTIONS]
     content = {name: folder / name for name in [*needed, SAVED_CONFIG, SAVED_HYDRA]}
     return _read(run, {name: path.read_bytes() for name, path in content.items() if path.is_file()}, needed)
 
 
 def _read(run: str, content: Mapping[str, bytes], needed: Sequence[str]) -> StoredRun:
-    """What the files of a run tell."""
+    """A run from the content of its files, by name."""
     if absent := [name for name in needed if name not in content]:
         raise LoraExpError(f"{run}: has no {absent[0]}, so it is not a finished run")
     with _reading(run, RESULT):
@@ -112,7 +112,7 @@ def _read(run: str, content: Mapping[str, bytes], needed: Sequence[str]) -> Stor
 
 
 def _row(run: str, summary: Path, job: str) -> StoredRun:
-    """What a row of a summary tells; the files of its run may be elsewhere, or gone."""
+    """A run from a row of a summary. The files of the run may be elsewhere, or gone."""
     with _reading(run, summary.name):
         rows = {row["job"]: row for row in csv.DictReader(io.StringIO(summary.read_text(encoding="utf-8")))}
         if job not in rows:
@@ -130,10 +130,10 @@ def _row(run: str, summary: Path, job: str) -> StoredRun:
 
 
 def _cells(row: Mapping[str, str]) -> dict[str, Any]:
-    """The columns of a summary's row that tell what was measured, or how; numbers as such."""
+    """The settings and measurements in a summary's row, numbers as floats."""
     from lora_exp.storage.table import COLUMNS
 
-    return {name: _cell(row[name]) for name in COLUMNS if name in row and name not in NOT_MEASURED}
+    return {name: _cell(row[name]) for name in COLUMNS if name in row and name not in IDENTIFYING}
 
 
 def _cell(text: str) -> float | str:
@@ -144,7 +144,7 @@ def _cell(text: str) -> float | str:
 
 
 def _summary_row(result: RunResult) -> dict[str, str]:
-    """The row that a summary has of this result."""
+    """The row that a summary would have for this result."""
     from lora_exp.storage.sweep_folder import load_sweep
 
     with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +154,7 @@ def _summary_row(result: RunResult) -> dict[str, str]:
 
 def _refuse_imported(run: str, imported: bool) -> None:
     if imported:
-        raise LoraExpError(f"{run}: its adapter was imported, so no command of lora-exp makes it")
+        raise LoraExpError(f"{run}: its adapter was imported, so lora-exp can't train it again")
 
 
 @contextlib.contextmanager

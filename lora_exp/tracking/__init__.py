@@ -1,1 +1,10 @@
-"""TODO"""
+"""MLflow: runs are recorded once, read back, and registered as models.
+
+- `connection`: opens and checks the tracking store, a sqlite file or a server.
+- `facts`: what is recorded of a run and of a sweep.
+- `recorder`: writes runs.
+- `delivery`: records the jobs of a sweep exactly once, also when the store is away for a while.
+- `reader`: reads runs back.
+- `registry`: puts a classifier into the model registry.
+- `served_classifier`: the script that a registered model holds a copy of; it imports nothing of this package.
+"""

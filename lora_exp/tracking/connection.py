@@ -1,20 +1,16 @@
-"""The tracking store that runs are recorded in: a sqlite file or a server, opened, checked, served and read."""
+"""Open and check the tracking store that runs are recorded in: a sqlite file or an MLflow server."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import http.client
-import json
 import os
 import shutil
-import socket
 import sqlite3
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +20,14 @@ from lora_exp.config.settings import TrackingSettings
 from lora_exp.errors import LoraExpError
 
 SQLITE = "sqlite:///"
-SERVER_PATIENCE = 3.0  # seconds
-# Of addresses in MLflow's UI. The plain ones open its view for language models, which hides most of what matters here.
-VIEW = "workflowType=machine_learning"
-# A view that MLflow keeps with an experiment: the columns of the table of runs, which would show no number by itself.
-COLUMNS_KEY = "lora_exp"
-COLUMNS = [f"params.`{name}`" for name in ("digit", "rank", "alpha", "seed")]
-COLUMNS += [f"metrics.`{name}`" for name in ("target_error", "other_error", "forgetting")]
-# MLflow's own defaults retry for minutes, print a line for every run on stdout, and log with a traceback what
-# is raised here as a LoraExpError.
+SERVER_TIMEOUT = 3.0  # seconds
+# By default MLflow retries for minutes, prints a line for every run, and logs tracebacks of errors that are handled
+# here.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # A request that is sent twice may be carried out twice; delivery.py knows what arrived.
+    # A request that is sent twice may be carried out twice. delivery.py retries without duplicates.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -45,43 +35,30 @@ ENVIRONMENT = {
 }
 
 
-@dataclass(frozen=True)
-class Connection:
-    """A client (`mlflow.MlflowClient`) of a store, whose address is absolute, and the experiment that runs go to."""
+def connect(settings: TrackingSettings) -> tuple[TrackingSettings, Any, str]:
+    """Open the store; create it and the experiment where they do not exist.
 
-    settings: TrackingSettings
-    client: Any
-    experiment_id: str
-
-
-def connected(settings: TrackingSettings) -> Connection:
-    """Connect to the store, making it and the experiment where there is none yet.
-
-    Raises LoraExpError when that is not possible, for a silent server after about 3 s.
+    Returns the settings with an absolute address, an `mlflow.MlflowClient`, and the id of the experiment. Raises
+    LoraExpError when that is not possible, for a silent server after about 3 s.
     """
     _set_environment()
+    ready: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if settings.kind == "server":
         _check_server(settings.uri)
-        return _connection(settings, None)
-    settings = _absolute(settings)
-    with one_line(settings.uri), _prepared_database(settings):
-        return _connection(settings, settings.artifacts)
-
-
-def _connection(settings: TrackingSettings, artifacts: str | None) -> Connection:
-    with one_line(settings.uri):
+    else:
+        settings = _absolute(settings)
+        ready = _prepared_database(settings)
+    with translated_errors(settings.uri), ready:
         from mlflow import MlflowClient
 
         client = MlflowClient(settings.uri)
-        return Connection(settings, client, _experiment(client, settings.experiment, artifacts))
+        return settings, client, _experiment(client, settings)
 
 
-def existing(settings: TrackingSettings, wanted: str) -> TrackingSettings:
-    """The settings with an absolute address, of a store that is there; nothing in it is changed.
+def existing_store(settings: TrackingSettings, wanted: str) -> TrackingSettings:
+    """The settings of a store that exists, with an absolute address. Nothing in the store is changed.
 
-    `wanted` says, when there is none, what is therefore not in it.
-
-    Raises LoraExpError when there is none.
+    Raises LoraExpError when there is no store; the message says that `wanted` is not in it.
     """
     _set_environment()
     if settings.kind == "server":
@@ -91,15 +68,15 @@ def existing(settings: TrackingSettings, wanted: str) -> TrackingSettings:
     path = Path(settings.uri.removeprefix(SQLITE))
     if not path.is_file():
         raise LoraExpError(f"tracking.uri={settings.uri}: there is no such file, so {wanted} is not in it")
-    with one_line(settings.uri):
+    with translated_errors(settings.uri):
         _check_database(path)
     return settings
 
 
-def state(settings: TrackingSettings) -> str:
-    """How the tracking store is, in words; nothing is made or changed.
+def status_line(settings: TrackingSettings) -> str:
+    """The status of the tracking store in one line. Nothing is created or changed.
 
-    Raises LoraExpError when it is damaged or does not answer.
+    Raises LoraExpError when the store is damaged or does not answer.
     """
     if settings.kind == "off":
         return "tracking=off: runs are not recorded"
@@ -108,7 +85,7 @@ def state(settings: TrackingSettings) -> str:
         return f"{settings.uri} answers"
     path = Path(_absolute(settings).uri.removeprefix(SQLITE))
     if not path.exists() or (path.is_file() and path.stat().st_size == 0):
-        return f"{path}: none yet; the first run makes it"
+        return f"{path}: does not exist yet; the first run creates it"
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=20)) as connection:
             [found] = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -117,57 +94,27 @@ def state(settings: TrackingSettings) -> str:
         found = str(error)
     if found != "ok":
         raise LoraExpError(
-            f"tracking.uri={settings.uri}: is damaged or no database of MLflow's ({found[:100]}); move it away "
-            "and the next run makes a new one, the folders of the runs have all results"
+            f"tracking.uri={settings.uri}: is damaged or not a database of MLflow ({found[:100]}); move it away: the "
+            "next run creates a new one, and the folders of the runs keep all results"
         )
-    return f"{path}: whole, {runs} runs"
+    return f"{path}: intact, {runs} runs"
 
 
-def ui_command(settings: TrackingSettings, port: int) -> list[str]:
-    """The command that serves MLflow's UI on a sqlite store, to this machine only."""
-    store = ["--backend-store-uri", _absolute(settings).uri]
-    return [sys.executable, "-m", "mlflow", "ui", *store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-
-
-def serve_ui(settings: TrackingSettings, port: int) -> int:
-    """Print where the UI of the store is; for a sqlite store, become the process that serves it.
-
-    Raises LoraExpError when the store can't be opened or the port is taken.
-    """
-    address = settings.uri.rstrip("/") if settings.kind == "server" else f"http://127.0.0.1:{port}"
-    place = connected(settings)
-    with one_line(settings.uri):
-        columns = json.dumps({"selectedColumns": COLUMNS})
-        place.client.set_experiment_tag(place.experiment_id, f"mlflow.sharedViewState.{COLUMNS_KEY}", columns)
-    page = f"{address}/#/experiments/{place.experiment_id}/runs?{VIEW}&viewStateShareKey={COLUMNS_KEY}"
-    if settings.kind == "server":
-        print(f"the tracking server has its own UI: {page}")
-        return 0
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise LoraExpError(f"--port {port}: can't be used ({error}); choose another") from error
-    print(f"open {page} in some seconds; Ctrl-C ends", flush=True)
-    command = ui_command(settings, port)
-    os.execv(command[0], command)  # noqa: S606  # so that whoever ends this process ends the server
-
-
-def _experiment(client: Any, name: str, artifacts: str | None) -> str:
-    """The id of the experiment of that name, made where there is none."""
+def _experiment(client: Any, settings: TrackingSettings) -> str:
+    """The id of the experiment, which is created where it does not exist."""
     from mlflow.exceptions import MlflowException
 
+    name, artifacts = settings.experiment, None if settings.kind == "server" else settings.artifacts
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
             return str(client.create_experiment(name, artifact_location=artifacts))
-        except MlflowException:  # perhaps another process was faster
+        except MlflowException:  # another process may have been faster
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise LoraExpError(f"tracking.experiment={name}: is deleted in MLflow; restore it there or choose another")
+        raise LoraExpError(f"tracking.experiment={name}: is deleted in MLflow; restore it there, or choose another")
     return str(found.experiment_id)
 
 
@@ -175,10 +122,10 @@ def _check_server(uri: str) -> None:
     if not uri.startswith(("http://", "https://")):
         raise LoraExpError(f"tracking.uri={uri}: must be http://HOST:PORT or https://HOST:PORT")
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_PATIENCE) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_TIMEOUT) as answer:  # noqa: S310
             reason = "" if answer.read(16) == b"OK" else "something else answers there"
     except urllib.error.HTTPError as error:
-        # A server that asks for credentials gets them from the client, which knows MLflow's ways to set them.
+        # The client has the credentials that such a server asks for.
         reason = "" if error.code in (401, 403) else f"HTTP {error.code}"
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
@@ -189,12 +136,12 @@ def _check_server(uri: str) -> None:
 
 
 def _absolute(settings: TrackingSettings) -> TrackingSettings:
-    """Settings of a sqlite store that mean the same from any working directory."""
+    """The settings of a sqlite store with absolute paths."""
     if settings.kind != "sqlite":
-        raise LoraExpError(f"tracking.kind={settings.kind}: keeps no runs on this machine; use tracking=sqlite")
+        raise LoraExpError(f"tracking.kind={settings.kind}: keeps no runs; use tracking=sqlite or tracking=server")
     file = settings.uri.removeprefix(SQLITE)
     path = Path(file).absolute()
-    # MLflow and SQLAlchemy, through which the address passes, disagree on how to read `%` and `?`.
+    # MLflow and SQLAlchemy read `%` and `?` in an address differently.
     if file in (settings.uri, "", ":memory:") or {"%", "?"} & set(str(path)):
         raise LoraExpError(f"tracking.uri={settings.uri}: must be sqlite:///FILE, without % and ? in the path")
     return dataclasses.replace(settings, uri=f"{SQLITE}{path}", artifacts=str(Path(settings.artifacts).absolute()))
@@ -202,7 +149,7 @@ def _absolute(settings: TrackingSettings) -> TrackingSettings:
 
 @contextlib.contextmanager
 def _prepared_database(settings: TrackingSettings) -> Iterator[None]:
-    """A block in which this process alone opens the database, which exists and can be written to."""
+    """A block in which the database exists and is writable, and no other process opens it."""
     try:
         Path(settings.artifacts).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -219,7 +166,7 @@ def _prepared_database(settings: TrackingSettings) -> Iterator[None]:
 
 
 def _check_database(path: Path) -> None:
-    """A file that isn't a database would come out of MLflow as a traceback of SQLAlchemy's."""
+    """Raise sqlite3.Error when the file is not a database that can be written to (MLflow would print a traceback)."""
     with contextlib.closing(sqlite3.connect(path, timeout=20)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("SELECT count(*) FROM sqlite_master")
@@ -232,15 +179,15 @@ def _set_environment() -> None:
 
 
 def _create_database(path: Path, artifacts: str) -> None:
-    """Made aside and moved into place, so that a killed process leaves no half of one (it takes 2 s)."""
+    """Create the database in a folder of its own, then move it into place: creation takes 2 s and may be killed."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     folder = path.with_name(f"{path.name}.new")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     SqlAlchemyStore(f"{SQLITE}{folder / path.name}", artifacts).engine.dispose()
-    # The file stays in this mode: a commit waits for the disk once instead of three times, and readers such as
-    # the UI don't wait for writers. It is as safe when killed, but wants a local disk.
+    # The file keeps this mode. A commit waits for the disk once instead of three times, and readers such as the UI
+    # don't wait for writers. It is as safe when the process is killed, but needs a local disk.
     with contextlib.closing(sqlite3.connect(folder / path.name)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
     (folder / path.name).replace(path)
@@ -248,8 +195,8 @@ def _create_database(path: Path, artifacts: str) -> None:
 
 
 @contextlib.contextmanager
-def one_line(uri: str) -> Iterator[None]:
-    """Turns what MLflow and the disk raise into a LoraExpError."""
+def translated_errors(uri: str) -> Iterator[None]:
+    """A block in which errors of MLflow, sqlite and the disk become a LoraExpError of one line."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,24 +1,24 @@
-"""Brings what lies in the folders of jobs to MLflow, each once, whatever was killed or away in between.
+"""Record the results of jobs in MLflow exactly once, however often a process is killed or the store is away.
 
-A job's folder holds `mlflow.json`: a ticket, written before the run is made in MLflow and tagged there, and the run's
-id, written when all of it has arrived. A ticket without a run means that a delivery was cut short; what it left is
-then looked up by the ticket and completed.
+A job's folder holds `mlflow.json` with a ticket, written before the run is created in MLflow and saved there as a tag,
+and the run's id, written when the run is complete. A ticket without an id means that a delivery was interrupted: the
+next one looks the run up by its ticket and completes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import RESULT, read
 from lora_exp.storage.sweep_file import FAILURE, note, read_about, read_failure, write_json
-from lora_exp.tracking.recorder import Recorder, Ticket
+from lora_exp.tracking.recorder import Recorder, Ticket, now
 
 if TYPE_CHECKING:
     from lora_exp.storage.sweep_folder import Sweep
@@ -26,60 +26,61 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TICKET = "mlflow.json"
-PAUSE = 15.0  # seconds for which a store that failed is left alone
+PAUSE = 15.0  # seconds without another attempt after the store failed
 
 
 class Delivery:
-    """Delivers to one tracking store; one that fails is left alone for a while, so that no job waits for it."""
+    """Record the jobs of a process in one tracking store.
+
+    No method raises when the store fails: a warning is logged, and for PAUSE seconds no other job waits for the store.
+    """
 
     def __init__(self, recorder: Recorder | None) -> None:
-        """Without a recorder nothing is delivered, and nothing is missing."""
+        """Without a recorder nothing is recorded, and everything counts as recorded."""
         self.recorder = recorder
-        self._away_until = 0.0
+        self._paused_until = 0.0
 
     def deliver(self, folder: Path, parent: str | None) -> bool:
-        """Record what lies in a job's folder, once; whether it is recorded. Never raises for the store's sake."""
+        """Record what a job's folder holds, once. Return whether it is recorded."""
         if self.recorder is None:
             return True
-        if time.monotonic() < self._away_until:
-            return False
-        try:
-            _deliver(self.recorder, folder, parent)
-        except LoraExpError as error:
-            self._left_alone(error)
-            return False
-        return True
+        if not self._is_paused():
+            with self._logged_errors():
+                _deliver(self.recorder, folder, parent)
+                return True
+        return False
+
+    def deliver_all(self, folders: Iterable[Path], parent: str | None) -> int:
+        """Record every job that is not recorded yet. Return how many still are not."""
+        return sum(not self.deliver(folder, parent) for folder in folders if not is_delivered(folder))
 
     def open_parent(self, folder: Path) -> str | None:
-        """The parent run of the sweep in `folder`, made or found by its ticket; None while it can't be had."""
+        """The parent run of the sweep in `folder`, created or found by its ticket; None while the store is away."""
         about = read_about(folder)
         if self.recorder is None or about.get("parent_run"):
             return about.get("parent_run")
-        again = bool(about.get("parent_asked"))
-        ticket = Ticket(about["ticket"], _now(), again)
+        ticket = Ticket(about["ticket"], now(), is_retry=bool(about.get("parent_asked")))
         note(folder, parent_asked=True)
-        try:
-            jobs = {"jobs": str(about.get("search", {}).get("trials") or len(about["jobs"]))}  # a search has none yet
+        # A search has no jobs yet when its parent is opened.
+        jobs = {"jobs": str(about.get("search", {}).get("trials") or len(about["jobs"]))}
+        parent = None
+        with self._logged_errors():
             parent = self.recorder.start_sweep(about["name"], about["command"], jobs, ticket)
-        except LoraExpError as error:
-            self._left_alone(error)
-            return None
-        note(folder, parent_run=parent)
+        if parent is not None:
+            note(folder, parent_run=parent)
         return parent
 
     def reopen_parent(self, folder: Path) -> None:
-        """Let the parent run of a sweep that is resumed go on."""
+        """Set the parent run of a sweep that is resumed to RUNNING."""
         about = note(folder, ended=None)
         if self.recorder is not None and about.get("parent_run"):
-            try:
+            with self._logged_errors():
                 self.recorder.reopen(about["parent_run"])
-            except LoraExpError as error:
-                self._left_alone(error)
 
     def close_parent(self, folder: Path) -> bool:
-        """Close the parent run as `sweep.json` says that the sweep ended; whether it is closed.
+        """Close the parent run with the status that `sweep.json` gives. Return whether it is closed.
 
-        A sweep that has its report gets its summary too, which links to the runs of all jobs that are recorded.
+        A sweep with a report gets its summary too, which links to the runs of all jobs.
         """
         from lora_exp.storage.sweep_folder import read_sweep
 
@@ -87,43 +88,44 @@ class Delivery:
         ended, parent = about.get("ended"), about.get("parent_run")
         if self.recorder is None or (ended or {}).get("recorded"):
             return True
-        if not ended or not parent or time.monotonic() < self._away_until:
-            return False
+        if ended and parent and not self._is_paused():
+            with self._logged_errors():
+                report = None if ended["report"] is None else Path(ended["report"])
+                sweep = None if report is None else read_sweep(folder)
+                runs = {} if sweep is None else _runs_of(sweep)
+                self.recorder.finish_sweep(parent, ended["status"], ended.get("time") or now(), sweep, runs, report)
+                note(folder, ended=ended | {"recorded": True})
+                return True
+        return False
+
+    def _is_paused(self) -> bool:
+        return time.monotonic() < self._paused_until
+
+    @contextlib.contextmanager
+    def _logged_errors(self) -> Iterator[None]:
+        """A block whose LoraExpError is logged, and after which no attempt is made for PAUSE seconds."""
         try:
-            report = None if ended["report"] is None else Path(ended["report"])
-            sweep = None if report is None else read_sweep(folder)
-            runs = {} if sweep is None else _runs_of(sweep)
-            self.recorder.finish_sweep(parent, ended["status"], ended.get("time") or _now(), sweep, runs, report)
+            yield
         except LoraExpError as error:
-            self._left_alone(error)
-            return False
-        note(folder, ended=ended | {"recorded": True})
-        return True
-
-    def _left_alone(self, error: LoraExpError) -> None:
-        self._away_until = time.monotonic() + PAUSE
-        log.warning("%s; results are kept, and are recorded when it is back", error)
-
-    def deliver_all(self, folders: Iterable[Path], parent: str | None) -> int:
-        """Record all that is not yet; how many are still missing."""
-        return sum(not self.deliver(folder, parent) for folder in folders if not is_delivered(folder))
+            self._paused_until = time.monotonic() + PAUSE
+            log.warning("%s; results are kept, and will be recorded when the store is back", error)
 
 
 def _runs_of(sweep: Sweep) -> dict[int, str]:
-    """The ids of the runs that MLflow has, by job."""
+    """The ids of the recorded runs, by job."""
     folders = zip(sweep.frame["job"], sweep.frame["folder"], strict=True)
     found = {int(job): recorded_run(Path(folder)) for job, folder in folders}
     return {job: run for job, run in found.items() if run is not None}
 
 
 def recorded_run(folder: Path) -> str | None:
-    """The id of the run that a job's folder has in MLflow; None where it is not known."""
+    """The id of the run of a job's folder in MLflow; None when it is not recorded."""
     run = _ticket(folder).get("run")
     return None if run is None else str(run)
 
 
 def is_delivered(folder: Path) -> bool:
-    """Whether what lies in a job's folder is in MLflow, or nothing lies there."""
+    """Whether what a job's folder holds is in MLflow, or it holds nothing."""
     kind = _kind(folder)
     return kind is None or (recorded_run(folder) is not None and _ticket(folder).get("kind") == kind)
 
@@ -134,25 +136,21 @@ def _deliver(recorder: Recorder, folder: Path, parent: str | None) -> None:
         return
     kind, known = _kind(folder), _ticket(folder)
     if known and known.get("kind") != kind:  # it failed before, and has a result now
-        recorder.forget(known["ticket"])
+        recorder.delete(known["ticket"])
         known = {}
-    ticket = Ticket(known["ticket"], int(known["time"]), True) if known else Ticket(uuid.uuid4().hex, _now(), False)
+    ticket = Ticket(known["ticket"], int(known["time"]), is_retry=True) if known else Ticket.new()
     about = {"ticket": ticket.name, "time": ticket.time, "kind": kind, "run": None}
     if not known:
         write_json(folder / TICKET, about)
     if kind == RESULT:
-        result = read(folder)
-        facts = result.provenance
-        run = recorder.record_run(result, folder, facts["overrides"], facts["config"], parent, ticket)
+        run = recorder.record_run(read(folder), folder, parent, ticket)
     else:
-        job = read_failure(folder)
-        stopped = job.stopped is not None
-        run = recorder.record_failure(job.name, job.overrides, job.error, folder, parent, ticket, stopped=stopped)
+        run = recorder.record_failure(read_failure(folder), folder, parent, ticket)
     write_json(folder / TICKET, about | {"run": run})
 
 
 def _kind(folder: Path) -> str | None:
-    """What a job's folder holds to be recorded."""
+    """The file in a job's folder that is to be recorded, if any."""
     return next((name for name in (RESULT, FAILURE) if (folder / name).is_file()), None)
 
 
@@ -162,7 +160,3 @@ def _ticket(folder: Path) -> dict[str, Any]:
         return dict(found) if {"ticket", "time"} <= set(found) else {}
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def _now() -> int:
-    return time.time_ns() // 10**6

@@ -1,7 +1,7 @@
-"""What of a result goes on record, flat: parameters, metrics, data, loss curve, tags and a description in Markdown.
+"""The facts that MLflow records of a run and of a sweep: parameters, metrics, data sets, loss curve, tags, description.
 
-Names are those that a tracker's compare page groups and sorts well: plain ones for what users compare,
-`error_before/digit_3`, `error_after/digit_3`, `adapter/...` and `seconds/...` for the rest.
+MLflow's compare page sorts metrics by name and groups them at slashes. So what users compare has a plain name, and the
+rest is `error_before/digit_3`, `error_after/digit_3`, `adapter/...` and `seconds/...`.
 """
 
 from __future__ import annotations
@@ -9,42 +9,38 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.spec import SIDE, TRAIN_IMAGES
 from lora_exp.storage.result import RunResult, as_text
 
-# A tracker is slow a point (0.1 ms), and a chart on a screen shows no more.
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lora_exp.storage.sweep_folder import Sweep
+
+# Recording takes 0.1 ms a point, and a chart on a screen shows no more points.
 CURVE_POINTS = 200
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
-
-
-@dataclass(frozen=True)
-class DataPart:
-    """A part of a data set, and what the run used it for (`context`).
-
-    `digest` tells parts of different images apart; `schema` and `profile` are JSON, in the form that MLflow has for
-    arrays.
-    """
-
-    name: str
-    context: str
-    digest: str
-    schema: str
-    profile: str
+# MLflow limits a description to 8,000 characters: runs of a Pareto front that are listed, characters of the command.
+FRONT_LIMIT, COMMAND_LIMIT = 20, 1000
+ERRORS = ("target_error", "other_error")
+SWEEP_HEADER = ["run", "target error before", "after", "other digits before", "after", "forgetting (points)"]
 
 
 def metrics_of(result: RunResult) -> dict[str, float]:
-    """The numbers of the run: errors are rates from 0 to 1, times are seconds.
+    """The numbers of the run. Errors are rates from 0 to 1, times are seconds.
 
-    The error on the target comes first, since a compare page draws the first at once. A diverged run has no errors,
-    accuracies or forgetting: they would be compared with those of sound runs.
+    The error on the target comes first, because MLflow's compare page draws the first metric. A diverged run has no
+    errors, accuracies or forgetting, so that they are never compared with those of sound runs.
     """
     out = result.outcome
     found: dict[str, float] = {}
     if not result.diverged:
-        for name in ("target_error", "other_error"):
+        for name in ERRORS:
             found[name], found[f"{name}_before"] = getattr(out, name), getattr(out, f"{name}_before")
         found |= {
             "forgetting": out.forgetting,
@@ -57,49 +53,52 @@ def metrics_of(result: RunResult) -> dict[str, float]:
         found[name] = getattr(out, name)
     adapter = result.spec.adapter
     if adapter.scaling is not None:
-        # Parameters are text, for which MLflow knows neither < nor an order of numbers.
+        # MLflow can't compare parameters as numbers: they are text.
         found["adapter/rank"] = float(adapter.rank)
         found["adapter/alpha"] = float(adapter.rank if isinstance(adapter.alpha, str) else adapter.alpha)
         found["adapter/scaling"] = adapter.scaling
     return found | {f"seconds/{stage}": seconds for stage, seconds in result.times.items()}
 
 
-def data_of(result: RunResult) -> list[DataPart]:
-    """The parts of the data set that the run was trained, chosen and judged on."""
+def data_of(result: RunResult) -> list[Any]:
+    """The parts of the data set that the run used, as MLflow's entities (`DatasetInput`).
+
+    The digest differs between parts with different images. MLflow's own constructors would need the images.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_SOURCE_NAME
+
     spec, sha256 = result.spec.data, result.provenance["data_sha256"]
-    left = TRAIN_IMAGES - spec.validation
-    parts: list[tuple[str, str, int, list[int] | None]] = []
-    parts.append(("training", "train", left if spec.limit is None else min(spec.limit, left), None))
-    if spec.validation:
-        parts.append(("validation", "validation", spec.validation, None))
-    counts = result.outcome.before.counts
-    parts.append(("evaluation", "test", sum(counts), counts))
-    schema = {"features": _array((-1, SIDE, SIDE)), "targets": _array((-1,))}
-    return [
-        DataPart(
-            name=spec.name,
-            context=context,
-            digest=f"{sha256[:12]}-{part}-{images}",  # MLflow takes two with one name and digest for the same
-            schema=json.dumps({"mlflow_tensorspec": schema}),
-            profile=json.dumps(
-                {"num_rows": images, "num_elements": images * SIDE**2}
-                | ({"images_by_digit": by_digit} if by_digit else {})
-            ),
-        )
-        for context, part, images, by_digit in parts
-    ]
+    left, counts = TRAIN_IMAGES - spec.validation, result.outcome.before.counts
+    parts = [("training", "train", left if spec.limit is None else min(spec.limit, left))]
+    parts += [("validation", "validation", spec.validation)] if spec.validation else []
+    parts += [("evaluation", "test", sum(counts))]
+    source = json.dumps({"tags": {MLFLOW_SOURCE_NAME: f"lora-exp data={spec.name}"}})
+    schema = {"mlflow_tensorspec": {"features": _array((-1, SIDE, SIDE)), "targets": _array((-1,))}}
+    found = []
+    for context, part, images in parts:
+        profile: dict[str, Any] = {"num_rows": images, "num_elements": images * SIDE**2}
+        if part == "test":
+            profile["images_by_digit"] = counts
+        digest = f"{sha256[:12]}-{part}-{images}"
+        dataset = Dataset(spec.name, digest, "code", source, json.dumps(schema), json.dumps(profile))
+        found.append(DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, context)]))
+    return found
 
 
 def curve_of(result: RunResult) -> list[tuple[int, float]]:
-    """(step from 1, loss) at evenly spread steps, first and last included; only losses that are finite."""
+    """(step from 1, loss) at up to CURVE_POINTS evenly spread steps, the first and the last among them.
+
+    Losses that are not finite are left out.
+    """
     losses = [(step, loss) for step, loss in enumerate(result.outcome.loss_curve, 1) if math.isfinite(loss)]
     if len(losses) <= CURVE_POINTS:
         return losses
     return [losses[round(at * (len(losses) - 1) / (CURVE_POINTS - 1))] for at in range(CURVE_POINTS)]
 
 
-def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
-    """What identifies the run and tells how it was made; NOTE is its description."""
+def tags_of(result: RunResult) -> dict[str, str]:
+    """What identifies the run, how it was made, and its description (NOTE)."""
     out = result.outcome
     facts = {k: v for k, v in result.provenance.items() if k not in ("versions", "overrides", "config")}
     tags = {name: as_text(value) for name, value in facts.items()} | {
@@ -109,8 +108,8 @@ def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
         "base_unchanged": as_text(out.base_unchanged),
         "adapter_off_equals_base": as_text(out.adapter_off_equals_base),
         "versions": ", ".join(f"{k} {v}" for k, v in result.provenance.get("versions", {}).items()),
-        "overrides": shlex.join(overrides),
-        NOTE: _note(result, overrides),
+        "overrides": shlex.join(result.provenance["overrides"]),
+        NOTE: _description(result),
     }
     if not result.imported:
         tags["spec_key"] = result.spec.key
@@ -123,10 +122,11 @@ def tags_of(result: RunResult, overrides: Sequence[str]) -> dict[str, str]:
     return tags
 
 
-def _note(result: RunResult, overrides: Sequence[str]) -> str:
+def _description(result: RunResult) -> str:
+    """The run in Markdown: what it gained and cost, and its command."""
     out = result.outcome
     digits = ", ".join(str(digit) for digit in result.spec.finetune.digit)
-    command = shlex.join(["lora-exp", *overrides])
+    command = shlex.join(["lora-exp", *result.provenance["overrides"]])
     end = (
         f"{out.parameters_adapter:,} parameters added to {out.parameters_base:,} (+{out.overhead_percent:.3f} %)."
         f"\n\n```\n{command}\n```"
@@ -142,14 +142,74 @@ def _note(result: RunResult, overrides: Sequence[str]) -> str:
     return f"{markdown_table(['', 'before', 'after', 'points'], lines)}\n\n{end}"
 
 
+@dataclass(frozen=True)
+class Links:
+    """Addresses in MLflow's UI: the run of each job, the list of all runs of the sweep, and its report, if any."""
+
+    runs: Mapping[int, str]
+    all_runs: str
+    report: str | None
+
+
+def metrics_of_sweep(frame: pd.DataFrame) -> dict[str, float]:
+    """`jobs_<status>`, and of the sound runs `mean_*`, `lowest_*` and `pareto_runs`. Errors are rates from 0 to 1."""
+    from lora_exp.storage.table import both_errors, finished, pareto_front
+
+    found = {f"jobs_{status}": float(count) for status, count in frame["status"].value_counts().items()}
+    runs = finished(frame)
+    if runs.empty:
+        return found
+    columns = {name: runs[name] for name in (*ERRORS, *(f"{name}_before" for name in ERRORS), "forgetting")}
+    found |= {f"mean_{name}": float(values.mean()) for name, values in columns.items()}
+    columns = {name: runs[name] for name in (*ERRORS, "forgetting")} | {"sum_of_both_errors": both_errors(runs)}
+    found |= {f"lowest_{name}": float(values.min()) for name, values in columns.items()}
+    return found | {"pareto_runs": float(len(pareto_front(frame)))}
+
+
+def description_of_sweep(sweep: Sweep, links: Links) -> str:
+    """The sweep in Markdown: the jobs by status, the best trade-offs with links to their runs, and the command.
+
+    The links come first, because MLflow folds all but the first lines of a description.
+    """
+    from lora_exp.storage.table import pareto_front, representative
+
+    frame = sweep.frame
+    counts = ", ".join(f"{count} {status}" for status, count in frame["status"].value_counts().items())
+    pages = f"[All runs of this sweep]({links.all_runs})"
+    if links.report is not None:
+        pages += f", [its report]({links.report})"
+    parts = [f"{len(frame)} jobs: {counts}. {pages}."]
+    lowest = representative(frame)
+    if lowest is not None:
+        name, before, after, others_before, others, forgetting = _sweep_row(frame, lowest, links)
+        front = pareto_front(frame)
+        shown = f" (the first {FRONT_LIMIT} of {len(front)})" if len(front) > FRONT_LIMIT else ""
+        parts += [
+            f"Lowest sum of both errors: {name}, error on the target {before} to {after}, on the other digits "
+            f"{others_before} to {others} (forgetting {forgetting} points).",
+            "Pareto front of target error and forgetting: no other run has less of one without more of the other"
+            f"{shown}.",
+            markdown_table(SWEEP_HEADER, [_sweep_row(frame, job, links) for job in front[:FRONT_LIMIT]]),
+        ]
+    command = textwrap.shorten(sweep.command, COMMAND_LIMIT, placeholder=" …")
+    return "\n\n".join([*parts, f"```\n{command}\n```"])
+
+
+def _sweep_row(frame: pd.DataFrame, job: int, links: Links) -> list[str]:
+    """The cells of a job below SWEEP_HEADER."""
+    row = frame[frame["job"] == job].iloc[0]
+    errors = [_percent(row[error + when]) for error in ERRORS for when in ("_before", "")]
+    return [f"[{row['name']}]({links.runs[job]})", *errors, f"{100 * row['forgetting']:+.2f}"]
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of text in the first column and numbers in the others, with gaps, which MLflow does not leave."""
+    """A table of text in the first column and numbers in the others, with the gaps that MLflow's style lacks."""
     lines = [f"| {' | &emsp;'.join(cells)} |" for cells in (header, *rows)]
     return "\n".join([lines[0], f"| --- |{' ---: |' * (len(header) - 1)}", *lines[1:]])
 
 
 def _array(shape: tuple[int, ...]) -> str:
-    """MLflow's JSON for an array of uint8; -1 stands for any length."""
+    """MLflow's JSON for an array of uint8; -1 means any length."""
     return json.dumps([{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": shape}}])
 
 

@@ -1,4 +1,4 @@
-"""Runs read back from the tracking store, in which nothing is changed."""
+"""Read recorded runs back from the tracking store. Nothing in it is changed."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ from lora_exp.config.settings import TrackingSettings
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import RESULT
 from lora_exp.storage.sweep_file import Failure, write_failure, write_whole
-from lora_exp.tracking.connection import existing, one_line
+from lora_exp.tracking.connection import existing_store, translated_errors
 
 
 def fetch_run(settings: TrackingSettings, run: str, names: Sequence[str]) -> dict[str, bytes]:
-    """Those of the artifacts `names` that a recorded run has, by name.
+    """The content of the artifacts `names` of a recorded run, by name; names that it lacks are left out.
 
     Raises LoraExpError when there is no such store, or no such run in it.
     """
-    settings = existing(settings, f"run {run}")
-    with one_line(settings.uri):
+    settings = existing_store(settings, f"run {run}")
+    with translated_errors(settings.uri):
         from mlflow import MlflowClient
 
         return _artifacts(settings, MlflowClient(settings.uri).get_run(run), names)
 
 
 def fetch_experiment(settings: TrackingSettings, folder: Path) -> list[tuple[Path, str]]:
-    """Write what `settings.experiment` holds of each run into `folder`/RUN; the folders and names of their sweeps.
+    """Download each run of `settings.experiment` into `folder`/RUN; return these folders, each with its sweep's name.
 
-    A folder has `result.json`, or `failure.json` of a run that failed. The order is that in which runs were made.
-    Raises LoraExpError when there is no such store or experiment, or no run in it.
+    A folder gets `result.json`, or `failure.json` when the run failed. Runs are in the order of their start. Raises
+    LoraExpError when there is no such store or experiment, or no run in it.
     """
-    settings = existing(settings, f"experiment {settings.experiment}")
-    with one_line(settings.uri):
+    settings = existing_store(settings, f"experiment {settings.experiment}")
+    with translated_errors(settings.uri):
         from mlflow import MlflowClient
 
         client = MlflowClient(settings.uri)
         experiment = client.get_experiment_by_name(settings.experiment)
         if experiment is None:
-            there = ", ".join(one.name for one in client.search_experiments())
-            raise LoraExpError(f"tracking.experiment={settings.experiment}: is not in {settings.uri}; there: {there}")
+            known = ", ".join(one.name for one in client.search_experiments())
+            raise LoraExpError(
+                f"tracking.experiment={settings.experiment}: is not in {settings.uri}, which has: {known}"
+            )
         runs = _all_runs(client, experiment.experiment_id)
         sweeps = {run.info.run_id: run.info.run_name for run in runs if run.data.tags.get("kind") == "sweep"}
         found = []
@@ -50,14 +52,14 @@ def fetch_experiment(settings: TrackingSettings, folder: Path) -> list[tuple[Pat
             if run.data.tags.get("kind") == "run" and _write(settings, run, place):
                 found.append((place, sweeps.get(run.data.tags.get("mlflow.parentRunId"), settings.experiment)))
     if not found:
-        raise LoraExpError(f"tracking.experiment={settings.experiment}: has no run of lora-exp")
+        raise LoraExpError(f"tracking.experiment={settings.experiment}: has no finished or failed run of lora-exp")
     return found
 
 
 def _all_runs(client: Any, experiment_id: str) -> list[Any]:
     runs: list[Any] = []
     token: str | None = ""
-    while token is not None:  # page by page
+    while token is not None:
         page = client.search_runs([experiment_id], order_by=["attributes.start_time ASC"], page_token=token or None)
         runs += page
         token = page.token
@@ -65,7 +67,7 @@ def _all_runs(client: Any, experiment_id: str) -> list[Any]:
 
 
 def _write(settings: TrackingSettings, run: Any, folder: Path) -> bool:
-    """Write the run's result or why it has none; False where neither is known (it may still be running)."""
+    """Write the run's result, or the reason why it has none; False when it has neither (it may still be running)."""
     folder.mkdir(parents=True, exist_ok=True)
     files = _artifacts(settings, run, [RESULT])
     tags = run.data.tags

@@ -1,7 +1,7 @@
-"""Writes runs to MLflow; only the process that launches jobs does.
+"""Write runs to MLflow. Only the process that launches jobs does.
 
-A run is created once its result exists and is closed at once, so that a killed job leaves nothing RUNNING;
-only the parent run of a sweep is open while the sweep goes on. Results lie in their folders before.
+A run is created after its result is on disk, and is closed at once, so that a killed job leaves no run RUNNING. Only
+the parent run of a sweep stays open while the sweep goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shlex
 import tempfile
 import time
 import urllib.parse
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,32 +21,48 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.storage.result import ADAPTER, RESULT, RunResult
-from lora_exp.tracking.connection import VIEW, connected, one_line
-from lora_exp.tracking.facts import NOTE, curve_of, data_of, metrics_of, tags_of
+from lora_exp.tracking import facts
+from lora_exp.tracking.connection import connect, translated_errors
 
 if TYPE_CHECKING:
+    from lora_exp.storage.sweep_file import FailedJob
     from lora_exp.storage.sweep_folder import Sweep
 
 # MLflow's limits, in characters.
 NAME_LIMIT, PARAMETER_LIMIT, TAG_LIMIT = 250, 6000, 8000
 REPORT_PAGES = ("report.html", "report.md")
+# Part of addresses in MLflow's UI. Without it the UI opens its view for language models, which hides most of a run.
+VIEW = "workflowType=machine_learning"
+# Columns of the table of runs, which shows no number by default, and the name of the view that MLflow keeps them in.
+UI_COLUMNS = [f"params.`{name}`" for name in ("digit", "rank", "alpha", "seed")]
+UI_COLUMNS += [f"metrics.`{name}`" for name in ("target_error", "other_error", "forgetting")]
+UI_VIEW_KEY = "lora_exp"
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a run is known by before MLflow has given it an id, and the time it is recorded under (ms since 1970).
+    """An idempotency key: identifies a run before MLflow has given it an id.
 
-    `again` tells that it was handed in before, so that the store may have the run already.
+    `time` (ms since 1970) is the end that is recorded of the run. `is_retry` says that the ticket was used before, so
+    that MLflow may have the run already.
     """
 
     name: str
     time: int
-    again: bool
+    is_retry: bool
+
+    @classmethod
+    def new(cls) -> Ticket:
+        """A ticket that was never used."""
+        return cls(uuid.uuid4().hex, now(), False)
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """Writes runs to one experiment of one store; `client` is an `mlflow.MlflowClient`."""
+    """Write runs to one experiment of one tracking store. `client` is an `mlflow.MlflowClient`.
+
+    All methods raise LoraExpError, of one line, when the store can't be read or written.
+    """
 
     settings: TrackingSettings
     client: Any
@@ -53,19 +70,15 @@ class Recorder:
 
     @classmethod
     def open(cls, settings: TrackingSettings) -> Recorder:
-        """Connect to the store, making it and the experiment where there is none yet.
+        """Connect to the store; create it and the experiment where they do not exist. See `connection.connect`."""
+        return cls(*connect(settings))
 
-        Raises LoraExpError when that is not possible, for a silent server after about 3 s.
-        """
-        place = connected(settings)
-        return cls(place.settings, place.client, place.experiment_id)
-
-    def start_sweep(self, name: str, command: str, parameters: Mapping[str, str], ticket: Ticket | None = None) -> str:
-        """Open the parent run of a sweep and return its id. Raises LoraExpError, as all methods do."""
+    def start_sweep(self, name: str, command: str, parameters: Mapping[str, str], ticket: Ticket) -> str:
+        """Open the parent run of a sweep; return its id."""
         from mlflow.entities import Param
 
-        tags = {"kind": "sweep", "command": command, NOTE: f"```\n{command}\n```"}
-        with self._run(name, tags, _now(), None, ticket) as run:
+        tags = {"kind": "sweep", "command": command, facts.NOTE: f"```\n{command}\n```"}
+        with self._run(name, tags, ticket.time, None, ticket) as run:
             params = [Param(key, _cut(value, PARAMETER_LIMIT)) for key, value in parameters.items()]
             self.client.log_batch(run.info.run_id, params=params, synchronous=True)
         return str(run.info.run_id)
@@ -75,16 +88,14 @@ class Recorder:
     ) -> None:
         """Close the parent run as `status` (FINISHED, FAILED or KILLED), with the sweep's summary and report, if any.
 
-        `runs` are the ids of the sweep's runs by job, `time` (ms since 1970) is when it ended.
+        `runs` are the ids of the sweep's runs by job. `time` (ms since 1970) is when the sweep ended.
         """
         from mlflow.entities import Metric, RunTag
 
-        from lora_exp.tracking.sweep_facts import metrics_of_sweep
-
-        with one_line(self.settings.uri):
+        with translated_errors(self.settings.uri):
             try:
                 if sweep is not None:
-                    points = metrics_of_sweep(sweep.frame).items()
+                    points = facts.metrics_of_sweep(sweep.frame).items()
                     tags = self._summary(parent, sweep, runs, report)
                     self.client.log_batch(
                         parent,
@@ -99,123 +110,107 @@ class Recorder:
 
     def _summary(self, parent: str, sweep: Sweep, runs: Mapping[int, str], report: Path | None) -> dict[str, str]:
         from lora_exp.storage.table import representative
-        from lora_exp.tracking.sweep_facts import Pages, description_of
 
         pages = [f"report/{name}" for name in REPORT_PAGES if report is not None and (report / name).is_file()]
-        places = Pages(
+        links = facts.Links(
             runs={job: self.page(run) for job, run in runs.items()},
             all_runs=self.children_page(parent),
             report=self.page(parent, pages[0]) if pages else None,
         )
-        tags, lowest = {NOTE: description_of(sweep, places)}, representative(sweep.frame)
+        tags, lowest = {facts.NOTE: facts.description_of_sweep(sweep, links)}, representative(sweep.frame)
         return tags if lowest is None else tags | {"lowest_sum_run": runs[lowest]}
 
+    def runs_page(self) -> str:
+        """The address of the table of runs below MLflow's, with UI_COLUMNS, which are saved in MLflow for it."""
+        with translated_errors(self.settings.uri):
+            columns = json.dumps({"selectedColumns": UI_COLUMNS})
+            self.client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{UI_VIEW_KEY}", columns)
+        return f"#/experiments/{self.experiment_id}/runs?{VIEW}&viewStateShareKey={UI_VIEW_KEY}"
+
     def page(self, run: str, artifact: str = "") -> str:
-        """Where MLflow shows a run, or one of its artifacts, as its descriptions link to it."""
-        place = f"{run}/artifacts/{artifact}" if artifact else run
-        return f"#/experiments/{self.experiment_id}/runs/{place}?{VIEW}"
+        """The address of a run, or of one of its artifacts, as descriptions link to it."""
+        path = f"{run}/artifacts/{artifact}" if artifact else run
+        return f"#/experiments/{self.experiment_id}/runs/{path}?{VIEW}"
 
     def children_page(self, parent: str) -> str:
-        """Where MLflow lists the runs of a sweep: sorted, since it hides them behind their parent otherwise."""
+        """The address of the list of a sweep's runs. It is sorted, because MLflow folds an unsorted list by parent."""
         query = {"searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'"}
         query |= {"orderByKey": "metrics.`target_error`", "orderByAsc": "true"}
-        asked = urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
-        return f"#/experiments/{self.experiment_id}/runs?{VIEW}&{asked}"
+        encoded = urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
+        return f"#/experiments/{self.experiment_id}/runs?{VIEW}&{encoded}"
 
-    def record_run(
-        self,
-        result: RunResult,
-        folder: Path,
-        overrides: Sequence[str],
-        config: str,
-        parent: str | None,
-        ticket: Ticket | None = None,
-    ) -> str:
-        """Record a result whose files lie in `folder`, and return the run's id.
+    def record_run(self, result: RunResult, folder: Path, parent: str | None, ticket: Ticket) -> str:
+        """Record a result whose files are in `folder`; return the run's id.
 
-        A diverged run is FAILED and has no errors: MLflow takes NaN for 0, and filters would find it. The
-        duration that MLflow shows is the job's share of fine-tuning and evaluation.
+        A diverged run is FAILED and has no errors: MLflow stores NaN as 0, which filters would find. The duration in
+        MLflow is the job's share of fine-tuning and evaluation.
         """
         from mlflow.entities import Metric, Param
 
-        end = _now() if ticket is None else ticket.time
-        start = end - int(1000 * sum(result.times.get(stage, 0) for stage in ("fine_tuning", "evaluation")))
-        parameters, tags = result.parameters(), {"kind": "run", **tags_of(result, overrides)}
+        start = ticket.time - int(1000 * sum(result.times.get(stage, 0) for stage in ("fine_tuning", "evaluation")))
+        parameters, tags = result.parameters(), {"kind": "run", **facts.tags_of(result)}
         if cut := [name for name, value in parameters.items() if len(value) > PARAMETER_LIMIT]:
-            tags["cut"] = f"{', '.join(cut)}: the first {PARAMETER_LIMIT} characters; config.yaml has the whole"
-        points = [(key, value, 0) for key, value in metrics_of(result).items()]
-        points += [("loss", loss, step) for step, loss in curve_of(result)]
+            tags["cut"] = f"{', '.join(cut)}: the first {PARAMETER_LIMIT} characters; config.yaml has all of it"
+        points = [(key, value, 0) for key, value in facts.metrics_of(result).items()]
+        points += [("loss", loss, step) for step, loss in facts.curve_of(result)]
         with self._run(result.name, tags, start, parent, ticket) as run:
             self.client.log_batch(
                 run.info.run_id,
-                metrics=[Metric(key, value, end, step) for key, value, step in points if math.isfinite(value)],
+                metrics=[Metric(key, value, ticket.time, step) for key, value, step in points if math.isfinite(value)],
                 params=[Param(key, _cut(value, PARAMETER_LIMIT)) for key, value in parameters.items()],
                 synchronous=True,
             )
-            self.client.log_inputs(run.info.run_id, _inputs(result))
-            self._attach(run, [folder / RESULT, folder / ADAPTER], folder / "figures", config)
-            self.client.set_terminated(run.info.run_id, "FAILED" if result.diverged else "FINISHED", end)
+            self.client.log_inputs(run.info.run_id, facts.data_of(result))
+            self._attach(run, [folder / RESULT, folder / ADAPTER, folder / "figures"], result.provenance.get("config"))
+            self.client.set_terminated(run.info.run_id, "FAILED" if result.diverged else "FINISHED", ticket.time)
         return str(run.info.run_id)
 
-    def record_failure(
-        self,
-        name: str,
-        overrides: Sequence[str],
-        error: str,
-        folder: Path,
-        parent: str | None,
-        ticket: Ticket | None = None,
-        stopped: bool = False,
-    ) -> str:
-        """Record a job that has no result, with the reason and the logs in `folder`; its id.
+    def record_failure(self, failure: FailedJob, folder: Path, parent: str | None, ticket: Ticket) -> str:
+        """Record a job without a result from its `failure.json` and the logs in `folder`; return the run's id.
 
-        It is FAILED, or KILLED where halving `stopped` it.
+        Its status is FAILED, or KILLED when successive halving stopped it.
         """
-        command, status = shlex.join(overrides), "stopped" if stopped else "failed"
-        note = f"**{status.capitalize()}:** {error}\n\n```\nlora-exp {command}\n```"
-        tags = {"kind": "run", "status": status, "error": error, "overrides": command, NOTE: note}
-        now = _now() if ticket is None else ticket.time
-        with self._run(name, tags, now, parent, ticket) as run:
-            self._attach(run, sorted(folder.glob("*.log")), None, None)
-            self.client.set_terminated(run.info.run_id, "KILLED" if stopped else "FAILED", now)
+        command, status = shlex.join(failure.overrides), "failed" if failure.stopped is None else "stopped"
+        note = f"**{status.capitalize()}:** {failure.error}\n\n```\nlora-exp {command}\n```"
+        tags = {"kind": "run", "status": status, "error": failure.error, "overrides": command, facts.NOTE: note}
+        with self._run(failure.name, tags, ticket.time, parent, ticket) as run:
+            self._attach(run, sorted(folder.glob("*.log")))
+            self.client.set_terminated(run.info.run_id, "KILLED" if status == "stopped" else "FAILED", ticket.time)
         return str(run.info.run_id)
 
     def reopen(self, run: str) -> None:
-        """Let a run that ended go on."""
-        with one_line(self.settings.uri):
+        """Set a run that ended to RUNNING."""
+        with translated_errors(self.settings.uri):
             self.client.update_run(run, status="RUNNING")
 
-    def forget(self, ticket: str) -> None:
-        """Take the run of that ticket, if there is one, out of sight; MLflow can restore it."""
-        with one_line(self.settings.uri):
+    def delete(self, ticket: str) -> None:
+        """Delete the run of that ticket, if there is one. MLflow can restore it."""
+        with translated_errors(self.settings.uri):
             for run in self._of_ticket(ticket):
                 self.client.delete_run(run.info.run_id)
 
-    def known(self, run: str | None) -> str | None:
-        """That run, if this experiment has it."""
-        with one_line(self.settings.uri):
-            found = self.client.search_runs([self.experiment_id], f"attributes.run_id = '{run}'") if run else []
-        return run if found else None
+    def has(self, run: str) -> bool:
+        """Whether the experiment has a run with that id."""
+        with translated_errors(self.settings.uri):
+            return bool(self.client.search_runs([self.experiment_id], f"attributes.run_id = '{run}'"))
 
     def _of_ticket(self, ticket: str) -> list[Any]:
         return list(self.client.search_runs([self.experiment_id], f"tags.ticket = '{ticket}'"))
 
     @contextlib.contextmanager
-    def _run(
-        self, name: str, tags: dict[str, str], start: int, parent: str | None, ticket: Ticket | None
-    ) -> Iterator[Any]:
-        """A new run, or the one that an earlier try with this ticket left.
+    def _run(self, name: str, tags: dict[str, str], start: int, parent: str | None, ticket: Ticket) -> Iterator[Any]:
+        """A new run, or the one that an earlier attempt with this ticket left.
 
-        Whatever interrupts the block leaves it KILLED instead of RUNNING.
+        An exception in the block leaves the run KILLED instead of RUNNING.
         """
+        tags = tags | {"ticket": ticket.name}
         if parent:
-            tags = tags | {"mlflow.parentRunId": parent, NOTE: f"{tags[NOTE]}\n\n[The sweep]({self.page(parent)})"}
-        tags |= {"ticket": ticket.name} if ticket else {}
+            link = f"[The sweep]({self.page(parent)})"
+            tags |= {"mlflow.parentRunId": parent, facts.NOTE: f"{tags[facts.NOTE]}\n\n{link}"}
         tags = {key: _cut(value, TAG_LIMIT) for key, value in tags.items()}
-        with one_line(self.settings.uri):
-            run, *_ = (self._of_ticket(ticket.name) if ticket is not None and ticket.again else []) or [
-                self.client.create_run(self.experiment_id, start, tags, _cut(name, NAME_LIMIT))
-            ]
+        with translated_errors(self.settings.uri):
+            known = self._of_ticket(ticket.name) if ticket.is_retry else []
+            run = known[0] if known else self.client.create_run(self.experiment_id, start, tags, _cut(name, NAME_LIMIT))
             try:
                 yield run
             except BaseException:
@@ -223,16 +218,17 @@ class Recorder:
                     self.client.set_terminated(run.info.run_id, "KILLED")
                 raise
 
-    def _attach(self, run: Any, files: Sequence[Path], figures: Path | None, config: str | None) -> None:
+    def _attach(self, run: Any, files: Sequence[Path], config: str | None = None) -> None:
+        """Upload those of `files` and folders that exist, and the config, if any."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        # Not through the client, which reads the whole run from the store once more to find this address.
+        # The client would read the whole run again to find this address.
         artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=self.settings.uri)
         for file in files:
             if file.is_file():
                 artifacts.log_artifact(str(file))
-        if figures is not None and figures.is_dir():
-            artifacts.log_artifacts(str(figures), "figures")
+            elif file.is_dir():
+                artifacts.log_artifacts(str(file), file.name)
         if config is not None:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "config.yaml"
@@ -240,21 +236,8 @@ class Recorder:
                 artifacts.log_artifact(str(file))
 
 
-def _inputs(result: RunResult) -> list[Any]:
-    """The data of a run as MLflow's entities, made directly: MLflow's own way wants the arrays."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_SOURCE_NAME
-
-    found = []
-    for part in data_of(result):
-        source = json.dumps({"tags": {MLFLOW_SOURCE_NAME: f"lora-exp data={part.name}"}})
-        dataset = Dataset(part.name, part.digest, "code", source, part.schema, part.profile)
-        found.append(DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, part.context)]))
-    return found
-
-
-def _now() -> int:
-    """Milliseconds since 1970, as MLflow counts."""
+def now() -> int:
+    """Milliseconds since 1970, MLflow's unit of time."""
     return time.time_ns() // 10**6
 
 

@@ -1,7 +1,7 @@
-"""What MLflow loads a registered classifier with: registering copies this file, and two files of data, into the model.
+"""The script with which MLflow loads a registered classifier.
 
-So a model needs torch, safetensors and this file, but neither lora_exp nor a serialised Python object. What the
-architecture may consist of stands in KINDS; a file of data names one of these, and never code.
+Registering copies this file and two data files into the model. A model needs mlflow, torch and safetensors, but not
+lora_exp, and holds no serialised Python object. The architecture file may name only the layer kinds in KINDS.
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ from mlflow.pyfunc import PythonModel
 from safetensors.torch import load_file
 from torch import nn
 
-ARCHITECTURE, WEIGHTS = "architecture", "weights"  # the names of the two files
+ARCHITECTURE, WEIGHTS = "architecture", "weights"  # names of the data files
 KINDS = {kind.__name__: kind for kind in (nn.Flatten, nn.Unflatten, nn.Linear, nn.Conv2d, nn.ReLU)}
-AT_ONCE = 1000  # images in memory as floats
+BATCH = 1000  # images in memory as floats
 
 
 class DigitClassifier(PythonModel):  # type: ignore[misc]  # mlflow has no types
-    """Images [N, 28, 28] uint8, black 0, to the digits [N] int64 that they show."""
+    """Classify images [N, 28, 28] uint8 (0 is black) as digits [N] int64."""
 
-    _skip_type_hint_validation = True  # MLflow's hints know no arrays, and without hints it warns
+    _skip_type_hint_validation = True  # without type hints MLflow warns, and its hints have no arrays
 
     def load_context(self, context: Any) -> None:
-        """Build the classifier from the two files; called by MLflow."""
-        about = json.loads(Path(context.artifacts[ARCHITECTURE]).read_text(encoding="utf-8"))
-        layers = [(own["name"], KINDS[own["kind"]](*map(_argument, own["arguments"]))) for own in about["layers"]]
+        """Build the classifier from the two data files. MLflow calls this."""
+        architecture = json.loads(Path(context.artifacts[ARCHITECTURE]).read_text(encoding="utf-8"))
+        layers = [
+            (layer["name"], KINDS[layer["kind"]](*map(_argument, layer["arguments"])))
+            for layer in architecture["layers"]
+        ]
         self._module = nn.Sequential(OrderedDict(layers))
         self._module.load_state_dict(load_file(context.artifacts[WEIGHTS]))
-        self._mean, self._std = float(about["mean"]), float(about["std"])
+        self._mean, self._std = float(architecture["mean"]), float(architecture["std"])
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """The digit of each image; called by MLflow, which holds the images against the model's signature."""
+        """The digit of each image. MLflow calls this, after it has checked the images against the signature."""
         with torch.inference_mode():
-            found = [self._digits(part) for part in torch.split(torch.tensor(model_input), AT_ONCE)]
+            found = [self._digits(part) for part in torch.split(torch.tensor(model_input), BATCH)]
         return torch.cat(found).numpy()
 
     def _digits(self, images_N: torch.Tensor) -> torch.Tensor:

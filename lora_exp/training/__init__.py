@@ -3,6 +3,7 @@
 In reading order:
 
 - `laboratory`: from specs to stored results; calls everything else here
+- `executor`: what an executor of packs has to offer, and training packs in ever smaller parts
 - `base`: trained bases, from the store or trained once
 - `packing`: which jobs train together
 - `pack`: trains and evaluates one pack

@@ -1,40 +1,29 @@
-"""python -m pytest tests/test_records.py
+"""python -m pytest tests/test_recorder.py
 
-Records in a real MLflow store: what users filter, compare and open there.
+Runs in a real MLflow store: what users filter, compare and open there.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from made_results import made_run, pictures_and_labels, write_sweep
-from places import free_port
 
 from lora_exp.config.settings import TrackingSettings
-from lora_exp.config.spec import PARTS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import ClassErrors, Outcome, RunResult
+from lora_exp.storage.sweep_file import FailedJob
 from lora_exp.storage.sweep_folder import read_sweep
 from lora_exp.storage.table import representative
-from lora_exp.tracking import facts as run_facts
+from lora_exp.tracking.facts import CURVE_POINTS, metrics_of_sweep
 from lora_exp.tracking.recorder import Recorder, Ticket
-from lora_exp.tracking.sweep_facts import metrics_of_sweep
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -43,7 +32,12 @@ NAN = float("nan")
 OVERRIDES = ["adapter.rank=4", "adapter.layers=[linear1, linear2]"]
 
 
-def made(rank: int = 4, losses: tuple[float, ...] = (2.0, 1.0, 0.5), diverged_at: int | None = None) -> RunResult:
+def made(
+    rank: int = 4,
+    losses: tuple[float, ...] = (2.0, 1.0, 0.5),
+    diverged_at: int | None = None,
+    overrides: list[str] = OVERRIDES,
+) -> RunResult:
     """A result whose digit d was wrong (10 + d) times of 1,000 before, and 2 d times after."""
 
     def errors(wrong: list[int]) -> ClassErrors:
@@ -79,6 +73,8 @@ def made(rank: int = 4, losses: tuple[float, ...] = (2.0, 1.0, 0.5), diverged_at
         "commit": "1234abc",
         "promise": "same bits in any pack",
         "data_sha256": "ef" * 32,
+        "overrides": overrides,
+        "config": "a: ü\n",
     }
     return RunResult(spec, outcome, {"fine_tuning": 1.5, "evaluation": 0.5}, provenance)
 
@@ -120,8 +116,8 @@ def artifacts(recorder: Recorder, run_id: str, path: str | None = None) -> list[
 
 
 def test_a_run_has_readable_name_flat_parameters_and_errors_by_digit(recorder: Recorder, folder: Path) -> None:
-    parent = recorder.start_sweep("ranks", "lora-exp -m adapter.rank=4", {"jobs": "1"})
-    run = recorder.client.get_run(recorder.record_run(made(), folder, OVERRIDES, "a: ü\n", parent))
+    parent = recorder.start_sweep("ranks", "lora-exp -m adapter.rank=4", {"jobs": "1"}, Ticket.new())
+    run = recorder.client.get_run(recorder.record_run(made(), folder, parent, Ticket.new()))
     assert run.info.run_name == "digit-9_lora_rank-4_alpha-1_seed-0"
     assert run.info.status == "FINISHED"
     assert run.info.end_time - run.info.start_time == 2000
@@ -159,9 +155,10 @@ def test_a_run_has_readable_name_flat_parameters_and_errors_by_digit(recorder: R
 
 
 def test_filters_find_sound_runs_and_never_a_diverged_one(recorder: Recorder, folder: Path) -> None:
-    recorder.record_run(made(rank=4), folder, [], "", None)
-    recorder.record_run(made(rank=8), folder, [], "", None)
-    diverged = recorder.record_run(made(rank=2, losses=(2.0, NAN, float("inf")), diverged_at=2), folder, [], "", None)
+    recorder.record_run(made(rank=4), folder, None, Ticket.new())
+    recorder.record_run(made(rank=8), folder, None, Ticket.new())
+    unsound = made(rank=2, losses=(2.0, NAN, float("inf")), diverged_at=2)
+    diverged = recorder.record_run(unsound, folder, None, Ticket.new())
     four, eight, two = (f"digit-9_lora_rank-{rank}_alpha-1_seed-0" for rank in (4, 8, 2))
     assert found(recorder, "params.rank = '4'") == [four]
     assert found(recorder, "metrics.target_error < 0.1") == [four, eight]
@@ -179,10 +176,10 @@ def test_filters_find_sound_runs_and_never_a_diverged_one(recorder: Recorder, fo
 
 def test_a_long_loss_curve_is_thinned_and_says_so(recorder: Recorder, folder: Path) -> None:
     losses = tuple(float(step) for step in range(1, 12_001))
-    run_id = recorder.record_run(made(losses=losses), folder, [], "", None)
+    run_id = recorder.record_run(made(losses=losses), folder, None, Ticket.new())
     curve = recorder.client.get_metric_history(run_id, "loss")
     steps = [point.step for point in curve]
-    assert len(steps) == run_facts.CURVE_POINTS
+    assert len(steps) == CURVE_POINTS
     assert steps[0] == 1
     assert steps[-1] == 12_000
     assert max(b - a for a, b in pairwise(steps)) <= 61
@@ -192,30 +189,12 @@ def test_a_long_loss_curve_is_thinned_and_says_so(recorder: Recorder, folder: Pa
 
 def test_parameters_beyond_the_limit_are_cut_and_the_cut_is_stated(recorder: Recorder, folder: Path) -> None:
     spec = replace(made().spec, adapter=AdapterSpec(layers=tuple(f"größe{n}" for n in range(1000))))
-    run = recorder.client.get_run(recorder.record_run(replace(made(), spec=spec), folder, ["x" * 9000], "whole", None))
+    result = replace(made(overrides=["x" * 9000]), spec=spec)
+    run = recorder.client.get_run(recorder.record_run(result, folder, None, Ticket.new()))
     assert len(run.data.params["layers"]) == 6000
     assert run.data.params["layers"].startswith("größe0,größe1,")
-    assert run.data.tags["cut"] == "layers: the first 6000 characters; config.yaml has the whole"
+    assert run.data.tags["cut"] == "layers: the first 6000 characters; config.yaml has all of it"
     assert len(run.data.tags["overrides"]) == 8000
-
-
-def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
-    plain = made().parameters()
-    unused = 1  # learning_rate_ratio, by LoRA
-    assert len(plain) == sum(len(fields(part)) for part in PARTS.values()) - unused
-    other = RunSpec(
-        ModelSpec((), True, (8,), 5),
-        DataSpec("kmnist", validation=500, limit=6000),
-        BaseSpec(2, 20, 1e-4, 1, (1, 3)),
-        AdapterSpec(
-            *("rslora", 3, "rank", (("linear1", 2),), (("linear1", 2.0),), ("linear1",), "kaiming", 0.5, 0.1),
-        ),
-        FinetuneSpec((2, 7), 100, 0.5, 20, 1e-4, 1, 0.25),
-    )
-    changed = replace(made(), spec=other, outcome=replace(made().outcome, steps=7)).parameters()
-    assert changed.keys() == plain.keys()
-    assert not [name for name in plain if plain[name] == changed[name]]
-    assert (changed["alpha"], changed["digit"], changed["learning_rate"]) == ("rank", "2,7", "0.0001")
 
 
 def test_a_run_tells_its_data_so_that_mlflow_reads_it_and_finds_the_run_by_it(recorder: Recorder, folder: Path) -> None:
@@ -223,10 +202,10 @@ def test_a_run_tells_its_data_so_that_mlflow_reads_it_and_finds_the_run_by_it(re
     from mlflow.data.schema import TensorDatasetSchema
 
     limited = replace(made(), spec=replace(made().spec, data=DataSpec("mnist", validation=500, limit=3000)))
-    whole = recorder.record_run(made(), folder, [], "", None)
+    whole = recorder.record_run(made(), folder, None, Ticket.new())
     ticket = Ticket("again", 1, False)
-    run_id = recorder.record_run(limited, folder, [], "", None, ticket)
-    assert recorder.record_run(limited, folder, [], "", None, replace(ticket, again=True)) == run_id
+    run_id = recorder.record_run(limited, folder, None, ticket)
+    assert recorder.record_run(limited, folder, None, replace(ticket, is_retry=True)) == run_id
     inputs = recorder.client.get_run(run_id).inputs.dataset_inputs
     contexts = {i.tags[0].value: i.dataset for i in inputs}
     assert len(inputs) == 3 and {i.tags[0].key for i in inputs} == {"mlflow.data.context"}
@@ -252,8 +231,9 @@ def test_a_run_tells_its_data_so_that_mlflow_reads_it_and_finds_the_run_by_it(re
 
 def test_a_failed_job_is_a_failed_run_with_its_reason(recorder: Recorder, tmp_path: Path) -> None:
     (tmp_path / "lora_exp.log").write_text("what happened")
-    parent = recorder.start_sweep("ranks", "lora-exp -m", {})
-    run = recorder.client.get_run(recorder.record_failure("digit-9", OVERRIDES, "out of memory", tmp_path, parent))
+    parent = recorder.start_sweep("ranks", "lora-exp -m", {}, Ticket.new())
+    failure = FailedJob("digit-9", OVERRIDES, "out of memory")
+    run = recorder.client.get_run(recorder.record_failure(failure, tmp_path, parent, Ticket.new()))
     assert (run.info.status, run.info.run_name) == ("FAILED", "digit-9")
     assert run.data.tags["error"] == "out of memory"
     assert run.data.tags["status"] == "failed"
@@ -266,7 +246,7 @@ def test_a_sweep_is_open_until_it_gets_its_summary(recorder: Recorder, tmp_path:
     labels = pictures_and_labels()[1]
     sweep = read_sweep(write_sweep(tmp_path / "sweep", [made_run(labels, rank=1), made_run(labels, rank=4), "no luck"]))
     (tmp_path / "report.md").write_text("of the sweep")
-    parent = recorder.start_sweep("n" * 500, "lora-exp -m adapter.rank=1,2", {"jobs": "3"})
+    parent = recorder.start_sweep("n" * 500, "lora-exp -m adapter.rank=1,2", {"jobs": "3"}, Ticket.new())
     assert recorder.client.get_run(parent).info.status == "RUNNING"
     for _ in range(2):  # once more, as after an answer that was lost
         recorder.finish_sweep(parent, status, 1_800_000_000_000, sweep, {0: "a0", 1: "b1", 2: "c2"}, tmp_path)
@@ -291,7 +271,7 @@ def test_a_sweep_is_open_until_it_gets_its_summary(recorder: Recorder, tmp_path:
 
 
 def test_a_sweep_that_was_killed_is_closed_without_a_summary(recorder: Recorder) -> None:
-    parent = recorder.start_sweep("ranks", "lora-exp -m adapter.rank=1,2", {"jobs": "2"})
+    parent = recorder.start_sweep("ranks", "lora-exp -m adapter.rank=1,2", {"jobs": "2"}, Ticket.new())
     recorder.finish_sweep(parent, "KILLED", 1_800_000_000_000, None, {}, None)
     run = recorder.client.get_run(parent)
     assert (run.info.status, run.data.metrics) == ("KILLED", {})
@@ -311,125 +291,6 @@ def test_an_interrupted_record_leaves_no_run_open(
 
     monkeypatch.setattr(Recorder, "_attach", interrupt)
     with pytest.raises(raised):
-        recorder.record_run(made(), folder, [], "", None)
+        recorder.record_run(made(), folder, None, Ticket.new())
     assert len(found(recorder, "attributes.status = 'KILLED'")) == 1
     assert found(recorder, "attributes.status = 'RUNNING'") == []
-
-
-def test_processes_that_open_a_fresh_store_at_once_share_it(tmp_path: Path) -> None:
-    code = (
-        "from lora_exp.tracking.recorder import Recorder; from lora_exp.config.settings import TrackingSettings\n"
-        "Recorder.open(TrackingSettings()).start_sweep('s', 'c', {})"
-    )
-    racers = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(3)]
-    assert [(racer.communicate()[1].decode(), racer.returncode) for racer in racers] == [("", 0)] * 3
-    here = TrackingSettings("sqlite", f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "mlartifacts"))
-    assert found(Recorder.open(here)) == ["s"] * 3
-
-
-def test_what_can_not_be_a_store_is_one_line(tmp_path: Path, store: TrackingSettings) -> None:
-    (tmp_path / "notes.txt").write_text("not a database " * 100)
-    (tmp_path / "file").touch()
-    sound = f"sqlite:///{tmp_path}/mlflow.db"
-    refused = {
-        TrackingSettings(
-            uri=f"sqlite:///{tmp_path}/notes.txt"
-        ): f"tracking.uri=sqlite:///{tmp_path}/notes.txt: file is",
-        TrackingSettings(uri=f"sqlite:///{tmp_path}/file/m.db"): f"tracking.uri=sqlite:///{tmp_path}/file/m.db: ",
-        TrackingSettings(uri="postgresql://host/db"): "tracking.uri=postgresql://host/db: must be sqlite:///FILE",
-        TrackingSettings(uri="sqlite:///:memory:"): "tracking.uri=sqlite:///:memory:: must be sqlite:///FILE",
-        TrackingSettings(uri="sqlite:///a?b=c"): "tracking.uri=sqlite:///a?b=c: must be sqlite:///FILE",
-        TrackingSettings(uri=sound, artifacts=f"{tmp_path}/file"): f"tracking.artifacts={tmp_path}/file: must be",
-        TrackingSettings("server", "ftp://host"): "tracking.uri=ftp://host: must be http://HOST:PORT",
-        TrackingSettings("off"): "tracking.kind=off: keeps no runs",
-    }
-    for settings, start in refused.items():
-        with pytest.raises(LoraExpError) as raised:
-            Recorder.open(replace(settings, artifacts=settings.artifacts.replace("mlartifacts", f"{tmp_path}/a")))
-        assert str(raised.value).startswith(start)
-        assert "\n" not in str(raised.value)
-    gone = Recorder.open(replace(store, experiment="gone"))
-    gone.client.delete_experiment(gone.experiment_id)
-    with pytest.raises(LoraExpError, match=r"tracking\.experiment=gone: is deleted"):
-        Recorder.open(replace(store, experiment="gone"))
-
-
-def test_a_server_that_is_absent_or_silent_is_found_out_within_five_seconds() -> None:
-    with socket.socket() as silent, socket.socket() as closed:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        closed.bind(("127.0.0.1", 0))
-        for port in (silent.getsockname()[1], closed.getsockname()[1]):
-            began = time.monotonic()
-            with pytest.raises(LoraExpError) as raised:
-                Recorder.open(TrackingSettings("server", f"http://127.0.0.1:{port}"))
-            assert time.monotonic() - began < 5
-            line = f"tracking.uri=http://127.0.0.1:{port}: no MLflow server answers there ("
-            assert str(raised.value).startswith(line)
-            assert "\n" not in str(raised.value)
-
-
-@pytest.fixture
-def served(store: TrackingSettings, tmp_path: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[bytes], str]]]:
-    """A function that starts the UI as `lora-exp ui` does, and waits until it answers; all of it ends with the test."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def serve() -> tuple[subprocess.Popen[bytes], str]:
-        port = free_port()
-        code = (
-            "import lora_exp.tracking.connection as r; from lora_exp.config.settings import TrackingSettings as T\n"
-            f"r.serve_ui(T('sqlite', {store.uri!r}, {store.artifacts!r}), {port})"
-        )
-        command = [sys.executable, "-c", code]
-        with (tmp_path / "ui.log").open("wb") as log:
-            process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
-        started.append(process)
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(300):
-            assert process.poll() is None, (tmp_path / "ui.log").read_text()
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=2).close()
-                return process, address
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError((tmp_path / "ui.log").read_text())
-
-    yield serve
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def test_the_ui_serves_runs_and_artifacts_takes_new_ones_and_ends_whole(
-    recorder: Recorder, folder: Path, served: Callable[[], tuple[subprocess.Popen[bytes], str]]
-) -> None:
-    run_id = recorder.record_run(made(), folder, [], "rank: 4\n", None)
-    process, address = served()
-    query = {"experiment_ids": [recorder.experiment_id], "filter": "params.rank = '4'"}
-    request = urllib.request.Request(
-        f"{address}/api/2.0/mlflow/runs/search", json.dumps(query).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        assert [run["info"]["run_id"] for run in json.load(answer)["runs"]] == [run_id]
-    wanted = urllib.parse.urlencode({"path": "config.yaml", "run_uuid": run_id})
-    with urllib.request.urlopen(f"{address}/get-artifact?{wanted}", timeout=10) as answer:
-        assert answer.read() == b"rank: 4\n"
-
-    remote = Recorder.open(TrackingSettings("server", address, experiment="remote"))
-    parent = remote.start_sweep("s", "c", {})
-    child = remote.record_run(made(), folder, [], "rank: 4\n", parent)
-    remote.finish_sweep(parent, "FINISHED", 1_800_000_000_000, None, {}, folder / "figures")
-    assert found(remote, "metrics.target_error < 0.1") == ["digit-9_lora_rank-4_alpha-1_seed-0"]
-    assert artifacts(remote, child) == ["adapter.safetensors", "config.yaml", "figures", "result.json"]
-    assert artifacts(remote, parent, "report") == ["report/loss.png"]
-
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert family
-    process.terminate()
-    process.wait(10)
-    assert psutil.wait_procs(family, timeout=10)[1] == []
-    began = time.monotonic()
-    with pytest.raises(LoraExpError, match=r"tracking\.uri=http"):
-        remote.record_run(made(), folder, [], "", None)
-    assert time.monotonic() - began < 15

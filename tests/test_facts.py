@@ -1,19 +1,20 @@
-"""python -m pytest tests/test_sweep_facts.py
+"""python -m pytest tests/test_facts.py
 
-What is told of a sweep: numbers that sort, and a description whose links lead to the runs that stand out.
+What MLflow records: parameters that tell runs apart, numbers of a sweep that sort, and a description with links.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from made_results import made_run, pictures_and_labels, write_sweep
 
+from lora_exp.config.spec import PARTS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.storage.sweep_folder import Sweep, read_sweep
 from lora_exp.storage.table import pareto_front, representative
-from lora_exp.tracking.sweep_facts import SHOWN, Pages, description_of, metrics_of_sweep
+from lora_exp.tracking.facts import FRONT_LIMIT, Links, description_of_sweep, metrics_of_sweep
 
 LABELS = pictures_and_labels()[1]
 
@@ -42,35 +43,55 @@ def test_the_metrics_count_the_jobs_and_give_means_and_lowest_values_of_the_soun
 
 
 def test_the_description_links_to_the_runs_that_stand_out_and_says_what_they_cost(sweep: Sweep) -> None:
-    pages = Pages({job: f"#/run/{job}" for job in range(9)}, "#/all", "#/report")
-    told = description_of(sweep, pages)
+    links = Links({job: f"#/run/{job}" for job in range(9)}, "#/all", "#/report")
+    shown = description_of_sweep(sweep, links)
     counts = "9 jobs: 6 finished, 1 diverged, 1 failed, 1 missing."
-    assert told.startswith(f"{counts} [All runs of this sweep](#/all), [its report](#/report).\n\n")
+    assert shown.startswith(f"{counts} [All runs of this sweep](#/all), [its report](#/report).\n\n")
     lowest = representative(sweep.frame)
     row = sweep.frame.loc[lowest]
     numbers = [100 * row[name] for name in ("target_error_before", "target_error", "other_error_before", "other_error")]
     cells = [*(f"{number:.2f} %" for number in numbers), f"{100 * row['forgetting']:+.2f}"]
     link = f"[{row['name']}](#/run/{lowest})"
-    assert f"Lowest sum of both errors: {link}, error on the target {cells[0]} to {cells[1]}, on the other" in told
-    assert f"| {' | &emsp;'.join([link, *cells])} |" in told
-    front = told.partition("Pareto front")[2]
+    assert f"Lowest sum of both errors: {link}, error on the target {cells[0]} to {cells[1]}, on the other" in shown
+    assert f"| {' | &emsp;'.join([link, *cells])} |" in shown
+    front = shown.partition("Pareto front")[2]
     assert [f"(#/run/{job})" in front for job in range(9)] == [job in pareto_front(sweep.frame) for job in range(9)]
-    assert told.endswith(f"```\n{sweep.command}\n```")
-    assert "best" not in told.lower() and "better" not in told.lower()
+    assert shown.endswith(f"```\n{sweep.command}\n```")
+    assert "best" not in shown.lower() and "better" not in shown.lower()
 
 
 def test_a_long_command_and_a_long_front_leave_a_description_that_mlflow_takes_whole(tmp_path: Path) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "sweep", [made_run(LABELS)] * 30))
     sweep = replace(sweep, command="lora-exp -m " + "adapter.rank=1 " * 1000)
-    pages = Pages({job: f"#/experiments/12345/runs/{job:032}" for job in range(30)}, "#/" + "a" * 200, None)
-    told = description_of(sweep, pages)
-    assert f"(the first {SHOWN} of 30)" in told
-    assert told.count("\n| [") == SHOWN
-    assert len(told) < 8000
+    links = Links({job: f"#/experiments/12345/runs/{job:032}" for job in range(30)}, "#/" + "a" * 200, None)
+    shown = description_of_sweep(sweep, links)
+    assert f"(the first {FRONT_LIMIT} of 30)" in shown
+    assert shown.count("\n| [") == FRONT_LIMIT
+    assert len(shown) < 8000
 
 
 def test_a_sweep_without_a_sound_run_says_what_became_of_its_jobs(tmp_path: Path) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "sweep", ["no luck", None]))
-    told = description_of(sweep, Pages({}, "#/all", None))
-    assert told.startswith("2 jobs: 1 failed, 1 missing. [All runs of this sweep](#/all).\n\n```\n")
+    shown = description_of_sweep(sweep, Links({}, "#/all", None))
+    assert shown.startswith("2 jobs: 1 failed, 1 missing. [All runs of this sweep](#/all).\n\n```\n")
     assert metrics_of_sweep(sweep.frame) == {"jobs_failed": 1, "jobs_missing": 1}
+
+
+def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
+    result = made_run(LABELS)[0]
+    plain = result.parameters()
+    unused = 1  # learning_rate_ratio, by LoRA
+    assert len(plain) == sum(len(fields(part)) for part in PARTS.values()) - unused
+    other = RunSpec(
+        ModelSpec((), True, (8,), 5),
+        DataSpec("kmnist", validation=500, limit=6000),
+        BaseSpec(2, 20, 1e-4, 1, (1, 3)),
+        AdapterSpec(
+            *("rslora", 3, "rank", (("linear1", 2),), (("linear1", 2.0),), ("linear1",), "kaiming", 0.5, 0.1),
+        ),
+        FinetuneSpec((2, 7), 100, 0.5, 20, 1e-4, 1, 0.25),
+    )
+    changed = replace(result, spec=other, outcome=replace(result.outcome, steps=7)).parameters()
+    assert changed.keys() == plain.keys()
+    assert not [name for name in plain if plain[name] == changed[name]]
+    assert (changed["alpha"], changed["digit"], changed["learning_rate"]) == ("rank", "2,7", "0.0001")

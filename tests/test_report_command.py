@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_joined_report.py: a sweep's report made again, and one report of several sweeps."""
+"""python -m pytest tests/test_report_command.py: a report written again, and one report of several sweeps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 from places import QUICK, Place
 
-from lora_exp.commands.report import join
-from lora_exp.storage.sweep_folder import load_sweep, read_sweep
+from lora_exp.storage.sweep_folder import join, load_sweep, read_sweep
 
 FEW = made.pictures_and_labels()[1][:500]
 
@@ -46,8 +45,8 @@ def test_two_sweeps_in_one_report_count_a_run_that_both_have_once(place: Place) 
     page = (place.folder / "both" / "report.md").read_text()
     assert "# a-first+a-second" in page and "jobs: 3 finished, 2 diverged" in page
     # A row of it can be made again as one of a sweep can.
-    told, _ = place.run("reproduce", "both/summary.csv:1")
-    assert "reproduced: all" in told
+    printed, _ = place.run("reproduce", "both/summary.csv:1")
+    assert "reproduced: all" in printed
 
 
 def test_an_experiment_of_the_tracker_has_a_report_of_its_runs(place: Place) -> None:
@@ -60,8 +59,8 @@ def test_an_experiment_of_the_tracker_has_a_report_of_its_runs(place: Place) -> 
     joined = table[table["spec_key"] == first["spec_key"][1]]
     assert joined["target_error"].tolist() == [first["target_error"][1]]
     assert "No figure for job" in (place.folder / "all of it" / "report.md").read_text()
-    _, told = place.run("report", "--experiment", "other", code=2)
-    assert "tracking.experiment=other: is not in" in told and "lora_exp" in told
+    _, printed = place.run("report", "--experiment", "other", code=2)
+    assert "tracking.experiment=other: is not in" in printed and "lora_exp" in printed
 
 
 def test_what_is_no_sweep_is_refused_in_one_line(place: Place) -> None:
@@ -72,8 +71,8 @@ def test_what_is_no_sweep_is_refused_in_one_line(place: Place) -> None:
         (["report", "runs/a/first", "--out", "thesis"], "thesis: exists and is not a report"),
         (["report", "runs/a/first", "report.name=a/b"], "report.name=a/b: must be"),
     ):
-        _, told = place.run(*arguments, code=2)
-        assert reason in told and len(told.strip().splitlines()) == 1
+        _, printed = place.run(*arguments, code=2)
+        assert reason in printed and len(printed.strip().splitlines()) == 1
 
 
 def test_settings_without_a_column_of_their_own_tell_runs_apart(tmp_path: Path) -> None:

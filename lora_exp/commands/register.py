@@ -1,0 +1,93 @@
+"""`lora-exp register`: put the classifier of a run into MLflow's model registry."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_exp.commands.arguments import add_overrides, add_run, parse
+from lora_exp.config.compose import saved_settings
+from lora_exp.config.fields import is_name
+from lora_exp.config.spec import MEAN, STD
+from lora_exp.errors import LoraExpError
+from lora_exp.storage.result import PREDICTIONS, read_run
+from lora_exp.tracking.connection import translated_errors
+from lora_exp.tracking.delivery import recorded_run
+from lora_exp.tracking.recorder import Recorder
+from lora_exp.tracking.registry import register_model, save_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+EXAMPLES = 2  # images in the model's input example
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Register the classifier of a run, its adapter merged into the weights, in MLflow's model registry."""
+    parser = argparse.ArgumentParser(prog="lora-exp register", description=main.__doc__)
+    add_run(parser)
+    parser.add_argument("--name", help="name of the model, which gets one more version (default DATA-classifier)")
+    add_overrides(parser, "store.folder=elsewhere")
+    options = parse(parser, arguments)
+    print("\n".join(register(options.run, options.name, options.overrides)))
+    return 0
+
+
+def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[str]:
+    """Register the classifier of the run in `folder` as the next version of model `name`; return lines to print.
+
+    Without a name it is `<data set>-classifier`. `overrides` apply to the run's settings. Raises LoraExpError for a run
+    or a base that can't be read, for a run that diverged, for a name or an override that is not allowed, and when the
+    tracking store can't be written to.
+    """
+    result = read_run(folder)
+    name = f"{result.spec.data.name}-classifier" if name is None else name
+    if not is_name(name) or ":" in name:
+        raise LoraExpError(f"--name {name}: must be a name without slashes and colons, of at most 200 bytes")
+    if result.diverged:
+        raise LoraExpError(f"{folder}: the run diverged at step {result.outcome.diverged_at}: it classifies nothing")
+    from safetensors.numpy import load_file
+    from safetensors.torch import save
+
+    from lora_exp.commands.export import adapted_classifier
+    from lora_exp.executors.choice import laboratory
+    from lora_exp.model.base import plain_module
+    from lora_exp.training.base import load_base
+
+    settings = saved_settings(result.provenance["config"], overrides)
+    recorder = Recorder.open(settings.tracking)
+    module = plain_module(adapted_classifier(load_base(folder, overrides), folder).merge())
+    layers = [_description(*named) for named in module.named_children()]
+    images, _ = laboratory(settings).test_pictures(result.spec)
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        with translated_errors(recorder.settings.uri):
+            architecture = {"mean": MEAN, "std": STD, "layers": layers}
+            model = save_model(place, architecture, save(module.state_dict()), images[:EXAMPLES])
+            same = int((model.predict(images) == load_file(folder / PREDICTIONS)["predicted"]).sum())
+        agreement = f"{same} of {len(images)} test images classified as in the run"
+        version = register_model(recorder, place, name, result, recorded_run(folder), agreement)
+    model_uri = f"models:/{name}/{version}"
+    serve = ["mlflow", "models", "serve", "--model-uri", model_uri, "--env-manager", "local", "--host", "127.0.0.1"]
+    return [
+        f"model    {model_uri}: {agreement}",
+        f"serve    MLFLOW_TRACKING_URI={shlex.quote(recorder.settings.uri)} {shlex.join([*serve, '--port', '5001'])}",
+    ]
+
+
+def _description(name: str, module: nn.Module) -> dict[str, Any]:
+    """A layer as `served_classifier.py` builds it: its name, its kind and the arguments of that kind."""
+    from torch import nn
+
+    arguments: list[Any] = []
+    if isinstance(module, nn.Linear):
+        arguments = [module.in_features, module.out_features]
+    elif isinstance(module, nn.Conv2d):
+        arguments = [module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding]
+    elif isinstance(module, nn.Unflatten):
+        arguments = [module.dim, module.unflattened_size]
+    return {"name": name, "kind": type(module).__name__, "arguments": arguments}
