@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_exp.adapters.adapter_file import METADATA
 from peft_lab import MIXED, Lab, in_a_process, make_lab, predicted_by, same_logits
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lora_exp import load_base, plain_module
+from lora_exp.adapters.adapted import METADATA
 from lora_exp.commands.export import BASE, export_peft, merge
 from lora_exp.errors import LoraExpError
 from lora_exp.model.base import plain_logits
