@@ -28,7 +28,7 @@ def test_a_group_that_is_no_mapping_is_refused() -> None:
 
 
 def test_the_claims_that_a_config_may_name_are_those_that_the_report_can_judge() -> None:
-    assert tuple(catalogue.CLAIMS) == CLAIMS
+    assert tuple(catalogue.REGISTRY) == CLAIMS
 
 
 def test_a_key_that_an_executor_does_not_use_is_refused() -> None:
