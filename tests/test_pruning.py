@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> Store:
     made = Store(tmp_path / "store")
     made.prepare()
     for name, base, days in (("r1", "b1", 40), ("r2", "gone", 30), ("r3", "b3", 20), ("r4", "gone", 10)):
-        put(made, "results", name, {"a.bin": bytes(1000)}, days, [("bases", base)])
+        put(made, "results", name, {"a.bin": bytes(1000), "b.bin": b"content"}, days, [("bases", base)])
     for name in ("b1", "b3", "b9"):
         put(made, "bases", name, {"w.bin": bytes(5000)}, 50)
     return made
@@ -117,8 +117,7 @@ def test_what_a_running_process_uses_stays(store: Store) -> None:
 
 def test_what_a_killed_process_used_does_not_stay(store: Store) -> None:
     code = """
-import os, signal, sys; from pathlib import Path; from lora_exp.commands.store import verify_lines
-from lora_exp.storage.leases import leased_folder
+import os, signal, sys; from pathlib import Path; from lora_exp.storage.leases import leased_folder
 with leased_folder(Path(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -176,7 +175,7 @@ def test_the_commands_list_verify_and_prune(store: Store) -> None:
     where = f"store.folder={store.root}"
     listed = command("list", where)
     assert [line.split()[1] for line in listed[:7]] == ["b9", "b3", "b1", "r4", "r3", "r2", "r1"]
-    assert listed[3].split()[2:] == ["1.1", "KiB", "made", "10", "d", "ago,", "used", "10", "d", "ago"]
+    assert listed[3].split()[2:] == ["1.2", "KiB", "made", "10", "d", "ago,", "used", "10", "d", "ago"]
     assert listed[7].startswith("bases    3 entries, ") and listed[-1].endswith(f" in {store.root}")
     (store.folder("results", "r1") / "a.bin").write_bytes(b"")
     assert command("verify", where, code=1)[-1] == "7 entries checked, 1 damaged"
