@@ -1,9 +1,8 @@
 """Settings compared over their seeds: means with intervals, and which differences are significant.
 
-The runs of a seed on several digits are averaged first, so n is the number of seeds. Where bases have several seeds,
-those are counted, since runs over one base are not independent. Settings are compared in pairs, by paired t tests over
-the seeds and digits that all settings have in common. Holm's procedure corrects the p values of all pairs and measures
-together (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
+The runs of a seed are averaged over digits first, so n is the number of seeds: those of the bases, if they differ,
+since runs over one base are not independent. Paired t tests compare the settings over the seeds and digits that all of
+them have. Holm's procedure (see `statistics`) corrects the p values of all pairs and measures together.
 """
 
 from __future__ import annotations

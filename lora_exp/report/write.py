@@ -79,14 +79,13 @@ def verdict(frame: pd.DataFrame) -> str:
         head, tail = text[0].upper() + text[1:], ""
     else:
         head = f"Mean of {len(runs)} finished runs"
-        fell = int(((both_errors(runs)) < both_errors(runs, "_before")).sum())
+        fell = (both_errors(runs) < both_errors(runs, "_before")).sum()
         tail = f"; the sum of both errors fell in {fell} of {len(runs)}"
-    means = runs[["target_error_before", "target_error", "other_error_before", "other_error", "forgetting"]].mean()
-    target_before, target, other_before, other, forgetting = means
+    means = runs[["target_error_before", "target_error", "other_error_before", "other_error"]].mean()
+    target_before, target, other_before, other = map(percent, means)
     return (
-        f"{head}{f' ({rest} besides)' if rest else ''}: error on the target {percent(target_before)} % -> "
-        f"{percent(target)} %, on the other digits {percent(other_before)} % -> {percent(other)} % "
-        f"(forgetting {points(forgetting)} points){tail}."
+        f"{head}{f' ({rest} besides)' if rest else ''}: error on the target {target_before} % -> {target} %, on the "
+        f"other digits {other_before} % -> {other} % (forgetting {points(runs['forgetting'].mean())} points){tail}."
     )
 
 
