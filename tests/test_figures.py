@@ -58,7 +58,7 @@ def test_a_run_without_any_error_has_an_empty_gallery(tmp_path: Path) -> None:
     perfect = {**predictions, "before_predicted": LABELS, "predicted": LABELS}
     drawn = figures.wrong_digits(result, perfect, PICTURES, LABELS)
     assert [len(axes.images) for axes in drawn.axes] == [0, 0, 0]
-    figures.save(drawn, tmp_path / "empty.png")
+    drawn.savefig(tmp_path / "empty.png")
 
 
 def test_heat_map_cells_are_means_of_sound_runs(tmp_path: Path) -> None:

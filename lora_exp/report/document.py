@@ -25,13 +25,6 @@ class Strong(str):
 
 
 @dataclass(frozen=True)
-class Paragraph:
-    """Parts of one text, some of them code or bold."""
-
-    parts: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Heading:
     """A heading within a section."""
 
@@ -50,7 +43,7 @@ class Grid:
 class Listing:
     """Commands for a shell."""
 
-    lines: tuple[str, ...]
+    lines: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,8 @@ class Picture:
     note: str
 
 
-Block = Paragraph | Heading | Grid | Listing | Picture
+# A text is a paragraph; a tuple of texts is one with parts in code or bold.
+Block = str | tuple[str, ...] | Heading | Grid | Listing | Picture
 
 
 @dataclass(frozen=True)
@@ -70,12 +64,7 @@ class Section:
     """A part of the report under a title; the first one has none."""
 
     title: str
-    blocks: tuple[Block, ...]
-
-
-def paragraphs(texts: Sequence[str]) -> list[Block]:
-    """Make each text a paragraph."""
-    return [Paragraph((text,)) for text in texts]
+    blocks: Sequence[Block]
 
 
 def on_one_line(heading: str) -> str:
@@ -94,8 +83,10 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
 
 def _block(block: Block) -> str:
     match block:
-        case Paragraph(parts):
-            return "".join(_inline(part) for part in parts)
+        case str():
+            return _inline(block)
+        case tuple():
+            return "".join(map(_inline, block))
         case Heading(text):
             return f"### {_plain(text)}"
         case Listing(lines):
@@ -114,18 +105,11 @@ def _block(block: Block) -> str:
 
 
 def _inline(text: str) -> str:
-    if isinstance(text, Code):
-        return _code(text)
+    if isinstance(text, Code) and text:
+        return f"`` {text} ``" if "`" in text else f"`{text}`"  # a longer fence for a text with backticks
     return f"**{_plain(text)}**" if isinstance(text, Strong) else _plain(text)
 
 
 def _plain(text: str) -> str:
     """Escape what Markdown or HTML would take for markup."""
     return re.sub(r"([\\`*_\[\]<#])", r"\\\1", re.sub(r"\s+", " ", text).replace("&", "&amp;"))
-
-
-def _code(text: str) -> str:
-    """Make an inline code span, with a longer fence where the text has backticks."""
-    if not text:
-        return ""
-    return f"`` {text} ``" if "`" in text else f"`{text}`"

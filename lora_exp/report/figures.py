@@ -7,7 +7,6 @@ after, their vermilion and green as third and fourth.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,6 @@ LEAST_LOSS = 1e-4
 SMOOTHED_STEPS = 50  # from this length on a loss curve is a moving average over a tenth of its steps
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write `figure` as PNG to `path`."""
-    figure.savefig(path, format="png")
-    return path
-
-
 def run_figures(
     result: RunResult,
     predictions: Mapping[str, NDArray[Any]],
@@ -53,7 +46,9 @@ def run_figures(
         drawn["errors_per_digit"] = error_bars(result)
         drawn["wrong_digits"] = wrong_digits(result, predictions, pictures, labels)
     folder.mkdir(parents=True, exist_ok=True)
-    return [save(figure, folder / f"{name}.png") for name, figure in sorted(drawn.items())]
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in sorted(drawn)]
 
 
 def error_bars(result: RunResult) -> Figure:
@@ -98,9 +93,9 @@ def wrong_digits(
     before, after = predictions["before_predicted"], predictions["predicted"]
     changed = changes(result, predictions, labels)
     parts = [
-        ("Mended: {} images, wrong before and right after", GREEN, changed.mended, 2),
-        ("Broken: {} images, right before and wrong after", VERMILION, changed.broken, 3),
-        ("Wrong before and after: {} images", FAINT, changed.still_wrong, 1),
+        ("Mended: {} images, wrong before and right after", GREEN, changed["mended"], 2),
+        ("Broken: {} images, right before and wrong after", VERMILION, changed["broken"], 3),
+        ("Wrong before and after: {} images", FAINT, changed["still wrong"], 1),
     ]
     chosen = [spread(indices, rows * columns) for _, _, indices, rows in parts]
     heights = [max(0.1, -(-len(indices) // columns)) for indices in chosen]
@@ -160,19 +155,12 @@ def loss_curves(results: Sequence[RunResult]) -> Figure:
     return figure
 
 
-@dataclass(frozen=True)
-class Changes:
-    """Ascending indices of test images: mended (wrong before, right after), broken (the reverse), wrong both times."""
+def changes(
+    result: RunResult, predictions: Mapping[str, NDArray[Any]], labels: NDArray[Any]
+) -> dict[str, NDArray[np.intp]]:
+    """Return the ascending indices of the images that fine-tuning mended, broke or left wrong, under `mended`, ...
 
-    mended: NDArray[np.intp]
-    broken: NDArray[np.intp]
-    still_wrong: NDArray[np.intp]
-
-
-def changes(result: RunResult, predictions: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> Changes:
-    """Compare the predictions before and after fine-tuning for images whose true digits are `labels` [N].
-
-    `predictions` comes from `Sweep.predictions`.
+    `predictions` comes from `Sweep.predictions`, and `labels` [N] are the true digits.
     Raises ValueError when the predictions are not this result's for these labels.
     """
     before, after = predictions["before_predicted"], predictions["predicted"]
@@ -181,15 +169,13 @@ def changes(result: RunResult, predictions: Mapping[str, NDArray[Any]], labels: 
     ):
         raise ValueError("the predictions are not of this result and these labels")
     was_right, is_right = before == labels, after == labels
-    parts = ~was_right & is_right, was_right & ~is_right, ~was_right & ~is_right
-    return Changes(*(np.flatnonzero(part) for part in parts))
+    parts = {"mended": ~was_right & is_right, "broken": was_right & ~is_right, "still wrong": ~was_right & ~is_right}
+    return {name: np.flatnonzero(part) for name, part in parts.items()}
 
 
 def spread(indices: NDArray[np.intp], most: int) -> NDArray[np.intp]:
     """Return at most `most` of `indices`, evenly spread over them."""
-    if len(indices) <= most:
-        return indices
-    return np.asarray(indices[np.linspace(0, len(indices) - 1, most).astype(int)], dtype=np.intp)
+    return indices.take(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))
 
 
 def empty_figure(

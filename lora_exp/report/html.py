@@ -16,12 +16,7 @@ PARTS = Path(__file__).parent / "page"
 
 
 def html(
-    title: str,
-    first: Sequence[Section],
-    runs: Section | None,
-    last: Sequence[Section],
-    data: dict[str, Any],
-    figures: Path,
+    title: str, first: Sequence[Section], runs: Section | None, last: Sequence[Section], data: Any, figures: Path
 ) -> str:
     """Write the page: the `first` sections, charts of `data` (from `page_data`), the table `runs`, the `last` sections.
 
@@ -31,7 +26,7 @@ def html(
 
     page, style, script = ((PARTS / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     pictures = [block.file for section in (*first, *last) for block in section.blocks if isinstance(block, Picture)]
-    encoded = {name: base64.b64encode((figures / name).read_bytes()).decode() for name in pictures}
+    images = {name: base64.b64encode((figures / name).read_bytes()).decode() for name in pictures}
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(page)
     return template.render(
         title=title,
@@ -39,7 +34,7 @@ def html(
         runs=runs,
         last=last,
         only_ranks=all(kind.startswith("rank ") for kind in data["kinds"]),
-        images={name: f"data:image/png;base64,{picture}" for name, picture in encoded.items()},
+        images={name: f"data:image/png;base64,{picture}" for name, picture in images.items()},
         kind=lambda value: type(value).__name__,
         heading=on_one_line,
         # A browser unescapes nothing in a script element, so `<` must not occur there.

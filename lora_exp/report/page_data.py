@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ FEW_RUNS = 100  # with more, the page holds less of each, so that it stays small
 CURVE_POINTS = {True: 60, False: 25}  # of a loss curve, with few or many runs
 IMAGES = {True: (14, 28), False: (8, 12)}  # mended and broken images of a run, with few or many runs
 PARTS = ("mended", "broken")
+PREDICTED = ("before_predicted", "predicted", "before_confidence", "confidence")
 SPRITE_COLUMNS = 100
 SIDE = 28
 
@@ -39,29 +40,24 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
     images = [image for gallery in galleries.values() for part in PARTS for image in gallery.get(part, [])]
     shown = sorted({image[0] for image in images})
     cells = {int(row[0]): row for row in runs_table(sweep.frame)[1]}
-    rows = []
-    for row in runs.to_dict("records"):
-        job, result = row["job"], results[row["job"]]
-        out = result.outcome
-        rows.append(
-            {
-                "job": job,
-                "what": result.description,
-                "measured": cells[job][-len(MEASURES) :],
-                "command": run_command(row["overrides"]),
-                "settings": {name: setting_text(row[name]) for name in names},
-                "kind": kinds.index(result.kind),
-                "target_error": row["target_error"],
-                "other_error": row["other_error"],
-                "forgetting": row["forgetting"],
-                "overhead": row["overhead_percent"],
-                "base": list(bases).index(out.base_sha256_before),
-                "targets": list(result.spec.finetune.digit),
-                "after": _class_errors(out.after),
-                "losses": _thinned(out.loss_curve, CURVE_POINTS[few]),
-                "gallery": galleries[job],
-            }
-        )
+    rows = [
+        {
+            "job": job,
+            "what": result.description,
+            "measured": cells[job][-len(MEASURES) :],
+            "command": run_command(row["overrides"]),
+            "settings": {name: setting_text(row[name]) for name in names},
+            "kind": kinds.index(result.kind),
+            **{name: row[name] for name in ("target_error", "other_error", "forgetting")},
+            "overhead": row["overhead_percent"],
+            "base": list(bases).index(result.outcome.base_sha256_before),
+            "targets": list(result.spec.finetune.digit),
+            "after": _class_errors(result.outcome.after),
+            "losses": _thinned(result.outcome.loss_curve, CURVE_POINTS[few]),
+            "gallery": galleries[job],
+        }
+        for row, (job, result) in zip(runs.to_dict("records"), results.items(), strict=True)
+    ]
     return {
         "settings": {name: {"title": heading(name), "values": values_of(runs[name])} for name in names},
         "kinds": [kind_label(kind) for kind in kinds],
@@ -97,30 +93,25 @@ def _thinned(losses: Sequence[float], most: int) -> list[list[float]]:
     """Steps (from 1) and losses; means of neighbouring steps where there are more than `most`."""
     if not losses:
         return [[], []]
-    parts = np.array_split(np.arange(len(losses)), min(most, len(losses)))
-    steps = [float(part.mean()) + 1 for part in parts]
-    means = [float(f"{np.mean([losses[at] for at in part]):.4g}") for part in parts]
-    return [[round(step, 1) for step in steps], means]
+    steps, means = (np.array_split(own, min(most, len(losses))) for own in (np.arange(len(losses)) + 1, losses))
+    return [[round(part.mean(), 1) for part in steps], [float(f"{part.mean():.4g}") for part in means]]
 
 
 def _gallery(sweep: Sweep, job: int, labels: NDArray[Any], most: tuple[int, int]) -> dict[str, Any]:
     """Images [index, prediction before, after, confidence before, after], and how many there are of each part."""
+    found: dict[str, Any] = {}
     try:
         predictions = sweep.predictions(job)
         changed = changes(sweep.results[job], predictions, labels)
     except ValueError as error:
         return {"why_not": f"No images: {error}."}
-    found: dict[str, Any] = {}
-    for part, indices, shown in (("mended", changed.mended, most[0]), ("broken", changed.broken, most[1])):
-        found[f"{part}_count"] = len(indices)
-        found[part] = [_image(predictions, int(image)) for image in spread(indices, shown)]
+    for part, shown in zip(PARTS, most, strict=True):
+        found[f"{part}_count"] = len(changed[part])
+        found[part] = [
+            [image, *(round(predictions[name][image].item(), 3) for name in PREDICTED)]
+            for image in spread(changed[part], shown).tolist()
+        ]
     return found
-
-
-def _image(predictions: Mapping[str, NDArray[Any]], image: int) -> list[float]:
-    before, after = int(predictions["before_predicted"][image]), int(predictions["predicted"][image])
-    confidences = (round(float(predictions[name][image]), 3) for name in ("before_confidence", "confidence"))
-    return [image, before, after, *confidences]
 
 
 def _sprite(pictures: NDArray[np.uint8]) -> str:

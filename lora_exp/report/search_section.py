@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_exp.report.document import Block, Code, Grid, Paragraph, Section, paragraphs
+from lora_exp.report.document import Code, Grid, Section, Table
 from lora_exp.report.tables import MEASURES, errors_text, percent, points, setting_text
 from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import unbeaten
@@ -34,11 +34,9 @@ def search_verdict(sweep: Sweep, search: Mapping[str, Any]) -> str:
     if len(names) > 1:
         jobs, both = ", ".join(map(str, found)), " and ".join(map(_label, names))
         return f"Search: of {len(values)} finished trials, jobs {jobs} are on the Pareto front of {both}."
-    job = found[0]
-    row = sweep.frame.loc[sweep.frame["job"] == job].iloc[0]
     return (
-        f"Search: job {job} has the lowest {_label(names[0])} of {len(values)} finished trials on the validation "
-        f"images; on the test set: {errors_text(row)}."
+        f"Search: job {found[0]} has the lowest {_label(names[0])} of {len(values)} finished trials on the validation "
+        f"images; on the test set: {errors_text(sweep.frame.iloc[found[0]])}."
     )
 
 
@@ -55,18 +53,12 @@ def search_section(sweep: Sweep, search: Mapping[str, Any]) -> Section:
         f"Minimised: {' and '.join(map(_label, names))}, on {held} validation images. The test set played no part in "
         "the choice; its errors are shown beside."
     )
-    blocks: list[Block] = [*paragraphs([facts])]
-    for key, space in search["space"].items():
-        blocks.append(Paragraph((Code(key), ": ", Code(space))))
-    blocks += paragraphs([chosen, search_verdict(sweep, search)])
-    if values:
-        blocks.append(Grid(_table(sweep, search, values)))
-    return Section("Search", tuple(blocks))
+    searched = [(Code(key), ": ", Code(space)) for key, space in search["space"].items()]
+    table = [Grid(_table(sweep, search, values))] if values else []
+    return Section("Search", [facts, *searched, chosen, search_verdict(sweep, search), *table])
 
 
-def _table(
-    sweep: Sweep, search: Mapping[str, Any], values: Mapping[int, Sequence[float]]
-) -> tuple[list[str], list[list[str]]]:
+def _table(sweep: Sweep, search: Mapping[str, Any], values: Mapping[int, Sequence[float]]) -> Table:
     names, searched = search["objectives"], list(search["space"])
     shown = unbeaten(values)
     if len(names) == 1:  # of one objective, all trials with the lowest value are unbeaten
@@ -75,16 +67,11 @@ def _table(
     headings += [f"test:\n{MEASURES[name][0]}" for name in TEST_ERRORS]
     rows = []
     for job in shown:
-        row = sweep.frame.loc[sweep.frame["job"] == job].iloc[0]
+        row = sweep.frame.iloc[job]
         tried = dict(override.partition("=")[::2] for override in shlex.split(row["overrides"]))
-        rows.append(
-            [
-                str(job),
-                *(_short(tried.get(key, "")) for key in searched),
-                *(OBJECTIVES[name][1](value) for name, value in zip(names, values[job], strict=True)),
-                *(MEASURES[name][1](row[name]) for name in TEST_ERRORS),
-            ]
-        )
+        given = [_short(tried.get(key, "")) for key in searched]
+        objectives = [OBJECTIVES[name][1](value) for name, value in zip(names, values[job], strict=True)]
+        rows.append([str(job), *given, *objectives, *(MEASURES[name][1](row[name]) for name in TEST_ERRORS)])
     return headings, rows
 
 

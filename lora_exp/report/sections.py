@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from lora_exp.report.document import Block, Code, Grid, Heading, Listing, Paragraph, Section, paragraphs
+from lora_exp.report.document import Block, Code, Grid, Heading, Listing, Section
 from lora_exp.report.seeds import MEASURE_NAMES, Comparison, Setting
 from lora_exp.report.statistics import Interval
 from lora_exp.report.tables import (
@@ -26,7 +26,7 @@ from lora_exp.report.tables import (
 )
 from lora_exp.storage.result import RunResult, kind_label
 from lora_exp.storage.sweep_folder import Sweep, run_command
-from lora_exp.storage.table import finished, lowest, representative
+from lora_exp.storage.table import both_errors, finished, lowest
 
 # Provenance that other sections show.
 SHOWN_ELSEWHERE = ("overrides", "config", "started")
@@ -45,23 +45,25 @@ def head(sweep: Sweep) -> Section:
     statuses = ("finished", *(("stopped",) if sweep.stopped else ()), "diverged", "failed", "missing")
     jobs = ", ".join(f"{counts[status]} {status}" for status in statuses)
     started = f"Started {sweep.started}; jobs: {jobs}." if sweep.started else f"Jobs: {jobs}."
-    return Section("", (Listing((sweep.command,)), Paragraph((started,))))
+    return Section("", [Listing([sweep.command]), started])
 
 
 def verdict_section(frame: pd.DataFrame, verdict: str, comparison: Comparison | None) -> Section:
     """The sweep in a line, the runs with the lowest errors, and the significant differences."""
     runs = finished(frame)
     sentences = [verdict]
-    job = representative(frame)
-    if job is not None and len(runs) > 1:
-        weight = "in which the target weighs as much as all others together"
-        sentences.append(f"Lowest sum of both errors, {weight}: {_run(runs, job)}.")
-        sentences.append(f"Lowest target error: {_run(runs, lowest(runs, runs['target_error']))}.")
-        sentences.append(f"Least forgetting: {_run(runs, lowest(runs, runs['forgetting']))}.")
+    if len(runs) > 1:
+        for what, values in (
+            ("Lowest sum of both errors, in which the target weighs as much as all others together", both_errors(runs)),
+            ("Lowest target error", runs["target_error"]),
+            ("Least forgetting", runs["forgetting"]),
+        ):
+            job = lowest(runs, values)
+            sentences.append(f"{what}: job {job} ({run_text(frame.iloc[job])}), {errors_text(frame.iloc[job])}.")
     sentences += comparison.sentences() if comparison is not None else []
     if 1 < len(runs) < len(frame):
         sentences.append("The means leave out jobs without errors, so they may cover different settings.")
-    return Section("Verdict", tuple(paragraphs(sentences)))
+    return Section("Verdict", sentences)
 
 
 def over_seeds(comparison: Comparison | None) -> list[Section]:
@@ -83,7 +85,7 @@ def over_seeds(comparison: Comparison | None) -> list[Section]:
         if comparison.rankings:
             row.append(f"{chances[setting.label]:.2g}" if setting.label in chances else "lowest")
         rows.append(row)
-    return [Section("Settings over seeds", (Paragraph((HOW_OVER_SEEDS,)), Grid((headings, rows))))]
+    return [Section("Settings over seeds", [HOW_OVER_SEEDS, Grid((headings, rows))])]
 
 
 def _interval_cells(setting: Setting, measure: str) -> list[str]:
@@ -98,12 +100,11 @@ def halving_section(sweep: Sweep) -> list[Section]:
     """The jobs that halving stopped at each rung, and the share of steps that it saved; no section without it."""
     if not sweep.stopped:
         return []
-    rungs = Counter(stopped.step for stopped in sweep.stopped.values())
     rows = []
     left = len(sweep.stopped) + len(sweep.results)
-    for step in sorted(rungs):
-        rows.append([str(step), str(left), str(rungs[step]), str(left - rungs[step])])
-        left -= rungs[step]
+    for step, count in sorted(Counter(stopped.step for stopped in sweep.stopped.values()).items()):
+        rows.append([str(step), str(left), str(count), str(left - count)])
+        left -= count
     ran = sum(result.outcome.steps for result in sweep.results.values())
     made = ran + sum(stopped.step for stopped in sweep.stopped.values())
     whole = ran + sum(stopped.steps for stopped in sweep.stopped.values())
@@ -112,8 +113,7 @@ def halving_section(sweep: Sweep) -> list[Section]:
         f"Jobs competed by their {objective} on validation images, never on test images. "
         f"{made:,} of {whole:,} job-steps were run, which saved {100 * (1 - made / whole):.1f} %."
     )
-    table = (["after step", "jobs", "stopped", "went on"], rows)
-    return [Section("Successive halving", (Paragraph((text,)), Grid(table)))]
+    return [Section("Successive halving", [text, Grid((["after step", "jobs", "stopped", "went on"], rows))])]
 
 
 def means_section(frame: pd.DataFrame) -> Section:
@@ -121,12 +121,12 @@ def means_section(frame: pd.DataFrame) -> Section:
     blocks: list[Block] = []
     for name in dict.fromkeys(["rank", *differing(finished(frame))]):
         blocks += [Heading(f"By {heading(name)}"), Grid(means_table(frame, [name]))]
-    return Section("Means of the finished runs", tuple(blocks))
+    return Section("Means of the finished runs", blocks)
 
 
 def runs_section(frame: pd.DataFrame) -> Section:
     """One row a finished run."""
-    return Section("Finished runs", (Grid(runs_table(frame)),))
+    return Section("Finished runs", [Grid(runs_table(frame))])
 
 
 def unfinished_section(sweep: Sweep) -> list[Section]:
@@ -137,8 +137,8 @@ def unfinished_section(sweep: Sweep) -> list[Section]:
         if row["status"] == "diverged":
             reason = f"the loss stopped being finite at step {sweep.results[row['job']].outcome.diverged_at}"
         rows.append([str(row["job"]), row["status"], Code(row["overrides"]), reason])
-    table = (["job", "status", "overrides", "reason"], rows)
-    return [Section("Jobs without errors to compare", (Grid(table, words=4),))] if rows else []
+    grid = Grid((["job", "status", "overrides", "reason"], rows), words=4)
+    return [Section("Jobs without errors to compare", [grid])] if rows else []
 
 
 def model_section(results: Sequence[RunResult]) -> Section:
@@ -163,32 +163,31 @@ def model_section(results: Sequence[RunResult]) -> Section:
         rows.append(["all", "", f"{base:,}", *(f"{out.parameters_adapter:,}" for out in outcomes)])
         rows.append(["with the base", "", f"{base:,}", *(f"{out.parameters_total:,}" for out in outcomes)])
         rows.append(["overhead (%)", "", "", *(f"{out.overhead_percent:.3f}" for out in outcomes)])
-        blocks.append(Paragraph((f"Hidden layers {label or 'none'}; adapted: ", Code(", ".join(layers)), ".")))
         headings = ["layer", "weight", "base", *(kind_label(by_size[size].kind) for size in sizes)]
+        blocks.append((f"Hidden layers {label or 'none'}; adapted: ", Code(", ".join(layers)), "."))
         blocks.append(Grid((headings, rows), words=2))
         if len(by_size) > len(sizes):
-            blocks += paragraphs([f"{len(sizes)} of {len(by_size)} methods and ranks."])
-    return Section("Model: parameters", tuple(blocks))
+            blocks.append(f"{len(sizes)} of {len(by_size)} methods and ranks.")
+    return Section("Model: parameters", blocks)
 
 
 def proof_section(sweep: Sweep) -> Section:
     """In how many runs the base stayed unchanged."""
     total = len(sweep.results)
-    same = [job for job, result in sweep.results.items() if result.outcome.base_unchanged]
-    off = [job for job, result in sweep.results.items() if result.outcome.adapter_off_equals_base]
+    same = {job for job, result in sweep.results.items() if result.outcome.base_unchanged}
+    off = {job for job, result in sweep.results.items() if result.outcome.adapter_off_equals_base}
     text = (
         f"Base weights unchanged (SHA-256 before and after): {len(same)} of {total} runs. "
         f"With the adapter off, every prediction equals the base's: {len(off)} of {total} runs."
     )
-    broken = sorted(set(sweep.results) - (set(same) & set(off)))
-    text += f" It does not hold for jobs {', '.join(map(str, broken))}." if broken else ""
-    return Section("Proof", tuple(paragraphs([text])))
+    broken = sorted(set(sweep.results) - (same & off))
+    return Section("Proof", [text + (f" It does not hold for jobs {', '.join(map(str, broken))}." if broken else "")])
 
 
 def commands_section(frame: pd.DataFrame) -> Section:
     """The command that reproduces each run."""
     lines = [f"{run_command(row['overrides'])}  # job {row['job']}" for row in frame.to_dict("records")]
-    return Section("Reproduce a run", (Listing(tuple(lines)),))
+    return Section("Reproduce a run", [Listing(lines)])
 
 
 def provenance_section(results: Sequence[RunResult]) -> Section:
@@ -196,29 +195,18 @@ def provenance_section(results: Sequence[RunResult]) -> Section:
     facts = []
     for result in results:
         provenance = {name: value for name, value in result.provenance.items() if name not in SHOWN_ELSEWHERE}
-        facts.append({**_flat(result.settings), **_flat(provenance)})
-    rows = []
+        facts.append(_flat(result.settings) | _flat(provenance))
+    rows: list[list[str]] = []
     for name in dict.fromkeys(name for fact in facts for name in fact):
         values = list(dict.fromkeys(fact.get(name, NONE) for fact in facts))
         text = ", ".join(values[:VARIANTS])
-        if len(values) > VARIANTS:
-            text = f"{len(values)} values: {text}, ..."
-        rows.append([name, Code(text)])
-    return Section("Settings and provenance", (Grid((["what", "value"], list(rows)), words=2),))
+        rows.append([name, Code(f"{len(values)} values: {text}, ..." if len(values) > VARIANTS else text)])
+    return Section("Settings and provenance", [Grid((["what", "value"], rows), words=2)])
 
 
-def _run(runs: pd.DataFrame, job: int) -> str:
-    row = runs[runs["job"] == job].iloc[0]
-    return f"job {job} ({run_text(row)}), {errors_text(row)}"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(value: Any, name: str = "") -> dict[str, str]:
     """Flatten nested facts: dotted name -> text."""
-    flat: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            flat[f"{prefix}{name}"] = " ".join(text.split())
-    return flat
+    if isinstance(value, Mapping):
+        return {dotted: text for key in value for dotted, text in _flat(value[key], f"{name}.{key}").items()}
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return {name.removeprefix("."): " ".join(text.split())}

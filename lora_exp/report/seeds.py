@@ -1,9 +1,8 @@
 """Settings compared over their seeds: means with intervals, and which differences are significant.
 
-The runs of a seed on several digits are averaged first, so n is the number of seeds. Where bases have several seeds,
-those are counted, since runs over one base are not independent. Settings are compared in pairs, by paired t tests over
-the seeds and digits that all settings have in common. Holm's procedure corrects the p values of all pairs and measures
-together (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
+The runs of a seed are averaged over digits first, so n is the number of seeds: those of the bases, if they differ,
+since runs over one base are not independent. Paired t tests compare the settings over the seeds and digits that all of
+them have. Holm's procedure (see `statistics`) corrects the p values of all pairs and measures together.
 """
 
 from __future__ import annotations
@@ -62,11 +61,6 @@ class Ranking:
     lowest: Setting
     chances: dict[str, float]
 
-    @property
-    def significant(self) -> list[str]:
-        """Labels of the settings that are significantly worse."""
-        return [label for label, chance in self.chances.items() if chance < CHANCE]
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -74,7 +68,6 @@ class Comparison:
 
     settings: tuple[Setting, ...]
     seeds: int
-    tests: int
     rankings: tuple[Ranking, ...]
     why_not: str
 
@@ -84,19 +77,18 @@ class Comparison:
             return [self.why_not]
         found = []
         for ranking in self.rankings:
-            worse = ranking.significant
+            worse = [label for label, chance in ranking.chances.items() if chance < CHANCE]
             close = [label for label in ranking.chances if label not in worse]
             name, measure = ranking.lowest.with_errors, MEASURE_NAMES[ranking.measure]
+            rest = f"no significant difference from {_few(close) if worse else 'any other setting'}"
             if not close:
                 found.append(f"Best {measure}: {name}, better than every other setting.")
-            elif worse:
-                rest = f"no significant difference from {_few(close)}"
-                found.append(f"Lowest {measure}: {name}, better than {_few(worse)}, {rest}.")
             else:
-                found.append(f"Lowest {measure}: {name}, no significant difference from any other setting.")
+                found.append(f"Lowest {measure}: {name}, {f'better than {_few(worse)}, ' if worse else ''}{rest}.")
         if found:
             how = f"paired t tests over {self.seeds} seeds, p < {CHANCE:g} with Holm's correction"
-            found.append(f"Significance: {how} for the {self.tests} tests of all pairs and measures.")
+            tests = len(TESTED) * math.comb(len(self.settings), 2)
+            found.append(f"Significance: {how} for the {tests} tests of all pairs and measures.")
         return found
 
 
@@ -105,25 +97,21 @@ def compare(frame: pd.DataFrame) -> Comparison | None:
     runs = finished(frame)
     if runs.empty:
         return None
-    steps = runs["steps"].where(runs["epochs"].isna())  # steps that follow from epochs and digit are no setting
-    runs = runs.assign(steps=steps, both_errors=both_errors(runs), replicate=_replicates(runs))
+    runs = runs.assign(
+        steps=runs["steps"].where(runs["epochs"].isna()),  # steps that follow from epochs and digit are no setting
+        both_errors=both_errors(runs),
+        replicate=runs["base_seed"] if runs["base_seed"].nunique() > 1 else runs["seed"],
+    )
     names = [name for name in differing(runs) if name not in ("digit", *REPLICATES)]
-    groups = runs.groupby(names, sort=False, dropna=False) if names else [((), runs)]
-    by_label: dict[str, tuple[Setting, pd.DataFrame]] = {}
-    for keys, group in groups:
-        setting = _setting(dict(zip(names, keys, strict=True)), group)
-        by_label[setting.label] = (setting, group)
-    settings = tuple(setting for setting, _ in by_label.values())
-    cells = {
-        label: group.groupby(["replicate", "digit"])[list(TESTED)].mean() for label, (_, group) in by_label.items()
-    }
-    shared = _shared(list(cells.values()))
-    seeds = shared.get_level_values("replicate").nunique()
-    if len(settings) < 2 or (why_not := _why_not(runs, seeds)):
-        return Comparison(settings, seeds, 0, (), "" if len(settings) < 2 else why_not)
-    means = {label: table.loc[shared].groupby(level="replicate").mean() for label, table in cells.items()}
-    rankings = _rankings(by_label, means)
-    return Comparison(settings, seeds, len(TESTED) * math.comb(len(settings), 2), rankings, "")
+    groups = list(runs.groupby(names, sort=False, dropna=False)) if names else [((), runs)]
+    settings = tuple(_setting(dict(zip(names, keys, strict=True)), group) for keys, group in groups)
+    cells = [group.groupby(["replicate", "digit"])[list(TESTED)].mean() for _, group in groups]
+    shared = pd.concat(cells, axis=1, join="inner", keys=range(len(cells)))  # the seeds and digits of all settings
+    means = shared.groupby(level="replicate").mean()
+    if len(settings) < 2:
+        return Comparison(settings, len(means), (), "")
+    why_not = _why_not(runs["replicate"].nunique(), len(means))
+    return Comparison(settings, len(means), () if why_not else _rankings(settings, means), why_not)
 
 
 def _setting(values: dict[str, Any], group: pd.DataFrame) -> Setting:
@@ -140,56 +128,40 @@ def _setting(values: dict[str, Any], group: pd.DataFrame) -> Setting:
     )
 
 
-def _replicates(runs: pd.DataFrame) -> pd.Series[Any]:
-    """The seed that makes runs independent: that of the base where bases differ, else that of fine-tuning."""
-    return runs["base_seed"] if runs["base_seed"].nunique() > 1 else runs["seed"]
-
-
-def _shared(tables: Sequence[pd.DataFrame]) -> pd.Index[Any]:
-    """The pairs (seed, digit) that all settings have in common."""
-    shared = tables[0].index
-    for table in tables[1:]:
-        shared = shared.intersection(table.index)
-    return shared
-
-
-def _why_not(runs: pd.DataFrame, seeds: int) -> str:
-    """Return why nothing is tested; empty where it is."""
-    ran = runs["replicate"].nunique()
+def _why_not(ran: int, seeds: int) -> str:
+    """Return why nothing is tested when `seeds` of the seeds that ran are common to all settings; empty where it is."""
     if ran < 2:
         return "Every setting ran with one seed, so small differences between settings may be chance."
     if seeds == 0:
         return "No seed and digit are common to all settings, so their differences may be chance."
     if seeds < LEAST_SEEDS:
-        shared = f"All settings have {seeds} of {ran} seeds in common"
-        return f"{shared}; a test needs at least {LEAST_SEEDS}."
+        return f"All settings have {seeds} of {ran} seeds in common; a test needs at least {LEAST_SEEDS}."
     return ""
 
 
-def _rankings(by_label: dict[str, tuple[Setting, pd.DataFrame]], means: dict[str, pd.DataFrame]) -> tuple[Ranking, ...]:
+def _rankings(settings: Sequence[Setting], means: pd.DataFrame) -> tuple[Ranking, ...]:
+    """Rank the settings by each measure. `means` has one row a seed, and for each setting one column a measure."""
     import numpy as np
     from scipy.stats import ttest_1samp
     from statsmodels.stats.multitest import multipletests
 
-    labels = list(by_label)
-    values = np.stack([means[label][list(TESTED)].to_numpy() for label in labels])  # [settings, seeds, measures]
-    pairs = np.array(list(combinations(range(len(labels)), 2)))
-    differences = values[pairs[:, 0]] - values[pairs[:, 1]]  # [pairs, seeds, measures]
+    values = means.to_numpy().reshape(len(means), len(settings), len(TESTED))
+    pairs = np.array(list(combinations(range(len(settings)), 2)))
+    differences = values[:, pairs[:, 0]] - values[:, pairs[:, 1]]  # [seeds, pairs, measures]
     # A difference that does not vary over the seeds has no spread to compare its size with.
-    varies = np.ptp(differences, axis=1) > 1e-12
+    varies = np.ptp(differences, axis=0) > 1e-12
     chances = np.ones(varies.shape)
-    for measure in range(len(TESTED)):
-        which = varies[:, measure]
-        if which.any():
-            chances[which, measure] = ttest_1samp(differences[which, :, measure], 0.0, axis=1).pvalue
+    if varies.any():
+        chances[varies] = ttest_1samp(differences[:, varies], 0.0).pvalue
     corrected = multipletests(chances.ravel(), method="holm")[1].reshape(chances.shape)
     rankings = []
     for measure, name in enumerate(TESTED):
-        lowest = int(values[:, :, measure].mean(axis=1).argmin())
+        lowest = int(values[:, :, measure].mean(axis=0).argmin())
         mine = (pairs == lowest).any(axis=1)
-        others = pairs[mine].sum(axis=1) - lowest
-        found = {labels[other]: float(chance) for other, chance in zip(others, corrected[mine, measure], strict=True)}
-        rankings.append(Ranking(name, by_label[labels[lowest]][0], found))
+        others = [settings[other].label for other in pairs[mine].sum(axis=1) - lowest]
+        rankings.append(
+            Ranking(name, settings[lowest], dict(zip(others, corrected[mine, measure].tolist(), strict=True)))
+        )
     return tuple(rankings)
 
 

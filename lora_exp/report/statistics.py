@@ -1,9 +1,8 @@
 """Differences between runs that share their seeds, compared with margins that were stated beforehand.
 
-Differences are taken within a seed, so that the effect of the seed cancels out; n counts seeds. Intervals are
-Student's t intervals of the mean. Where a claim takes several comparisons, Holm's step-down procedure sets their
-confidence (Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
-65-70), so that the chance of any wrong decision among them is at most 5 %.
+Differences are taken within a seed, so that its effect cancels out; n counts seeds. Intervals are Student's t
+intervals of the mean. Holm's step-down procedure sets the confidence of several comparisons, so that the chance of any
+wrong decision among them is at most 5 % (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
 """
 
 from __future__ import annotations
@@ -78,9 +77,8 @@ def answers(questions: Sequence[Question]) -> tuple[Answer, ...]:
     for place, question in enumerate(by_chance):
         if decides:
             confidence = 1 - CHANCE / (len(by_chance) - place)
-        answer = Answer(question, interval(question.differences, confidence))
-        decides = decides and answer.outcome != UNDECIDED  # after which the others are undecided at the same confidence
-        found[question] = answer
+        found[question] = Answer(question, interval(question.differences, confidence))
+        decides &= found[question].outcome != UNDECIDED  # after which the others are undecided at the same confidence
     return tuple(found[question] for question in questions)
 
 

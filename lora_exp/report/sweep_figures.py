@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
-from numpy.typing import NDArray
 
 from lora_exp.config.spec import CLASSES
 from lora_exp.report.figures import BLUE, FAINT, INK, ORANGE, empty_figure
@@ -53,8 +49,11 @@ def heat_maps(frame: pd.DataFrame) -> Figure:
         bar = figure.colorbar(mesh, ax=axes, label=unit, pad=0.02)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, length=0)
-        if numbers.size <= WRITTEN_CELLS:
-            _write_cells(axes, numbers)
+        low, high = np.nanmin(numbers), np.nanmax(numbers)
+        for (row, column), value in np.ndenumerate(numbers) if numbers.size <= WRITTEN_CELLS else ():
+            text = f"{value:.{2 if high < 10 else 1}f}" if np.isfinite(value) else "–"
+            colour = "white" if value <= low + 0.6 * (high - low) else INK
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
     return figure
 
 
@@ -73,34 +72,20 @@ def parameters_against_error(frame: pd.DataFrame) -> Figure:
     ):
         lines = 100 * runs.groupby([size, "digit"])[name].mean().unstack()
         if lines.shape[1] > 1:
-            for digit in lines:
-                alpha = 0.35 if crowded else 0.7
-                axes.plot(lines.index, lines[digit], color=FAINT, lw=0.8, alpha=alpha, marker=".", ms=4)
-        mean = 100 * runs.groupby(size)[name].mean()
-        label, size_of_mark = "after fine-tuning, mean", 3 if crowded else 6
-        axes.plot(mean.index, mean, color=ORANGE, lw=2.4, marker="o", ms=size_of_mark, label=label)
+            axes.plot(lines.index, lines, color=FAINT, lw=0.8, alpha=0.35 if crowded else 0.7, marker=".", ms=4)
+        mean, mark = 100 * runs.groupby(size)[name].mean(), 3 if crowded else 6
+        axes.plot(mean.index, mean, color=ORANGE, lw=2.4, marker="o", ms=mark, label="after fine-tuning, mean")
         axes.axhline(100 * runs[f"{name}_before"].mean(), color=BLUE, ls="--", lw=1.5, label="before, mean")
         _size_axis(axes, [int(at) for at in mean.index])
         axes.set_ylim(bottom=0)
         axes.set_ylabel("error rate (%)")
         axes.set_title(title, fontsize=10)
         if 1 < lines.shape[1] <= CLASSES:
-            ends = {str(digit): end for digit, end in lines.iloc[-1].dropna().items()}
-            _label_ends(axes, int(lines.index[-1]), ends)
+            _label_ends(axes, lines.iloc[-1].dropna())
     faint = "; faint: one line per target digit" if runs["digit"].nunique() > 1 else ""
     all_axes[0].legend(frameon=False, fontsize=8.5)
     figure.suptitle(f"What more adapter parameters bring, and what they cost{faint}", fontsize=11)
     return figure
-
-
-def _write_cells(axes: Axes, numbers: NDArray[np.float64]) -> None:
-    low, high = np.nanmin(numbers), np.nanmax(numbers)
-    decimals = 2 if high < 10 else 1
-    for (row, column), value in np.ndenumerate(numbers):
-        bright = value > low + 0.6 * (high - low)
-        text = f"{value:.{decimals}f}" if np.isfinite(value) else "–"
-        colour = INK if bright or np.isnan(value) else "white"
-        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
 
 
 def _size_axis(axes: Axes, sizes: list[int]) -> None:
@@ -111,19 +96,18 @@ def _size_axis(axes: Axes, sizes: list[int]) -> None:
     for size in sizes:
         if size >= ticks[-1] * apart:
             ticks.append(size)
-    axes.set_xticks(ticks)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("adapter parameters")
 
 
-def _label_ends(axes: Axes, x: int, ends: Mapping[str, float]) -> None:
-    """Write each line's digit at the right edge, moved upwards where two would touch."""
-    apart = 0.045 * axes.get_ylim()[1]
+def _label_ends(axes: Axes, ends: pd.Series[float]) -> None:
+    """Write each line's digit at the right edge, beside the line's last value; where two would touch, one moves up."""
     y = -np.inf
-    for label, value in sorted(ends.items(), key=lambda end: end[1]):
-        y = max(y + apart, value)
-        place, arrow = ("axes fraction", "data"), {"arrowstyle": "-", "color": "#CCCCCC", "lw": 0.6}
-        annotation = axes.annotate(label, (x, value), (1.01, y), textcoords=place, arrowprops=arrow)
-        annotation.set(va="center", fontsize=8, color=FAINT)
+    place, arrow = ("axes fraction", "data"), {"arrowstyle": "-", "color": "#CCCCCC", "lw": 0.6}
+    for digit, value in ends.sort_values(kind="stable").items():
+        y = max(y + 0.045 * axes.get_ylim()[1], value)
+        end = (int(str(ends.name)), value)
+        axes.annotate(
+            str(digit), end, (1.01, y), textcoords=place, arrowprops=arrow, va="center", fontsize=8, color=FAINT
+        )

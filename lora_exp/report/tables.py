@@ -1,7 +1,4 @@
-"""The tables of a report as text: their columns, in order, with units and decimals.
-
-Every table shows the gain with its cost beside it.
-"""
+"""The tables of a report as text: their columns, in order, with units and decimals; the gain with its cost beside."""
 
 from __future__ import annotations
 
@@ -19,9 +16,8 @@ NONE = "–"
 # Columns of settings: the first three are always shown, the others where they differ.
 ALWAYS = ("digit", "rank", "alpha")
 SETTINGS = (
-    *ALWAYS,
-    *("method", "origin"),
-    *("seed", "learning_rate", "steps", "epochs", "batch_size", "replay", "layers", "hidden", "data", "base_seed"),
+    *(*ALWAYS, "method", "origin", "seed", "learning_rate", "steps", "epochs", "batch_size", "replay"),
+    *("layers", "hidden", "data", "base_seed"),
 )
 
 
@@ -51,8 +47,7 @@ def differing(frame: pd.DataFrame) -> list[str]:
     """Return the settings with more than one value in `frame`; `steps` do not count where `epochs` set them."""
     columns = [str(name) for name in frame]
     further = columns[columns.index("epochs") + 1 : columns.index("status")]
-    steps = frame["steps"].where(frame["epochs"].isna())
-    given = frame.assign(steps=steps)
+    given = frame.assign(steps=frame["steps"].where(frame["epochs"].isna()))
     return [name for name in (*SETTINGS, *further) if given[name].nunique() > 1]
 
 
@@ -76,14 +71,10 @@ def means_table(frame: pd.DataFrame, by: Sequence[str]) -> Table:
         groups = {tuple(keys): group for keys, group in rows.groupby(list(by), sort=False, dropna=False)}
     ordered = sorted(groups, key=lambda keys: [_order(name, key) for name, key in zip(by, keys, strict=True)])
     headings = [*(heading(name) for name in by), "runs", *(title for title, _ in MEASURES.values())]
-    cells = [
-        [
-            *(setting_text(key) for key in keys),
-            str(len(groups[keys])),
-            *_measured({name: float(groups[keys][name].mean()) for name in MEASURES}),
-        ]
-        for keys in ordered
-    ]
+    cells = []
+    for keys in ordered:
+        means = groups[keys][list(MEASURES)].mean().to_dict()
+        cells.append([*map(setting_text, keys), str(len(groups[keys])), *_measured(means)])
     return headings, cells
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
 
 from lora_exp.report.document import Table
 from lora_exp.report.tables import MEASURES, means_table, runs_table
 from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import finished, pareto_front, representative
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table as RichTable
 
 ROWS = 64  # a longer table is replaced by one of means
 REASONS = 10
@@ -24,12 +22,7 @@ COLOURS = {MEASURES["target_error"][0]: "green", MEASURES["forgetting"][0]: "yel
 
 
 def print_sweep(frame: pd.DataFrame) -> None:
-    """Print the finished runs, one row each, or their means where they are many; then the other jobs with reasons.
-
-    On a terminal the text has colours.
-    """
-    from rich.console import Console
-
+    """Print the finished runs, or their means where they are many, then the other jobs with reasons; in colour."""
     console = Console(highlight=False, width=WIDTH)
     # rich would end the process when standard output is closed; an error of print() can be caught.
     with console.capture() as captured:
@@ -88,16 +81,11 @@ def _fitting(frame: pd.DataFrame) -> tuple[str, Table, list[int]]:
 
 
 def _rich(table: Table, jobs: list[int], frame: pd.DataFrame) -> RichTable:
-    from rich import box
-    from rich.table import Table as RichTable
-
     headings, rows = table
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for heading in headings:
         drawn.add_column(heading, justify="right", style=COLOURS.get(heading), no_wrap=True)
     shown, front = representative(frame), set(pareto_front(frame))
-    for at, row in enumerate(rows):
-        job = jobs[at] if jobs else None
-        mark = "*" if job in front else ""
-        drawn.add_row(row[0] + mark, *row[1:], style="bold" if jobs and job == shown else None)
+    for row, job in zip(rows, jobs or [-1] * len(rows), strict=True):
+        drawn.add_row(row[0] + ("*" if job in front else ""), *row[1:], style="bold" if job == shown else None)
     return drawn

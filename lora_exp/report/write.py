@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lora_exp.report import figures, sections, sweep_figures
 from lora_exp.report.claims.catalogue import judged
 from lora_exp.report.claims.figure import claim_figure
 from lora_exp.report.claims.verdict import CLAIM_FIGURE, Verdict, claim_section
-from lora_exp.report.document import Paragraph, Picture, Section, markdown
+from lora_exp.report.document import Picture, Section, markdown
 from lora_exp.report.html import html
 from lora_exp.report.page_data import page_data
 from lora_exp.report.search_section import search_section
@@ -50,7 +50,7 @@ def write_report(
         table.to_parquet(fresh / "summary.parquet", index=False)
         drawn = _draw(sweep, pictures, labels, fresh / "figures")
         if claim is not None and claim.answers:
-            figures.save(claim_figure(claim), fresh / "figures" / CLAIM_FIGURE)
+            claim_figure(claim).savefig(fresh / "figures" / CLAIM_FIGURE)
         _write_pages(sweep, claim, drawn, page_data(sweep, pictures, labels), fresh)
         if out.exists():
             out.replace(old)
@@ -79,54 +79,50 @@ def verdict(frame: pd.DataFrame) -> str:
         head, tail = text[0].upper() + text[1:], ""
     else:
         head = f"Mean of {len(runs)} finished runs"
-        fell = int(((both_errors(runs)) < both_errors(runs, "_before")).sum())
+        fell = (both_errors(runs) < both_errors(runs, "_before")).sum()
         tail = f"; the sum of both errors fell in {fell} of {len(runs)}"
-    means = runs[["target_error_before", "target_error", "other_error_before", "other_error", "forgetting"]].mean()
-    target_before, target, other_before, other, forgetting = means
+    means = runs[["target_error_before", "target_error", "other_error_before", "other_error"]].mean()
+    target_before, target, other_before, other = map(percent, means)
     return (
-        f"{head}{f' ({rest} besides)' if rest else ''}: error on the target {percent(target_before)} % -> "
-        f"{percent(target)} %, on the other digits {percent(other_before)} % -> {percent(other)} % "
-        f"(forgetting {points(forgetting)} points){tail}."
+        f"{head}{f' ({rest} besides)' if rest else ''}: error on the target {target_before} % -> {target} %, on the "
+        f"other digits {other_before} % -> {other} % (forgetting {points(runs['forgetting'].mean())} points){tail}."
     )
 
 
 def _write_pages(
-    sweep: Sweep, claim: Verdict | None, drawn: Mapping[str, Picture | str], data: dict[str, Any], folder: Path
+    sweep: Sweep, claim: Verdict | None, drawn: Sequence[Section], data: dict[str, Any], folder: Path
 ) -> None:
     """Write `report.md` with the figures, and `report.html` with interactive charts in their place."""
-    results, comparison = list(sweep.results.values()), compare(sweep.frame)
-    has_runs = len(finished(sweep.frame)) > 0
+    frame, results, comparison = sweep.frame, list(sweep.results.values()), compare(sweep.frame)
     first = [
         sections.head(sweep),
-        sections.verdict_section(sweep.frame, verdict(sweep.frame), comparison),
+        sections.verdict_section(frame, verdict(frame), comparison),
         *([] if claim is None else [claim_section(claim)]),
         *([] if sweep.search is None else [search_section(sweep, sweep.search)]),
+        *sections.halving_section(sweep),
+        *sections.over_seeds(comparison),
     ]
-    settings = [*sections.halving_section(sweep), *sections.over_seeds(comparison)]
-    means = [sections.means_section(sweep.frame)] if has_runs else []
-    runs = [sections.runs_section(sweep.frame)] if has_runs else []
-    unfinished = sections.unfinished_section(sweep)
-    proof = [sections.model_section(results), sections.proof_section(sweep)] if results else []
-    commands = sections.commands_section(sweep.frame)
+    runs = [] if finished(frame).empty else [sections.runs_section(frame)]
+    means = [sections.means_section(frame)] if runs else []
+    jobs = sections.unfinished_section(sweep)
+    jobs += [sections.model_section(results), sections.proof_section(sweep)] if results else []
+    commands = [sections.commands_section(frame)]
     provenance = [sections.provenance_section(results)] if results else []
-    figured = [
-        Section(title, (Paragraph((shown,)) if isinstance(shown, str) else shown,)) for title, shown in drawn.items()
-    ]
-    rest = [*means, *runs, *unfinished, *proof, commands, *provenance]
-    text = markdown(sweep.name, [*first, *settings, *figured, *rest])
+    text = markdown(sweep.name, [*first, *drawn, *means, *runs, *jobs, *commands, *provenance])
     (folder / "report.md").write_text(text, encoding="utf-8")
-    last = [*means, *unfinished, *proof, *([] if has_runs else [commands]), *provenance]
-    page = html(sweep.name, [*first, *settings], runs[0] if runs else None, last, data, folder / "figures")
+    last = [*means, *jobs, *([] if runs else commands), *provenance]
+    page = html(sweep.name, first, runs[0] if runs else None, last, data, folder / "figures")
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folder: Path) -> dict[str, Picture | str]:
-    """Draw the figures of the sweep into `folder`: title -> the picture, or why there is none."""
-    drawn: dict[str, Picture | str] = {}
+def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folder: Path) -> list[Section]:
+    """Draw the figures of the sweep into `folder`: a section for each, with the picture, or why there is none."""
+    drawn: list[Section] = []
     runs = finished(sweep.frame)
 
-    def add(title: str, name: str, figure: Figure, alt: str, note: str) -> None:
-        drawn[title] = Picture(figures.save(figure, folder / f"{name}.png").name, alt, note)
+    def add(title: str, name: str, figure: Figure, alt: str, note: str = "") -> None:
+        figure.savefig(folder / f"{name}.png")
+        drawn.append(Section(title, [Picture(f"{name}.png", alt, note)]))
 
     if len(runs[["digit", "rank"]].dropna().drop_duplicates()) > 1:
         add(
@@ -144,11 +140,10 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
             "Error on the target digit and on the other digits against the number of adapter parameters",
             "The dashed line is the base. Means are over the finished runs of each size.",
         )
-    shown = representative(sweep.frame)
-    if shown is not None:
+    if (shown := representative(sweep.frame)) is not None:
         result = sweep.results[shown]
-        why = f"Job {shown}, {result.description}"
-        why += ": the lowest sum of target error and other error." if len(runs) > 1 else "."
+        why = ": the lowest sum of target error and other error." if len(runs) > 1 else "."
+        why = f"Job {shown}, {result.description}{why}"
         add(
             "Errors per digit",
             "errors_per_digit",
@@ -160,7 +155,7 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
         try:
             figure = figures.wrong_digits(result, sweep.predictions(shown), pictures, labels)
         except ValueError as error:
-            drawn[title] = f"No figure for job {shown}: {error}."
+            drawn.append(Section(title, [f"No figure for job {shown}: {error}."]))
         else:
             alt = "Images that fine-tuning mended, broke or left wrong, with true digit and both predictions"
             add(title, "wrong_digits", figure, alt, why)
@@ -171,7 +166,6 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
             "loss_curves",
             figures.loss_curves(trained),
             "Fine-tuning loss by step, one line a run, coloured by method and rank",
-            "",
         )
     return drawn
 

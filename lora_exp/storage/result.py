@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class ClassErrors:
 
     def error_of(self, classes: Sequence[int]) -> float:
         """Mean error rate of `classes`, with equal weight for each class."""
-        return sum(self.error_rates[digit] for digit in classes) / len(classes)
+        return _mean_rate(self.error_rates, classes)
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,7 @@ class RunResult:
     def summary(self) -> str:
         """One line: the errors before and after fine-tuning, and the size of the adapter."""
         out, (method, rank) = self.outcome, self.kind
-        digits = ",".join(map(str, self.spec.finetune.digit))
-        head = f"digit {digits} {method}{'' if rank is None else f' rank {rank}'}"
+        head = f"digit {as_text(self.spec.finetune.digit)} {method}{'' if rank is None else f' rank {rank}'}"
         if self.diverged:
             return f"{head}: diverged at step {out.diverged_at}; a lower finetune.learning_rate may help"
         return (
@@ -197,15 +197,12 @@ class RunResult:
 
 
 def from_json(text: str) -> RunResult:
-    """Return the result that `to_json` wrote.
-
-    Raises ValueError or KeyError or TypeError when the text is not such a result.
-    """
+    """Return the result that `to_json` wrote. Raises ValueError, KeyError or TypeError for any other text."""
     values = json.loads(text)
     outcome = dict(values["outcome"])
     for name in ("before", "after", "validation_before", "validation_after"):
         if outcome.get(name) is not None:
-            outcome[name] = ClassErrors(**_floats(outcome[name], ("loss",)))
+            outcome[name] = ClassErrors(**{**outcome[name], "loss": float(outcome[name]["loss"])})
     outcome["loss_curve"] = [float(loss) for loss in outcome["loss_curve"]]
     return RunResult(from_dict(values["spec"]), Outcome(**outcome), values["times"], values["provenance"])
 
@@ -238,34 +235,30 @@ def adapted(kind: Kind) -> str:
 
 def error_of(objective: str, target: Sequence[int], before: Sequence[float], after: Sequence[float]) -> float:
     """Compute one of `config.settings.ERRORS` from the error rates of every class before and after fine-tuning."""
-
-    def mean(rates: Sequence[float], classes: Sequence[int]) -> float:
-        return sum(rates[digit] for digit in classes) / len(classes)
-
     rest = [digit for digit in range(len(after)) if digit not in target]
     if objective == "target_error":
-        return mean(after, target)
+        return _mean_rate(after, target)
     if objective == "forgetting":
-        return mean(after, rest) - mean(before, rest)
-    return mean(after, target) + mean(after, rest)
+        return _mean_rate(after, rest) - _mean_rate(before, rest)
+    return _mean_rate(after, target) + _mean_rate(after, rest)
+
+
+def _mean_rate(rates: Sequence[float], classes: Sequence[int]) -> float:
+    return sum(rates[digit] for digit in classes) / len(classes)
 
 
 def as_text(value: Any) -> str:
     """Return a value as a config has it: `1` and `0.001` for numbers, `true`, `null`, lists with commas."""
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     if isinstance(value, list | tuple):
         return ",".join(as_text(part) for part in value)
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def _floats(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: float(value) if name in names else value for name, value in values.items()}
-
-
 def _plain(value: Any) -> Any:
     """Replace floats that JSON can't hold by the strings 'nan', 'inf' and '-inf', which float() reads."""
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}

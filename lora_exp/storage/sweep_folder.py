@@ -15,6 +15,8 @@ from typing import Any
 
 import pandas as pd
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import PREDICTIONS, RESULT, RunResult, read
@@ -46,9 +48,6 @@ class Sweep:
 
         Keys: `before_predicted`, `predicted` (uint8 [N]), `before_confidence`, `confidence` (float32 [N]).
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         try:
             loaded: dict[str, NDArray[Any]] = load_file(Path(self.frame["folder"].iloc[job]) / PREDICTIONS)
         except (OSError, SafetensorError) as error:
@@ -86,30 +85,22 @@ def read_sweep(folder: str | Path) -> Sweep:
     folder = Path(folder)
     if (folder / SWEEP).is_file():
         about = read_about(folder)
-        folders = {job: folder / str(job) for job in range(len(about["jobs"]))}
-    elif (folder / RESULT).is_file() or (folder / FAILURE).is_file():
-        about, folders = {"jobs": [None]}, {0: folder}
+        folders = [folder / str(job) for job in range(len(about["jobs"]))]
     else:
-        about, folders = {"jobs": []}, {}
+        about = {"jobs": [None]}
+        folders = [folder] if (folder / RESULT).is_file() or (folder / FAILURE).is_file() else []
     if not folders:
         raise LoraExpError(f"{folder}: holds no run (neither {SWEEP} with jobs, nor {RESULT}, nor {FAILURE})")
 
-    rows: list[dict[str, Any]] = []
-    results: dict[int, RunResult] = {}
-    stopped: dict[int, Stopped] = {}
-    for job, place in folders.items():
-        result, halted, row = _outcome(place)
-        if result is not None:
-            results[job] = result
-        if halted is not None:
-            stopped[job] = halted
-        planned = about["jobs"][job]
-        overrides = row.pop("overrides", []) if planned is None else planned
-        rows.append({"job": job, **row, "folder": str(place), "overrides": shlex.join(overrides)})
-
+    found = [_outcome(place) for place in folders]
+    results = {job: result for job, (result, _) in enumerate(found) if isinstance(result, RunResult)}
+    stopped = {job: why for job, (why, _) in enumerate(found) if isinstance(why, Stopped)}
     alone = results.get(0)  # a single run has no sweep.json, so its result gives the name and the time
     name = str(about.get("name") or (alone.spec.name if alone else folder.name))
-    rows = [row | {"sweep": name} for row in rows]
+    rows = []
+    for job, (place, planned, (_, row)) in enumerate(zip(folders, about["jobs"], found, strict=True)):
+        overrides = shlex.join(row.get("overrides", []) if planned is None else planned)
+        rows.append({**row, "job": job, "sweep": name, "folder": str(place), "overrides": overrides})
     return Sweep(
         folder=folder,
         name=name,
@@ -127,16 +118,15 @@ def join(sweeps: Sequence[Sweep]) -> Sweep:
     rows: list[dict[str, Any]] = []
     results: dict[int, RunResult] = {}
     stopped: dict[int, Stopped] = {}
-    seen: set[tuple[str, str]] = set()
+    seen: set[str] = set()
     for sweep in sweeps:
         for row in sweep.frame.to_dict("records"):
-            result, run = sweep.results.get(row["job"]), (row["spec_key"], row["origin"])
-            if result is not None and row["spec_key"] is not None:
-                if run in seen:
+            if row["spec_key"] is not None:  # of an imported adapter it is not known
+                if row["spec_key"] in seen:
                     continue
-                seen.add(run)
-            if result is not None:
-                results[len(rows)] = result
+                seen.add(row["spec_key"])
+            if row["job"] in sweep.results:
+                results[len(rows)] = sweep.results[row["job"]]
             if row["job"] in sweep.stopped:
                 stopped[len(rows)] = sweep.stopped[row["job"]]
             own = {str(name): value for name, value in row.items()}
@@ -158,7 +148,7 @@ def join(sweeps: Sequence[Sweep]) -> Sweep:
     )
 
 
-def _outcome(folder: Path) -> tuple[RunResult | None, Stopped | None, dict[str, Any]]:
+def _outcome(folder: Path) -> tuple[RunResult | Stopped | None, dict[str, Any]]:
     """Read a job's folder: its result, or why halving stopped it, if so; and its row, with its own overrides."""
     if (folder / RESULT).is_file():
         try:
@@ -166,11 +156,11 @@ def _outcome(folder: Path) -> tuple[RunResult | None, Stopped | None, dict[str, 
             row = row_of(result)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(f"{RESULT} can't be read: {error!r}".split())
-            return None, None, {"status": "failed", "error": reason}
+            return None, {"status": "failed", "error": reason}
         overrides = result.provenance.get("overrides")
-        return result, None, row | {"overrides": list(map(str, overrides)) if isinstance(overrides, list) else []}
+        return result, row | {"overrides": list(map(str, overrides)) if isinstance(overrides, list) else []}
     if (folder / FAILURE).is_file():
         job = read_failure(folder)
-        row = {"status": "failed", "error": job.error, "overrides": job.overrides}
-        return None, job.stopped, row | ({"status": "stopped", "steps": job.stopped.step} if job.stopped else {})
-    return None, None, {"status": "missing"}
+        status = {"status": "stopped", "steps": job.stopped.step} if job.stopped else {"status": "failed"}
+        return job.stopped, {**status, "error": job.error, "overrides": job.overrides}
+    return None, {"status": "missing"}

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lora_exp.config.spec import CLASSES
@@ -121,10 +120,7 @@ def frame_of(rows: Sequence[Mapping[str, Any]], results: Mapping[int, RunResult]
         else:
             numbers = name in times or all(value is None or isinstance(value, float) for value in values)
             dtype = NUMBER if numbers else TEXT
-        if dtype == NUMBER:
-            columns[name] = pd.Series(np.array([np.nan if v is None else v for v in values], dtype=np.float64))
-        else:
-            columns[name] = pd.Series(values, dtype=dtype)
+        columns[name] = pd.Series(values, dtype=dtype)
     return pd.DataFrame(columns)
 
 
@@ -151,9 +147,8 @@ def lowest(runs: pd.DataFrame, values: pd.Series[float]) -> int:
 
 def pareto_front(frame: pd.DataFrame) -> list[int]:
     """Return the finished jobs that none beats in target error and forgetting, as `unbeaten` does."""
-    runs = finished(frame)
-    pairs = zip(runs["target_error"], runs["forgetting"], strict=True)
-    return unbeaten(dict(zip(map(int, runs["job"]), pairs, strict=True)))
+    runs = finished(frame)[["job", "target_error", "forgetting"]]
+    return unbeaten({int(job): errors for job, *errors in runs.itertuples(index=False)})
 
 
 def unbeaten(values: Mapping[int, Sequence[float]]) -> list[int]:

@@ -10,16 +10,13 @@ otherwise. The claim passes when all parts pass and fails when one fails.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from lora_exp.config.settings import CLAIMS
 from lora_exp.report.claims.evidence import Runs, Undecided, evidence
 from lora_exp.report.claims.verdict import Claim, Finding, Panel, Side, Verdict
 from lora_exp.report.statistics import FAIL, PASS, UNDECIDED, Question, answers, interval
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 REGISTRY: dict[str, Claim] = {}
 
@@ -182,9 +179,8 @@ def _by_rate(title: str, measure: str, unit: str, methods: Sequence[Runs]) -> Pa
 
 
 def _losses(methods: Sequence[Runs]) -> Panel:
-    return Panel(
-        "Loss by step", "fine-tuning step", "nats", tuple(method.loss_line() for method in methods), log_y=True
-    )
+    lines = tuple(method.loss_line() for method in methods)
+    return Panel("Loss by step", "fine-tuning step", "nats", lines, log_y=True)
 
 
 assert tuple(REGISTRY) == CLAIMS, "config.settings.CLAIMS must list the claims in the order of their functions here"

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from lora_exp.report.statistics import Interval, interval
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 DRAWN_STEPS = 60  # points of a loss curve
 
@@ -59,11 +58,7 @@ class Runs:
 
         Each method needs its own learning rate; compared at a common one, a method may lose by that rate alone.
         """
-        means: dict[float, float] = {}
-        for rate in self.choices("learning_rate"):
-            runs = self.where(learning_rate=rate).frame
-            if (runs["status"] == "finished").all():
-                means[rate] = float(runs[measure].mean())
+        means = {rate: float(runs.frame[measure].mean()) for rate, runs in self._sound("learning_rate").items()}
         if not means:
             raise Undecided(f"runs diverged at each learning rate ({self.label})")
         return min(means, key=lambda rate: means[rate])
@@ -97,9 +92,6 @@ class Runs:
 
         The last column is `late_loss`.
         """
-        import numpy as np
-        import pandas as pd
-
         lengths = {len(self.curves[job]) for job in self.frame["job"]}
         if len(lengths) != 1:
             raise Undecided(f"runs of {self.label} have different numbers of steps")
@@ -111,11 +103,7 @@ class Runs:
 
     def line(self, setting: str, measure: str) -> Line:
         """Return the measure by a setting, without the values at which runs diverged."""
-        points = {}
-        for value in self.choices(setting):
-            runs = self.where(**{setting: value})
-            if (runs.frame["status"] == "finished").all():
-                points[float(value)] = interval(runs.by_seed(measure))
+        points = {value: interval(runs.by_seed(measure)) for value, runs in self._sound(setting).items()}
         return Line(self.label, tuple(points), tuple(points.values()))
 
     def loss_line(self) -> Line:
@@ -124,6 +112,11 @@ class Runs:
         table = table.iloc[:, :: -(-table.shape[1] // DRAWN_STEPS)]
         points = {int(str(step)): interval(losses.tolist()) for step, losses in table.items()}
         return Line(self.label, tuple(points), tuple(points.values()))
+
+    def _sound(self, setting: str) -> dict[float, Runs]:
+        """Return the runs at each value of a setting, in order, without the values at which runs diverged."""
+        runs = {float(value): self.where(**{setting: value}) for value in self.choices(setting)}
+        return {value: own for value, own in runs.items() if (own.frame["status"] == "finished").all()}
 
     def _cells(self, measure: str) -> pd.Series[float]:
         """Means by seed and digit. Raises Undecided when a run diverged."""
@@ -142,19 +135,15 @@ def evidence(frame: pd.DataFrame, curves: Mapping[int, Sequence[float]]) -> Runs
     if len(absent):
         counts = ", ".join(f"{count} {status}" for status, count in absent.items())
         raise Undecided(f"of {len(frame)} jobs {counts}")
-    whole = [
-        curves[job] if status == "finished" else [] for job, status in zip(frame["job"], frame["status"], strict=True)
-    ]
-    return Runs(
-        "",
-        frame.assign(
-            target_error=100 * frame["target_error"],
-            forgetting=100 * frame["forgetting"],
-            mean_loss=[_mean(losses) for losses in whole],
-            late_loss=[_mean(losses[-tenth(len(losses)) :]) for losses in whole],
-        ),
-        curves,
-    )
+    jobs = zip(frame["job"], frame["status"], strict=True)
+    whole = [curves[job] if status == "finished" else [] for job, status in jobs]
+    measures: dict[str, Any] = {
+        "target_error": 100 * frame["target_error"],
+        "forgetting": 100 * frame["forgetting"],
+        "mean_loss": [_mean(losses) for losses in whole],
+        "late_loss": [_mean(losses[-tenth(len(losses)) :]) for losses in whole],
+    }
+    return Runs("", frame.assign(**measures), curves)
 
 
 def tenth(steps: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lora_exp.report.claims.evidence import Line, Runs
-from lora_exp.report.document import Block, Grid, Paragraph, Picture, Section, Strong, paragraphs
+from lora_exp.report.document import Block, Grid, Picture, Section, Strong
 from lora_exp.report.statistics import Answer, Interval, in_unit
 
 CLAIM_FIGURE = "claim.png"
@@ -98,28 +98,22 @@ class Verdict:
 def claim_section(verdict: Verdict) -> Section:
     """Write the section on a claim: measurement, numbers with their costs, and figure; or why it was not judged."""
     claim = verdict.claim
-    blocks: list[Block] = [
-        Paragraph((Strong(verdict.outcome), f": {claim.words} ({claim.source}).")),
-        Paragraph((f"Measured: {claim.measured}",)),
-    ]
-    if verdict.answers:
-        blocks.append(Grid((ANSWER_HEADINGS, [_answer_cells(answer) for answer in verdict.answers]), words=2))
-        blocks.append(Paragraph((HOW,)))
-        blocks.append(Grid((SIDE_HEADINGS, [_side_cells(side) for side in verdict.sides]), words=1))
-    blocks += paragraphs([verdict.note] if verdict.note else [])
-    if verdict.answers:
-        alt = f"{verdict.name}, {verdict.outcome}: the measurements, and each difference with interval and margin"
-        blocks.append(Picture(CLAIM_FIGURE, alt, "Bars and bands are 95 % intervals; each dot is a seed."))
-    return Section("Claim", tuple(blocks))
+    said: list[Block] = [(Strong(verdict.outcome), f": {claim.words} ({claim.source})."), f"Measured: {claim.measured}"]
+    note = [verdict.note] if verdict.note else []
+    if not verdict.answers:
+        return Section("Claim", [*said, *note])
+    answers = Grid((ANSWER_HEADINGS, [_answer_cells(answer) for answer in verdict.answers]), words=2)
+    sides = Grid((SIDE_HEADINGS, [_side_cells(side) for side in verdict.sides]), words=1)
+    alt = f"{verdict.name}, {verdict.outcome}: the measurements, and each difference with interval and margin"
+    picture = Picture(CLAIM_FIGURE, alt, "Bars and bands are 95 % intervals; each dot is a seed.")
+    return Section("Claim", [*said, answers, HOW, sides, *note, picture])
 
 
 def _answer_cells(answer: Answer) -> list[str]:
     question, interval = answer.question, answer.interval
-    mean, limits = interval.cells(question.unit)
-    margin = in_unit(question.margin, question.unit)
-    confidence, seeds = f"{100 * interval.confidence:.3g}", str(len(question.differences))
-    measure = f"{question.measure} ({question.unit})"
-    return [question.what, measure, mean, limits, confidence, margin, seeds, answer.outcome]
+    numbers = [*interval.cells(question.unit), f"{100 * interval.confidence:.3g}"]
+    margin, seeds = in_unit(question.margin, question.unit), str(len(question.differences))
+    return [question.what, f"{question.measure} ({question.unit})", *numbers, margin, seeds, answer.outcome]
 
 
 def _side_cells(side: Side) -> list[str]:
