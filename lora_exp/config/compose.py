@@ -116,10 +116,7 @@ def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def compose_import(overrides: Sequence[str]) -> tuple[RunSpec, Settings, Path, str]:
-    """For an adapter that was trained elsewhere: the spec, the settings, the run's folder, and the config to save.
-
-    The saved config has neither `adapter` nor `finetune`, since the import replaces both.
-    """
+    """For an imported adapter: the spec, the settings, the run's folder, and the config to save."""
     config = compose_config(overrides)
     spec, settings = read(config)
     kept = OmegaConf.masked_copy(config, ["model", "data", "base", *SETTINGS])
