@@ -238,4 +238,4 @@ def test_whatever_a_check_raises_is_a_finding() -> None:
         yield doctor.Finding("begun")
         raise RuntimeError("two\nlines")
 
-    assert list(doctor._findings(broken)) == [doctor.Finding("begun"), doctor.Finding("two lines", ok=False)]
+    assert list(doctor._findings(broken())) == [doctor.Finding("begun"), doctor.Finding("two lines", ok=False)]

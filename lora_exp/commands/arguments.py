@@ -37,8 +37,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
     overrides = [argument for argument in arguments if is_override(argument)]
     options = parser.parse_args([argument for argument in arguments if not is_override(argument)])
     if options.overrides:
-        raise LoraExpError(
-            f"{options.overrides[0]}: must be an override GROUP.KEY=VALUE, with GROUP one of {', '.join(GROUPS)}"
-        )
+        form = f"an override GROUP.KEY=VALUE, with GROUP one of {', '.join(GROUPS)}"
+        raise LoraExpError(f"{options.overrides[0]}: must be {form}")
     options.overrides = overrides
     return options

@@ -26,9 +26,9 @@ class Difference(NamedTuple):
 
 
 def measures(result: RunResult, files: Mapping[str, bytes]) -> dict[str, Any]:
-    """All that a run measured, by name: the numbers of its outcome, and the tensors and metadata of its files.
+    """All that a run measured, by name: the numbers of its outcome, and the tensors and metadata of its safetensors.
 
-    `files` are safetensors by name. Raises SafetensorError or ValueError when one of them is damaged.
+    Raises SafetensorError or ValueError when one of the `files` (content by name) is damaged.
     """
     from safetensors.numpy import load
 
@@ -56,12 +56,9 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def differing_texts(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """The values that differ as JSON."""
-    found = []
-    for name in dict.fromkeys([*stored, *now]):
-        texts = [_text(values[name]) if name in values else ABSENT for values in (stored, now)]
-        if texts[0] != texts[1]:
-            found.append(Difference(name, *texts))
-    return found
+    texts = [{name: _text(value) for name, value in values.items()} for values in (stored, now)]
+    pairs = {name: [own.get(name, ABSENT) for own in texts] for name in dict.fromkeys([*stored, *now])}
+    return [Difference(name, *pair) for name, pair in pairs.items() if pair[0] != pair[1]]
 
 
 def differing_bits(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
@@ -89,11 +86,10 @@ def _differing_bits(name: str, stored: NDArray[Any], now: NDArray[Any]) -> list[
 
     if stored.shape != now.shape or stored.dtype != now.dtype:
         return [Difference(name, _shown(stored), _shown(now))]
+    differs = np.asarray(stored != now)
     if stored.dtype.kind == "f":
         bits = f"u{stored.itemsize}"
         differs = (stored.view(bits) != now.view(bits)) & ~(np.isnan(stored) & np.isnan(now))
-    else:
-        differs = np.asarray(stored != now)
     if not differs.any():
         return []
     if not stored.shape:

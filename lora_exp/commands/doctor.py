@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from lora_exp import numerics
 from lora_exp.commands.arguments import add_overrides, parse
@@ -29,15 +28,11 @@ from lora_exp.tracking.connection import status_line
 MIN_FREE = 1.0  # GiB
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """The outcome of one check: a message, which names the remedy when the check is not `ok`."""
 
     message: str
     ok: bool = True
-
-
-Check = Callable[[], Iterator[Finding]]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,48 +41,39 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--full", action="store_true", help="check all checksums of the store (reads all of it)")
     add_overrides(parser, "store.folder=elsewhere tracking=server")
     options = parse(parser, arguments)
-    return examine(options.overrides, options.full)
-
-
-def examine(overrides: Sequence[str], full: bool) -> int:
-    """Print the findings for runs with these overrides; return 0 when all checks pass, else 1.
-
-    `full` checks all checksums of the store. Raises LoraExpError for overrides that are not allowed.
-    """
-    config = compose_config(overrides)
-    settings = read(config)[1]
+    config = compose_config(options.overrides)
     ok = True
-    for name, check in _checks(settings, Path(str(config.hydra.run.dir)), full):
+    for name, check in _checks(read(config)[1], str(config.hydra.run.dir), options.full):
         for finding in _findings(check):
             print(f"{'ok' if finding.ok else 'WRONG':6}{name:11}{finding.message}", flush=True)
             ok &= finding.ok
     return 0 if ok else 1
 
 
-def _checks(settings: Settings, runs: Path, full: bool) -> list[tuple[str, Check]]:
+def _checks(settings: Settings, runs: str, full: bool) -> list[tuple[str, Iterator[Finding]]]:
     store = Store(Path(settings.store.folder).absolute())
-    places = {"store": settings.store.folder, "runs": str(runs), "reports": settings.report.folder}
+    places = {"store": settings.store.folder, "runs": runs, "reports": settings.report.folder}
     places["data"] = settings.data.root
     if settings.tracking.kind == "sqlite":
         places["artifacts"] = settings.tracking.artifacts
     return [
-        ("python", _libraries),
-        ("device", functools.partial(_device, settings.device.name)),
-        ("products", functools.partial(_products, settings.device.name)),
-        ("executor", functools.partial(_executor, settings)),
-        ("mnist", _embedded),
-        ("data", functools.partial(_data_sets, Path(settings.data.root).absolute())),
-        ("store", functools.partial(_store, store, full)),
-        ("leftovers", functools.partial(_leftovers, store)),
-        ("tracking", functools.partial(_tracking, settings)),
-        *(("disk", functools.partial(_place, name, Path(place).absolute())) for name, place in places.items()),
+        ("python", _libraries()),
+        ("device", _device(settings.device.name)),
+        ("products", _products(settings.device.name)),
+        ("executor", _executor(settings)),
+        ("mnist", _embedded()),
+        ("data", _data_sets(Path(settings.data.root).absolute())),
+        ("store", _store(store, full)),
+        ("leftovers", _leftovers(store)),
+        ("tracking", _tracking(settings)),
+        *(("disk", _place(name, Path(place).absolute())) for name, place in places.items()),
     ]
 
 
-def _findings(check: Check) -> Iterator[Finding]:
+def _findings(check: Iterator[Finding]) -> Iterator[Finding]:
     """The findings of a check. An exception in it is a finding too."""
     try:
-        yield from check()
+        yield from check
     except Exception as error:
         yield Finding(" ".join(str(error).split()) or type(error).__name__, ok=False)
 
@@ -102,16 +88,16 @@ def _libraries() -> Iterator[Finding]:
     yield Finding(f"{python}, {required} is needed" + ("" if ok else "; make .venv anew with such a Python"), ok)
     needed = [Requirement(line) for line in importlib.metadata.requires("lora-exp") or ()]
     needed = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
-    wrong = 0
+    whole = True
     for one in needed:
         try:
             found = importlib.metadata.version(one.name)
         except importlib.metadata.PackageNotFoundError:
-            found = None
-        if found is None or not one.specifier.contains(found, prereleases=True):
-            wrong += 1
-            yield Finding(f"{one.name} {found or 'is absent'}; mend: pip install '{one.name}{one.specifier}'", ok=False)
-    if not wrong:
+            found = "is absent"
+        if found == "is absent" or not one.specifier.contains(found, prereleases=True):
+            whole = False
+            yield Finding(f"{one.name} {found}; mend: pip install '{one.name}{one.specifier}'", ok=False)
+    if whole:
         version = importlib.metadata.version("lora-exp")
         yield Finding(f"{len(needed)} libraries, all of versions that lora-exp {version} works with")
 
@@ -177,11 +163,9 @@ def _data_sets(root: Path) -> Iterator[Finding]:
 
 def _store(store: Store, full: bool) -> Iterator[Finding]:
     """No entry of the store is damaged."""
-    found = entries(store)
-    damaged = 0
+    found, damaged = entries(store), 0
     for entry in found:
-        reason = None if entry.kind == DAMAGED else damage(store, entry, full)
-        if reason is not None:
+        if entry.kind != DAMAGED and (reason := damage(store, entry, full)) is not None:
             damaged += 1
             yield Finding(f"{entry.kind} {entry.key}: {reason}; mend: lora-exp store verify", ok=False)
     aside = sum(entry.kind == DAMAGED for entry in found)
@@ -195,8 +179,8 @@ def _leftovers(store: Store) -> Iterator[Finding]:
     partial, users = (held_and_abandoned(store.root / name) for name in (PARTIAL, USERS))
     for path in partial[1]:
         yield Finding(f"{path} was left by a killed process; the next run removes it, or delete it", ok=False)
-    writing, running = len(partial[0]), len(users[0])
-    yield Finding(f"{writing} entries being written, {held_locks(store)} locks held, {running} running processes")
+    writing, held, running = len(partial[0]), held_locks(store), len(users[0])
+    yield Finding(f"{writing} entries being written, {held} locks held, {running} running processes")
 
 
 def _tracking(settings: Settings) -> Iterator[Finding]:

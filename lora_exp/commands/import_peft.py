@@ -41,9 +41,8 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
     for override in overrides:
         key = override.lstrip("+~")
         if key.startswith(("adapter", "finetune")) and not key.startswith("finetune.digit="):
-            raise LoraExpError(
-                f"{override}: the adapter is trained already; of adapter and finetune only finetune.digit can be set"
-            )
+            can = "of adapter and finetune only finetune.digit can be set"
+            raise LoraExpError(f"{override}: the adapter is trained already; {can}")
     from lora_exp.adapters.peft import read_folder
     from lora_exp.model.architecture import layer_shapes
     from lora_exp.sweeps.job import check, keep, open_laboratory, with_facts

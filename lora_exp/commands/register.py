@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 EXAMPLES = 2  # images in the model's input example
+# Kind of layer -> its attributes that hold the arguments with which it was made.
+ARGUMENTS = {
+    "Linear": ("in_features", "out_features"),
+    "Conv2d": ("in_channels", "out_channels", "kernel_size", "stride", "padding"),
+    "Unflatten": ("dim", "unflattened_size"),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,9 +46,8 @@ def main(arguments: Sequence[str]) -> int:
 def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[str]:
     """Register the classifier of the run in `folder` as the next version of model `name`; return lines to print.
 
-    Without a name it is `<data set>-classifier`. `overrides` apply to the run's settings. Raises LoraExpError for a run
-    or a base that can't be read, for a run that diverged, for a name or an override that is not allowed, and when the
-    tracking store can't be written to.
+    `overrides` apply to the run's settings. Raises LoraExpError for a run or a base that can't be used, for a name or
+    an override that is not allowed, and when the tracking store can't be written to.
     """
     result = read_run(folder)
     name = f"{result.spec.data.name}-classifier" if name is None else name
@@ -81,13 +86,5 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
 
 def _description(name: str, module: nn.Module) -> dict[str, Any]:
     """A layer as `served_classifier.py` builds it: its name, its kind and the arguments of that kind."""
-    from torch import nn
-
-    arguments: list[Any] = []
-    if isinstance(module, nn.Linear):
-        arguments = [module.in_features, module.out_features]
-    elif isinstance(module, nn.Conv2d):
-        arguments = [module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding]
-    elif isinstance(module, nn.Unflatten):
-        arguments = [module.dim, module.unflattened_size]
-    return {"name": name, "kind": type(module).__name__, "arguments": arguments}
+    kind = type(module).__name__
+    return {"name": name, "kind": kind, "arguments": [getattr(module, own) for own in ARGUMENTS.get(kind, ())]}

@@ -89,7 +89,6 @@ def write_again(sweep: Sweep, settings: Settings, out: Path | None = None) -> Pa
 
     out = out or settings.report.place(sweep.name)
     pictures, labels = np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8)
-    for result in sweep.results.values():
-        pictures, labels = laboratory(settings).test_pictures(result.spec)
-        break
+    if first := next(iter(sweep.results.values()), None):
+        pictures, labels = laboratory(settings).test_pictures(first.spec)
     return write_report(sweep, out.absolute(), pictures, labels, judged_claim(sweep, settings.report.claim))

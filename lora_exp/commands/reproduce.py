@@ -6,8 +6,7 @@ import argparse
 import dataclasses
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,47 +37,6 @@ def main(arguments: Sequence[str]) -> int:
     return reproduce(options.run, options.overrides)
 
 
-@dataclass(frozen=True)
-class Reproduction:
-    """The comparison of a run with what is stored of it.
-
-    `failed` is the reason why there is no new result, if so. `config` holds the differences between the stored config
-    and the one that the command makes now, `measured` those of numbers and tensors, and `environment` those of
-    provenance and settings (None where none of that is stored). `compared` counts the numbers and tensors.
-    """
-
-    failed: str | None
-    config: list[Difference]
-    measured: list[Difference]
-    environment: list[Difference] | None
-    compared: int
-
-    @property
-    def identical(self) -> bool:
-        """Whether config, numbers and tensors are equal."""
-        return self.failed is None and not self.config and not self.measured
-
-    def lines(self) -> Iterator[str]:
-        """The verdict and the differences, as lines to print."""
-        if self.failed is not None:
-            yield f"not reproduced: it fails now: {self.failed}"
-        elif self.measured:
-            yield f"not reproduced: {len(self.measured)} of {self.compared} numbers, curves and tensors differ"
-            yield table(self.measured)
-        elif self.config:
-            yield f"reproduced by another config: all {self.compared} numbers, curves and tensors have the same bits"
-        else:
-            yield f"reproduced: all {self.compared} numbers, curves and tensors have the same bits"
-        if self.config:
-            yield "the command makes another config now:"
-            yield table(self.config)
-        if self.environment:
-            yield "environment and settings differ:"
-            yield table(self.environment)
-        elif self.failed is None:
-            yield "no environment is stored" if self.environment is None else "the environment is the same"
-
-
 def reproduce(runs: Sequence[str], overrides: Sequence[str]) -> int:
     """Make each run again, one after another and outside any pack, and print the comparison; return the exit code.
 
@@ -97,28 +55,41 @@ def reproduce(runs: Sequence[str], overrides: Sequence[str]) -> int:
     identical = 0
     for stored, values, spec, settings in plans:
         print(f"{stored.name}\n{run_command(shlex.join(stored.overrides))}", flush=True)
-        found = _compared(stored, values, spec, settings)
-        print("\n".join([*found.lines(), ""]), flush=True)
-        identical += found.identical
+        is_identical, lines = _compared(stored, values, spec, settings)
+        print("\n".join([*lines, ""]), flush=True)
+        identical += is_identical
     if len(runs) > 1:
         print(f"{identical} of {len(runs)} runs reproduced")
     return 0 if identical == len(runs) else 1
 
 
-def _compared(stored: StoredRun, values: dict[str, Any], spec: RunSpec, settings: Settings) -> Reproduction:
-    """Run `spec`, which was read from the config `values`, and compare."""
+def _compared(stored: StoredRun, values: dict[str, Any], spec: RunSpec, settings: Settings) -> tuple[bool, list[str]]:
+    """Run `spec`, which was read from the config `values`, and compare.
 
-    environment = [row for config in stored.configs.values() for row in _other_settings(config, values)]
+    Returns whether config, numbers and tensors are equal, and the verdict and the differences as lines to print.
+    """
+    config, measured = _other_spec(stored, spec), []
+    environment = [row for saved in stored.configs.values() for row in _other_settings(saved, values)]
     new = _run_without_store(spec, settings, stored.folder)
-    failed, measured = None, []
+    failed = isinstance(new, Failure)
     if isinstance(new, Failure):
-        failed = new.error
+        lines = [f"not reproduced: it fails now: {new.error}"]
     else:
         result = from_json(new[RESULT].decode())
-        measured = differing_bits(stored.measured, stored.measure(result, new))
         environment += _other_provenance(stored, result)
-    known = list(dict.fromkeys(environment)) if stored.facts else None
-    return Reproduction(failed, _other_spec(stored, spec), measured, known, len(stored.measured))
+        measured = differing_bits(stored.measured, stored.measure(result, new))
+        verdict, compared = "reproduced by another config" if config else "reproduced", len(stored.measured)
+        lines = [f"{verdict}: all {compared} numbers, curves and tensors have the same bits"]
+        if measured:
+            verdict = f"not reproduced: {len(measured)} of {compared} numbers, curves and tensors differ"
+            lines = [verdict, table(measured)]
+    if config:
+        lines += ["the command makes another config now:", table(config)]
+    if stored.facts and environment:
+        lines += ["environment and settings differ:", table(list(dict.fromkeys(environment)))]
+    elif not failed:
+        lines.append("the environment is the same" if stored.facts else "no environment is stored")
+    return not (failed or config or measured), lines
 
 
 def _run_without_store(spec: RunSpec, settings: Settings, folder: Path) -> Files | Failure:

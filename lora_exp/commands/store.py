@@ -37,7 +37,10 @@ def main(arguments: Sequence[str]) -> int:
         if options.older_than is None and options.to_size is None:
             pruning.error("needs --older-than DAYS, --to-size GIB, or both")
         to_size = None if options.to_size is None else options.to_size * GIB
-        lines = prune_lines(prune(store, options.older_than, to_size, dry_run=options.dry_run), options.dry_run)
+        removed, now = prune(store, options.older_than, to_size, dry_run=options.dry_run), time.time()
+        done = "to remove" if options.dry_run else "removed"
+        lines = [entry_line(entry, now) for entry in removed]
+        lines.append(f"{len(removed)} entries {done}, {size_text(removed)}")
     print("\n".join(lines))
     return 0 if intact else 1
 
@@ -57,13 +60,6 @@ def verify_lines(store: Store) -> tuple[list[str], bool]:
     checked, damaged = verify(store)
     lines = [f"{entry.kind} {entry.key}: {reason}; set aside in {target}" for entry, reason, target in damaged]
     return [*lines, f"{checked} entries checked, {len(damaged)} damaged"], not damaged
-
-
-def prune_lines(removed: Sequence[Entry], dry_run: bool) -> list[str]:
-    """The entries that were removed, or would be, and the total."""
-    now, done = time.time(), "to remove" if dry_run else "removed"
-    lines = [entry_line(entry, now) for entry in removed]
-    return [*lines, f"{len(removed)} entries {done}, {size_text(removed)}"]
 
 
 def entry_line(entry: Entry, now: float) -> str:

@@ -7,7 +7,6 @@ import csv
 import io
 import re
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +33,10 @@ Measure = Callable[[RunResult, Mapping[str, bytes]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What is stored of a run.
+    """What is stored of a run; `measure` takes the measurements that `measured` holds of another result and its files.
 
-    `measured` holds its measurements by name, and `measure` takes the same of another result and its files. `specs` and
-    `configs` (plain values) hold what was run, by the file that says so. `facts` is the provenance. Relative paths in
-    the config start at `folder`.
+    `specs` and `configs` (plain values) hold what was run, by the file that says so. `facts` is the provenance.
+    Relative paths in the config start at `folder`.
     """
 
     name: str
@@ -90,9 +88,8 @@ def _read(run: str, content: Mapping[str, bytes], needed: Sequence[str]) -> Stor
     with _reading(run, " or ".join(files)):
         measured = measures(result, files)
     specs, configs = {RESULT: result.spec}, {}
-    for name in (SAVED_CONFIG, RECORDED_CONFIG):
-        if name in content:
-            texts[name] = content[name].decode(errors="replace")
+    found = [name for name in (SAVED_CONFIG, RECORDED_CONFIG) if name in content]
+    texts |= {name: content[name].decode(errors="replace") for name in found}
     for name, text in texts.items():
         with _reading(run, name):
             configs[name] = saved_values(text)
@@ -124,7 +121,10 @@ def _row(run: str, summary: Path, job: str) -> StoredRun:
         overrides, measured = shlex.split(row["overrides"]), _cells(row)
 
     def measure(result: RunResult, _: Mapping[str, bytes]) -> dict[str, Any]:
-        return {name: value for name, value in _cells(_summary_row(result)).items() if name in measured}
+        from lora_exp.storage.table import frame_of, row_of
+
+        [now] = csv.DictReader(io.StringIO(frame_of([{"job": 0, **row_of(result)}], {}).to_csv(index=False)))
+        return {name: value for name, value in _cells(now).items() if name in measured}
 
     return StoredRun(run, overrides, measured, measure, {}, {}, {}, Path.cwd())
 
@@ -141,15 +141,6 @@ def _cell(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-def _summary_row(result: RunResult) -> dict[str, str]:
-    """The row that a summary would have for this result."""
-    from lora_exp.storage.sweep_folder import load_sweep
-
-    with tempfile.TemporaryDirectory() as folder:
-        result.write(Path(folder))
-        return next(csv.DictReader(io.StringIO(load_sweep(folder).to_csv(index=False))))
 
 
 def _refuse_imported(run: str, imported: bool) -> None:

@@ -1,7 +1,6 @@
 """From overrides or saved YAML to a spec and settings: the schema for Hydra, composing, errors in one line.
 
-Only the Hydra application (`sweeps`, `__main__`) handles a `DictConfig`; for all others there are functions that return
-plain values and dataclasses.
+Only the Hydra application (`sweeps`, `__main__`) handles a `DictConfig`; all others get plain values and dataclasses.
 """
 
 from __future__ import annotations
@@ -24,6 +23,10 @@ from lora_exp.config.settings import SETTINGS, DataFolder, Settings, settings_fr
 from lora_exp.config.spec import PARTS, RunSpec, spec_from
 from lora_exp.errors import LoraExpError
 
+# Top-level config group -> dataclasses of its keys.
+GROUPS: dict[str, tuple[type[Any], ...]] = {name: (cls,) for name, cls in (PARTS | SETTINGS).items()}
+GROUPS["data"] += (DataFolder,)
+
 
 def config_folder() -> Path:
     """`conf/`: inside the package when installed from a wheel, beside it in a checkout."""
@@ -44,16 +47,14 @@ def register() -> None:
         OmegaConf.clear_resolver(name)
 
 
-@functools.cache
-def _token() -> str:
-    return secrets.token_hex(2)
+_token = functools.cache(lambda: secrets.token_hex(2))
 
 
 @functools.cache
 def schema() -> type[Any]:
     """A mutable dataclass of the whole config, in which no key has a default: OmegaConf checks keys and types by it."""
     groups: list[tuple[str, Any, Any]] = []
-    for name, classes in _groups().items():
+    for name, classes in GROUPS.items():
         keys = {key: hint for cls in classes for key, hint in typing.get_type_hints(cls).items()}
         fields = [(key, _omega_type(key, hint), dataclasses.field(default="???")) for key, hint in keys.items()]
         group = dataclasses.make_dataclass(name, fields)
@@ -67,7 +68,7 @@ def read(config: DictConfig) -> tuple[RunSpec, Settings]:
     Raises LoraExpError with one line that names key, value and what is allowed.
     """
     values = _plain(config)
-    for unknown in sorted(set(values) - set(_groups())):
+    for unknown in sorted(set(values) - set(GROUPS)):
         raise LoraExpError(_no_such_group(unknown))
     return spec_from(values), settings_from(values)
 
@@ -88,10 +89,8 @@ def compose_config(overrides: Sequence[str], multirun: bool = False) -> DictConf
         check_overrides(overrides)
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             if multirun:
-                loader = GlobalHydra.instance().config_loader()
-                config = loader.load_configuration(
-                    "config", list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False
-                )
+                load = GlobalHydra.instance().config_loader().load_configuration
+                config = load("config", list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False)
             else:
                 config = compose("config", list(overrides), return_hydra_config=True)
             check_hydra(config, _reference(*own_choices(config)))
@@ -112,18 +111,12 @@ def compose_settings(overrides: Sequence[str]) -> Settings:
 
 
 def compose_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """The config of a run with these overrides, as plain values by group and key.
-
-    Raises LoraExpError as `compose_config` does.
-    """
+    """The same as plain values by group and key, with those of the spec."""
     return _plain(compose_config(overrides))
 
 
 def compose_import(overrides: Sequence[str]) -> tuple[RunSpec, Settings, Path, str]:
-    """For an adapter that was trained elsewhere: the spec, the settings, the run's folder, and the config to save.
-
-    The saved config has neither `adapter` nor `finetune`, since the import replaces both.
-    """
+    """For an imported adapter: the spec, the settings, the run's folder, and the config to save."""
     config = compose_config(overrides)
     spec, settings = read(config)
     kept = OmegaConf.masked_copy(config, ["model", "data", "base", *SETTINGS])
@@ -136,10 +129,7 @@ def saved_values(config: str) -> dict[str, Any]:
 
 
 def saved_settings(config: str, overrides: Sequence[str]) -> Settings:
-    """The settings in the saved config (YAML) of a run, with overrides of them, such as `store.folder=elsewhere`.
-
-    Raises LoraExpError with one line that names key, value and what is allowed.
-    """
+    """The settings in the saved config (YAML) of a run, with overrides of them. Raises LoraExpError as `read` does."""
     for override in overrides:
         group, _, name = override.partition("=")[0].partition(".")
         if "=" not in override or not name or (group not in SETTINGS and (group, name) != ("data", "root")):
@@ -196,10 +186,10 @@ def error_line(error: BaseException) -> str:
     if key is None or "interpolation" in type(chain[-1]).__name__.lower():
         return whole or type(error).__name__
     group, _, name = key.partition(".")
-    known = _keys(group)
+    known = {f.name: f.metadata["allowed"] for cls in GROUPS.get(group, ()) for f in dataclasses.fields(cls)}
     if name and known and name not in known:
         return f"{key}: no such key; allowed in {group}: {', '.join(known)}"
-    if not name and group not in _groups():
+    if not name and group not in GROUPS:
         return _no_such_group(key)
     text = known.get(name)
     given = next((str(e).split("override ", 1)[1].split("\n")[0] for e in chain if "merging override " in str(e)), key)
@@ -227,19 +217,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _no_such_group(key: str) -> str:
-    return f"{key}: no such key; allowed: {', '.join([*_groups(), 'experiment', 'hydra'])}"
-
-
-def _groups() -> dict[str, tuple[type[Any], ...]]:
-    groups: dict[str, tuple[type[Any], ...]] = {name: (cls,) for name, cls in (PARTS | SETTINGS).items()}
-    groups["data"] += (DataFolder,)
-    return groups
-
-
-def _keys(group: str) -> dict[str, str]:
-    """Each key of a group with what it may hold, in words."""
-    found = [f for cls in _groups().get(group, ()) for f in dataclasses.fields(cls)]
-    return {f.name: f.metadata["allowed"] for f in found}
+    return f"{key}: no such key; allowed: {', '.join([*GROUPS, 'experiment', 'hydra'])}"
 
 
 def _omega_type(key: str, hint: Any) -> Any:

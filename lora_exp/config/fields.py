@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from typing import Any
 
@@ -40,11 +40,6 @@ def is_pattern(value: Any, check: Callable[[Any], bool]) -> bool:
         return False
 
 
-def is_alpha(value: Any) -> bool:
-    """Whether `value` is a number above 0, or "rank"."""
-    return value == "rank" or (is_number(value) and value > 0)
-
-
 def allow(text: str, check: Callable[[Any], bool], **default: Any) -> Any:
     """A field whose metadata holds what is allowed, in words and as a function."""
     return field(metadata={"allowed": text, "check": check}, **default)
@@ -63,3 +58,13 @@ def positive(**default: Any) -> Any:
 def flag(**default: Any) -> Any:
     """A field for true or false."""
     return allow("true or false", lambda v: isinstance(v, bool), **default)
+
+
+def one_of(names: Iterable[str], **default: Any) -> Any:
+    """A field for one of these names."""
+    return allow("one of " + ", ".join(names), lambda v: v in tuple(names), **default)
+
+
+def optional(text: str, check: Callable[[Any], bool], null: str = "null") -> Any:
+    """A field for null, its default, or a value that passes `check`."""
+    return allow(f"{null} or {text}", lambda v: v is None or check(v), default=None)

@@ -1,7 +1,7 @@
 """Which of Hydra's own keys a command or a config file may set; all others keep their values of `conf/config.yaml`.
 
-Hydra imports and calls what its `hydra` node names (plugins, callbacks, log handlers), and reads and sets environment
-variables that it names. So the node is compared with that of `conf/`, key by key, before Hydra acts on it.
+Hydra calls code and sets environment variables that its `hydra` node names. So the node is compared with that of
+`conf/`, key by key, before Hydra acts on it.
 """
 
 from __future__ import annotations

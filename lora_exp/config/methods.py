@@ -1,7 +1,6 @@
 """The methods of fine-tuning by name: the values that `adapter.method` may have.
 
-A method defines how a layer changes (an update of `adapters/updates.py`) and how its factors start, scale and learn. To
-add a method, add an entry here and a file `conf/adapter/NAME.yaml` (docs/methods.md).
+To add a method, add an entry here and a file `conf/adapter/NAME.yaml` (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -35,13 +34,10 @@ class Method:
 METHODS: dict[str, Method] = {
     "lora": Method("low_rank", "Hu et al. 2021, section 4.1, arXiv:2106.09685"),
     "rslora": Method(
-        "low_rank",
-        "Kalajdzievski 2023, theorem 3.2, arXiv:2312.03732",
-        scaling=lambda alpha, rank: alpha / rank**0.5,
+        "low_rank", "Kalajdzievski 2023, theorem 3.2, arXiv:2312.03732", scaling=lambda alpha, rank: alpha / rank**0.5
     ),
     "dora": Method("dora", "Liu et al. 2024, equations 5 and 11, arXiv:2402.09353"),
-    # Half of the factors are frozen and negative. With dropout they would not cancel the other half, so the base would
-    # change.
+    # Half of the factors are frozen and negative. With dropout they would not cancel the others.
     "pissa": Method(
         "low_rank",
         "Meng et al. 2024, equations 2 to 5, arXiv:2404.02948",
@@ -49,10 +45,7 @@ METHODS: dict[str, Method] = {
         principal=True,
     ),
     "lora_plus": Method(
-        "low_rank",
-        "Hayou et al. 2024, section 4, arXiv:2402.12354",
-        keys=(*LOW_RANK, "learning_rate_ratio"),
-        faster="B",
+        "low_rank", "Hayou et al. 2024, section 4, arXiv:2402.12354", (*LOW_RANK, "learning_rate_ratio"), faster="B"
     ),
     "full": Method("dense", "every weight and bias is trained", keys=("layers",)),
     "bitfit": Method("bias", "Ben Zaken et al. 2021, section 3, arXiv:2106.10199", keys=("layers",)),

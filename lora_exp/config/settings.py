@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_exp.config.fields import allow, flag, integer, is_int, is_name, is_number, is_text, positive
+from lora_exp.config.fields import allow, flag, integer, is_int, is_name, is_number, is_text, one_of, optional, positive
 from lora_exp.config.spec import checked
 from lora_exp.errors import LoraExpError
 
@@ -20,12 +21,8 @@ ERRORS = ("target_error", "forgetting", "both_errors")
 OBJECTIVES = (*ERRORS, "parameters")
 # Claims of papers that a report can judge; `report.claims.catalogue` has a function for each.
 CLAIMS = (
-    "rank_saturates",
-    "learns_less_forgets_less",
-    "rslora_high_rank",
-    "lora_plus_faster",
-    "pissa_odd_even",
-    "replay_price",
+    *("rank_saturates", "learns_less_forgets_less", "rslora_high_rank"),
+    *("lora_plus_faster", "pissa_odd_even", "replay_price"),
 )
 # Executor -> the keys that it uses.
 EXECUTORS = {
@@ -36,23 +33,15 @@ EXECUTORS = {
 }
 
 
-def _one_of(names: Mapping[str, Any] | tuple[str, ...], default: str) -> Any:
-    return allow("one of " + ", ".join(names), lambda v: v in tuple(names), default=default)
-
-
-def _optional(allowed: str, check: Callable[[Any], bool]) -> Any:
-    return allow(f"null or {allowed}", lambda v: v is None or check(v), default=None)
-
-
 def _optional_count() -> Any:
-    return _optional("an integer of at least 1", lambda v: is_int(v) and v >= 1)
+    return optional("an integer of at least 1", lambda v: is_int(v) and v >= 1)
 
 
 @dataclass(frozen=True)
 class DeviceSettings:
     """The device, and how many packs train at a time on a CPU (`threads`; null: one per core)."""
 
-    name: str = _one_of(DEVICES, default="auto")
+    name: str = one_of(DEVICES, default="auto")
     threads: int | None = _optional_count()
 
 
@@ -60,33 +49,32 @@ class DeviceSettings:
 class ExecutorSettings:
     """Where packs train, how many at a time (`workers`; null: as many as fit), and the resources of each.
 
-    Null `gpus` means one on an accelerator. Null `memory` (GiB) means the pack's expected memory.
+    Null `gpus` means one on an accelerator; null `memory` (GiB) means what the pack is expected to need.
     """
 
-    kind: str = _one_of(EXECUTORS, default="local")
+    kind: str = one_of(EXECUTORS, default="local")
     workers: int | None = _optional_count()
     cpus: float = positive(default=1.0)
-    gpus: float | None = _optional("a number of at least 0", lambda v: is_number(v) and v >= 0)
-    memory: float | None = _optional("a number of GiB above 0", lambda v: is_number(v) and v > 0)
-    address: str | None = _optional("HOST:PORT of a Ray cluster", lambda v: is_text(v) and ":" in v)
-    cluster: str = _one_of(("slurm", "local"), default="slurm")
-    partition: str | None = _optional("the name of a partition", is_name)
+    gpus: float | None = optional("a number of at least 0", lambda v: is_number(v) and v >= 0)
+    memory: float | None = optional("a number of GiB above 0", lambda v: is_number(v) and v > 0)
+    address: str | None = optional("HOST:PORT of a Ray cluster", lambda v: is_text(v) and ":" in v)
+    cluster: str = one_of(("slurm", "local"), default="slurm")
+    partition: str | None = optional("the name of a partition", is_name)
     minutes: int = integer(1, default=60)
 
     def check(self) -> None:
         """Raise LoraExpError for a key that is set but that this kind of executor does not use."""
         for known in dataclasses.fields(self):
-            if known.name not in ("kind", *EXECUTORS[self.kind]) and getattr(self, known.name) != known.default:
-                raise LoraExpError(
-                    f"executor.{known.name}={getattr(self, known.name)}: must be left out with executor={self.kind}"
-                )
+            value = getattr(self, known.name)
+            if known.name not in ("kind", *EXECUTORS[self.kind]) and value != known.default:
+                raise LoraExpError(f"executor.{known.name}={value}: must be left out with executor={self.kind}")
 
 
 @dataclass(frozen=True)
 class TrackingSettings:
     """Where MLflow runs are recorded: a sqlite file, a server, or nowhere."""
 
-    kind: str = _one_of(TRACKING, default="sqlite")
+    kind: str = one_of(TRACKING, default="sqlite")
     uri: str = allow("sqlite:///FILE or http://HOST:PORT", is_text, default="sqlite:///mlflow.db")
     artifacts: str = allow("a folder", is_text, default="mlartifacts")
     experiment: str = allow("a name", is_text, default="lora_exp")
@@ -97,7 +85,7 @@ class StoreSettings:
     """The folder of trained bases and results, and its size limit in GiB, applied when a run or a sweep ends."""
 
     folder: str = allow("a folder", is_text, default="cache/store")
-    limit: float | None = _optional("a number of GiB of at least 0", lambda v: is_number(v) and v >= 0)
+    limit: float | None = optional("a number of GiB of at least 0", lambda v: is_number(v) and v >= 0)
 
 
 @dataclass(frozen=True)
@@ -105,8 +93,8 @@ class ReportSettings:
     """Where a sweep's report goes (`folder/name`; null: the sweep's name), and the claim that it judges, if any."""
 
     folder: str = allow("a folder", is_text, default="multirun_reports")
-    name: str | None = _optional("a name without slashes, of at most 200 bytes", is_name)
-    claim: str | None = _optional("one of " + ", ".join(CLAIMS), lambda v: v in CLAIMS)
+    name: str | None = optional("a name without slashes, of at most 200 bytes", is_name)
+    claim: str | None = optional("one of " + ", ".join(CLAIMS), lambda v: v in CLAIMS)
 
     def place(self, sweep: str) -> Path:
         """Return the folder of the report of the sweep of that name."""
@@ -117,7 +105,7 @@ class ReportSettings:
 class SweepSettings:
     """Memory (GiB) of all packs that train at a time (null: half of what is free), and whether only to plan."""
 
-    memory: float | None = _optional("a number of GiB above 0", lambda v: is_number(v) and v > 0)
+    memory: float | None = optional("a number of GiB above 0", lambda v: is_number(v) and v > 0)
     plan: bool = flag(default=False)
 
 
@@ -128,9 +116,9 @@ class HalvingSettings:
     `objective` is the error on validation images by which jobs are compared.
     """
 
-    eta: float | None = _optional("a number above 1", lambda v: is_number(v) and v > 1)
+    eta: float | None = optional("a number above 1", lambda v: is_number(v) and v > 1)
     first: int = integer(1, default=10)
-    objective: str = _one_of(ERRORS, default="both_errors")
+    objective: str = one_of(ERRORS, default="both_errors")
 
 
 @dataclass(frozen=True)
@@ -142,7 +130,7 @@ class SearchSettings:
 
     trials: int = integer(1, default=40)
     batch: int | None = _optional_count()
-    sampler: str = _one_of(SAMPLERS, default="tpe")
+    sampler: str = one_of(SAMPLERS, default="tpe")
     seed: int = integer(0, default=0)
     objectives: tuple[str, ...] = allow(
         "a list of one or several of " + ", ".join(OBJECTIVES),
@@ -156,19 +144,6 @@ class DataFolder:
     """The folder of the prepared data sets."""
 
     root: str = allow("a folder", is_text, default="cache/data")
-
-
-# Top-level config group -> dataclass of its settings.
-SETTINGS: dict[str, type[Any]] = {
-    "device": DeviceSettings,
-    "tracking": TrackingSettings,
-    "store": StoreSettings,
-    "report": ReportSettings,
-    "sweep": SweepSettings,
-    "halving": HalvingSettings,
-    "search": SearchSettings,
-    "executor": ExecutorSettings,
-}
 
 
 @dataclass(frozen=True)
@@ -186,16 +161,17 @@ class Settings:
     data: DataFolder
 
 
-def settings_from(config: Mapping[str, Any]) -> Settings:
-    """Return the settings of a resolved config.
+# Top-level config group -> dataclass of its settings.
+SETTINGS: dict[str, type[Any]] = typing.get_type_hints(Settings)
+del SETTINGS["data"]  # whose other keys belong to the spec
 
-    Raises LoraExpError with one line that names key, value and what is allowed.
-    """
+
+def settings_from(config: Mapping[str, Any]) -> Settings:
+    """The settings of a resolved config. Raises LoraExpError with one line for the first value that is not allowed."""
     # A config saved by an earlier version may lack a group, which then has its defaults.
     given = {group: config.get(group, {}) for group in SETTINGS}
-    for group, values in given.items():
-        if not isinstance(values, Mapping):
-            raise LoraExpError(f"{group}: must be a config group")
+    if wrong := [group for group, values in given.items() if not isinstance(values, Mapping)]:
+        raise LoraExpError(f"{wrong[0]}: must be a config group")
     parts = {group: checked(cls, group, given[group]) for group, cls in SETTINGS.items()}
     parts["executor"].check()
     folder = {key: value for key, value in config["data"].items() if key == "root"}

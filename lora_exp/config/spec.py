@@ -1,7 +1,6 @@
 """What a run is: one frozen dataclass for each config group, and the checks that turn a config into them.
 
-`RunSpec` holds everything that determines the numbers of a run and nothing else, so its `key` names the result.
-Folders, tracking and the number of threads are settings (`settings.py`).
+`RunSpec` holds all that determines the numbers of a run and nothing else; folders and the like are in `settings`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lora_exp.config.fields import allow, flag, integer, is_alpha, is_int, is_number, is_pattern, positive
+from lora_exp.config.fields import allow, flag, integer, is_int, is_number, is_pattern, one_of, optional, positive
 from lora_exp.config.methods import METHODS
 from lora_exp.errors import LoraExpError
 
@@ -33,11 +32,13 @@ INITIALISATIONS = ("gaussian", "kaiming", "orthogonal")
 def is_digits(value: Any) -> bool:
     """Whether `value` is one digit, or a list of one to nine different digits."""
     digits = value if isinstance(value, list | tuple) else (value,)
-    return (
-        0 < len(digits) < CLASSES
-        and all(is_int(digit) and 0 <= digit < CLASSES for digit in digits)
-        and len(set(digits)) == len(digits)
-    )
+    valid = all(is_int(digit) and 0 <= digit < CLASSES for digit in digits)
+    return valid and 0 < len(set(digits)) == len(digits) < CLASSES
+
+
+def is_alpha(value: Any) -> bool:
+    """Whether `value` is a number above 0, or "rank"."""
+    return value == "rank" or (is_number(value) and value > 0)
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,11 @@ class ModelSpec:
 class DataSpec:
     """Which images a run trains on; the test set is always complete."""
 
-    name: str = allow("one of " + ", ".join(DATA_SETS), lambda v: v in DATA_SETS)
+    name: str = one_of(DATA_SETS)
     validation: int = allow(
         "0 or an integer from 2 to 30000", lambda v: is_int(v) and (v == 0 or 2 <= v <= 30000), default=0
     )
-    limit: int | None = allow(
-        "null or an integer of at least 100", lambda v: v is None or (is_int(v) and v >= 100), default=None
-    )
+    limit: int | None = optional("an integer of at least 100", lambda v: is_int(v) and v >= 100)
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,10 @@ class BaseSpec:
     batch_size: int = integer(1, default=10)
     learning_rate: float = positive(default=1e-3)
     seed: int = integer(0, default=0)
-    digits: tuple[int, ...] | None = allow(
-        "null (all digits) or a list of one to nine different digits",
-        lambda v: v is None or (isinstance(v, list | tuple) and is_digits(v)),
-        default=None,
+    digits: tuple[int, ...] | None = optional(
+        "a list of one to nine different digits",
+        lambda v: isinstance(v, list | tuple) and is_digits(v),
+        null="null (all digits)",
     )
 
 
@@ -97,7 +96,7 @@ class AdapterSpec:
     `rank_pattern` and `alpha_pattern` set rank and alpha by layer; the last pattern that matches a layer counts.
     """
 
-    method: str = allow("one of " + ", ".join(METHODS), lambda v: v in METHODS, default="lora")
+    method: str = one_of(METHODS, default="lora")
     rank: int = integer(1, default=1)
     alpha: float | str = allow("a number above 0, or rank (alpha equals the rank)", is_alpha, default=1.0)
     rank_pattern: tuple[tuple[str, int], ...] = allow(
@@ -115,18 +114,17 @@ class AdapterSpec:
         lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(name, str) for name in v),
         default=("*",),
     )
-    init: str = allow("one of " + ", ".join(INITIALISATIONS), lambda v: v in INITIALISATIONS, default="gaussian")
+    init: str = one_of(INITIALISATIONS, default="gaussian")
     init_std: float = positive(default=1.0)
     dropout: float = allow("a share of at least 0 and below 1", lambda v: is_number(v) and 0 <= v < 1, default=0.0)
     learning_rate_ratio: float = positive(default=16.0)
 
     def used(self) -> AdapterSpec:
         """This spec with every key that the method does not use at its default."""
-        keys = METHODS[self.method].keys
-        used = {name: value for name, value in vars(self).items() if name in keys}
-        if self.init != "gaussian" and "init_std" in used:
-            del used["init_std"]  # the other initialisations have a fixed size
-        return AdapterSpec(self.method, **used)
+        keys = set(METHODS[self.method].keys)
+        if self.init != "gaussian":
+            keys.discard("init_std")  # the other initialisations have a fixed size
+        return AdapterSpec(self.method, **{name: value for name, value in vars(self).items() if name in keys})
 
     @property
     def scaling(self) -> float | None:
@@ -144,10 +142,8 @@ class FinetuneSpec:
 
     digit: tuple[int, ...] = allow("a digit from 0 to 9, or a list of one to nine different ones", is_digits)
     steps: int = integer(1, default=100)
-    epochs: float | None = allow(
-        "null (then finetune.steps counts) or a number above 0",
-        lambda v: v is None or (is_number(v) and v > 0),
-        default=None,
+    epochs: float | None = optional(
+        "a number above 0", lambda v: is_number(v) and v > 0, null="null (then finetune.steps counts)"
     )
     batch_size: int = integer(1, default=10)
     learning_rate: float = positive(default=1e-3)
@@ -206,23 +202,18 @@ def checked(cls: type[T], group: str, values: Mapping[str, Any]) -> T:
     for unknown in sorted(set(values) - set(fields)):
         raise LoraExpError(f"{group}.{unknown}: no such key; allowed: {', '.join(sorted(fields))}")
     clean: dict[str, Any] = {}
-    for name, spec_field in fields.items():
-        if name not in values:
-            if spec_field.default is dataclasses.MISSING:
-                raise LoraExpError(f"{group}.{name}: missing; needs {spec_field.metadata['allowed']}")
-            continue
-        value = values[name]
-        if not spec_field.metadata["check"](value):
-            raise LoraExpError(f"{group}.{name}={_shown(value)}: must be {spec_field.metadata['allowed']}")
-        clean[name] = _normal(name, spec_field.type, value)
+    for name, known in fields.items():
+        if name in values:
+            if not known.metadata["check"](values[name]):
+                raise LoraExpError(f"{group}.{name}={_shown(values[name])}: must be {known.metadata['allowed']}")
+            clean[name] = _normal(name, known.type, values[name])
+        elif known.default is dataclasses.MISSING:
+            raise LoraExpError(f"{group}.{name}: missing; needs {known.metadata['allowed']}")
     return cls(**clean)
 
 
 def spec_from(config: Mapping[str, Any]) -> RunSpec:
-    """The spec of a resolved config (plain dicts, lists and scalars).
-
-    Raises LoraExpError for the first value that is not allowed.
-    """
+    """The spec of a resolved config (plain values). Raises LoraExpError for the first value that is not allowed."""
     parts = {}
     for group, cls in PARTS.items():
         values = config.get(group)
@@ -243,21 +234,17 @@ def _run_spec(parts: dict[str, Any]) -> RunSpec:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str) if isinstance(value, list | tuple | dict | bool) else str(value)
-    text = "null" if value is None else text
+    text = json.dumps(value, default=str) if isinstance(value, list | tuple | dict | bool | None) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _normal(name: str, kind: Any, value: Any) -> Any:
     """One form of equal values, so that `alpha=1` and `alpha=1.0` have one key."""
-    if name == "digit":
+    if name in ("digit", "digits") and value is not None:
         return tuple(sorted(value)) if isinstance(value, list | tuple) else (value,)
-    if name == "digits" and value is not None:
-        return tuple(sorted(value))
     if name.endswith("_pattern"):
         pairs = value.items() if isinstance(value, Mapping) else value or ()
-        as_is = name == "rank_pattern"
-        return tuple((layer, own if as_is or isinstance(own, str) else float(own)) for layer, own in pairs)
+        return tuple((layer, float(own) if name == "alpha_pattern" and own != "rank" else own) for layer, own in pairs)
     if isinstance(value, list | tuple):
         return tuple(value)
     return float(value) if "float" in str(kind) and is_number(value) else value

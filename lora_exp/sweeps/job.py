@@ -46,17 +46,16 @@ def run(config: DictConfig) -> float:
     sweep_folder = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
     parent = None if sweep_folder is None else parent_run(sweep_folder)
     laboratory = open_laboratory(settings)
-    text = _saved_config(folder / (hydra.output_subdir or "")) or OmegaConf.to_yaml(config)
+    saved = folder / (hydra.output_subdir or "") / "config.yaml"  # to compose the text again would take 3 ms per job
+    text = saved.read_text(encoding="utf-8") if saved.is_file() else OmegaConf.to_yaml(config)
     # A sweep prunes the store itself, after its last job.
     with kept_within(laboratory.store, settings.store.limit) if sweep_folder is None else nullcontext():
         [(_, files)] = laboratory.run([spec])
-    if isinstance(files, Stopped):
+    if isinstance(files, Stopped | Failure):
         write_failure(folder, spec.name, overrides, files)
         open_delivery(settings).deliver(folder, parent)
-        return files.error
-    if isinstance(files, Failure):
-        write_failure(folder, spec.name, overrides, files)
-        open_delivery(settings).deliver(folder, parent)
+        if isinstance(files, Stopped):
+            return files.error
         raise JobsFailed(f"{spec.name}: {files.error}")
     result = with_facts(from_json(files[RESULT].decode()), overrides=overrides, config=text)
     keep(result, files, folder, settings, parent, draw=sweep_folder is None)
@@ -79,7 +78,12 @@ def keep(
     write_whole(folder / RESULT, (result.to_json() + "\n").encode())
     (folder / FAILURE).unlink(missing_ok=True)  # of an earlier attempt
     if draw:
-        _draw(result, open_laboratory(settings), folder)
+        from safetensors.numpy import load
+
+        from lora_exp.report.figures import run_figures
+
+        pictures, labels = open_laboratory(settings).test_pictures(result.spec)
+        run_figures(result, load(files[PREDICTIONS]), pictures, labels, folder / "figures")
     open_delivery(settings).deliver(folder, parent)
 
 
@@ -114,16 +118,13 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
     """
     open_delivery(settings)
     laboratory = open_laboratory(settings)
-    if settings.halving.eta is not None and any(spec.data.validation == 0 for spec in specs):
-        raise LoraExpError(
-            f"halving.eta={settings.halving.eta:g}: jobs are judged on validation images, so it needs data.validation "
-            "above 0, such as data.validation=5000"
-        )
-    if settings.halving.eta is not None and not laboratory.executor.shares_memory:
-        raise LoraExpError(
-            f"executor.kind={settings.executor.kind}: successive halving works with executor=local only; "
-            "leave out halving.eta, or the executor"
-        )
+    eta = settings.halving.eta
+    if eta is not None and any(spec.data.validation == 0 for spec in specs):
+        needs = "data.validation above 0, such as data.validation=5000"
+        raise LoraExpError(f"halving.eta={eta:g}: jobs are judged on validation images, so it needs {needs}")
+    if eta is not None and not laboratory.executor.shares_memory:
+        remedy = "works with executor=local only; leave out halving.eta, or the executor"
+        raise LoraExpError(f"executor.kind={settings.executor.kind}: successive halving {remedy}")
     laboratory.executor.check()
     for spec in {(spec.data, spec.model, spec.adapter): spec for spec in specs}.values():
         laboratory.check(spec)
@@ -150,21 +151,3 @@ def open_delivery(settings: Settings) -> Delivery:
     from lora_exp.tracking.recorder import Recorder
 
     return Delivery(Recorder.open(settings.tracking))
-
-
-def _saved_config(folder: Path) -> str | None:
-    """Read the job's config that Hydra saved, if it did; to compose the text again would take 3 ms per job."""
-    try:
-        return (folder / "config.yaml").read_text(encoding="utf-8")
-    except OSError:
-        return None
-
-
-def _draw(result: RunResult, laboratory: Laboratory, folder: Path) -> None:
-    from safetensors.numpy import load_file
-
-    from lora_exp.report.figures import run_figures
-    from lora_exp.storage.result import PREDICTIONS
-
-    pictures, labels = laboratory.test_pictures(result.spec)
-    run_figures(result, load_file(folder / PREDICTIONS), pictures, labels, folder / "figures")

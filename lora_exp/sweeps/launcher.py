@@ -8,18 +8,11 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hydra import version
+from hydra.core import utils
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import (
-    JobReturn,
-    JobRuntime,
-    JobStatus,
-    configure_log,
-    env_override,
-    filter_overrides,
-    setup_globals,
-)
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 from lora_exp.config.compose import is_run_config, read, without_hydra
 from lora_exp.config.settings import Settings
@@ -43,8 +36,8 @@ def launch(
     The results of all jobs are trained in packs. When a pack is done its jobs run: each finds its result in the store
     and records it in its own folder. A job whose pack failed runs too, and trains alone.
     """
-    setup_globals()
-    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    utils.setup_globals()
+    utils.configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
     configs = JobConfigs(context.config_loader, config)
     returns: dict[int, JobReturn] = {}
@@ -58,11 +51,11 @@ def launch(
         order = _as_trained(specs, settings[0], set(returns))
     for at in order:
         number = initial_job_idx + at
-        log.debug("job %d: %s", number, " ".join(filter_overrides(job_overrides[at])))
+        log.debug("job %d: %s", number, " ".join(utils.filter_overrides(job_overrides[at])))
         returns[at] = run_in_folder(context, task, configs.compose(job_overrides[at], number))
         if is_run:  # the configs of a thousand jobs would fill memory
             returns[at].cfg = returns[at].hydra_cfg = None
-        configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+        utils.configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     return [returns[at] for at in range(len(job_overrides))]
 
 
@@ -109,10 +102,12 @@ def run_in_folder(context: HydraContext, task: TaskFunction, config: DictConfig)
         if (not version.base_at_least("1.2")) if chdir is None else chdir:  # Hydra changed folder before 1.2
             os.chdir(folder)
         job.working_dir = str(Path.cwd())
-        configure_log(config.hydra.job_logging, config.hydra.verbose)
+        utils.configure_log(config.hydra.job_logging, config.hydra.verbose)
         if config.hydra.output_subdir is not None:
-            _save(job, config, folder / config.hydra.output_subdir)
-        with env_override(config.hydra.job.env_set):
+            parts = {"config": job.cfg, "hydra": job.hydra_cfg, "overrides": config.hydra.overrides.task}
+            for name, part in parts.items():
+                utils._save_config(part, f"{name}.yaml", folder / config.hydra.output_subdir)
+        with utils.env_override(config.hydra.job.env_set):
             context.callbacks.on_job_start(config=config, task_function=task)
             try:
                 job.return_value = task(job.cfg)
@@ -120,7 +115,7 @@ def run_in_folder(context: HydraContext, task: TaskFunction, config: DictConfig)
             except Exception as error:
                 job.return_value = error
                 job.status = JobStatus.FAILED
-        job.task_name = JobRuntime.instance().get("name")
+        job.task_name = utils.JobRuntime.instance().get("name")
         for handler in logging.getLogger().handlers:
             handler.flush()
         context.callbacks.on_job_end(config=config, job_return=job)
@@ -128,10 +123,3 @@ def run_in_folder(context: HydraContext, task: TaskFunction, config: DictConfig)
     finally:
         hydra.cfg = others
         os.chdir(working_folder)
-
-
-def _save(job: JobReturn, config: DictConfig, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = {"config": job.cfg, "hydra": job.hydra_cfg, "overrides": config.hydra.overrides.task}
-    for name, part in parts.items():
-        (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(part), encoding="utf-8")

@@ -39,35 +39,32 @@ def plan_text(laboratory: Laboratory, specs: Sequence[RunSpec]) -> str:
 
 
 def _base_lines(laboratory: Laboratory, jobs: list[RunSpec], rate: float) -> tuple[float, list[str]]:
+    """The expected seconds for one base and its jobs, and a line for the base and for each pack."""
     first = jobs[0]
-    name = (
-        f"base {'-'.join(filter(None, ('784', first.model.label, '10')))} on {first.data.name}, seed {first.base.seed}"
-    )
-    if laboratory.store.has("bases", laboratory.base_key(first)):
-        training, state = 0.0, "in the store already"
-    else:
-        training = _base_seconds(laboratory, first)
-        state = f"to be trained, about {_duration(training)}"
+    total, state = 0.0, "in the store already"
+    if not laboratory.store.has("bases", laboratory.base_key(first)):
+        total = _base_seconds(laboratory, first)
+        state = f"to be trained, about {_duration(total)}"
     planned = plan_jobs(jobs, laboratory.data(first.data))
-    lines = [f"{name}: {state}"]
-    spent = 0.0
+    layers = "-".join(filter(None, ("784", first.model.label, "10")))
+    lines = [f"base {layers} on {first.data.name}, seed {first.base.seed}: {state}"]
     for number, pack in enumerate(laboratory.packs(jobs, planned), 1):
         sizes = [planned[spec].size for spec in pack]
         methods = ", ".join(sorted({spec.adapter.method for spec in pack}))
         ranks, steps = [spec.adapter.rank for spec in pack], [size.steps for size in sizes]
         seconds = sum(size.cost for size in sizes) / rate
-        spent += seconds / laboratory.executor.workers
+        total += seconds / laboratory.executor.workers
         memory = sum(size.memory for size in sizes) / 2**20
         lines.append(
             f"  pack {number}: {len(pack)} jobs, {methods}, {_range('rank', ranks)}, {_range('steps', steps)}, "
             f"{memory:,.0f} MiB, about {_duration(seconds)}"
         )
-    return training + spent, lines
+    return total, lines
 
 
 def _product_rate(laboratory: Laboratory) -> float:
     """Measure the floating-point operations per second of one thread while as many run as train packs."""
-    a, b = (torch.ones(500, 1000, device=laboratory.device), torch.ones(1000, 2000, device=laboratory.device))
+    a, b = torch.ones(500, 1000, device=laboratory.device), torch.ones(1000, 2000, device=laboratory.device)
 
     def products(repeats: int) -> float:
         torch.set_num_threads(1)

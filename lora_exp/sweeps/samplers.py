@@ -1,9 +1,8 @@
 """The samplers of `search.sampler`: which values the next trial gets.
 
-A sampler is a function of the seed, the job's number and the trials so far, and keeps no state, so a search that is
-resumed in another process samples the same trials. `tpe`, `nsga2` and `random` are Optuna's. Its CMA-ES sampler is not
-used because it keeps its state in the study in a format that can run code when it is read; its QMC sampler is not used
-because it draws the whole first batch at random.
+A sampler is a function of the seed, the job's number and the trials so far, so a search that is resumed in another
+process samples the same trials. `tpe`, `nsga2` and `random` are Optuna's. Its CMA-ES sampler keeps its state in a
+format that can run code when it is read; its QMC sampler draws the whole first batch at random. So these two are ours.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from lora_exp.sweeps.search_space import Space
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
-
 Trial = tuple[Mapping[str, Any], float | None]
 
 
@@ -32,9 +30,8 @@ def check_sampler(settings: SearchSettings, space: Space) -> None:
         raise LoraExpError(f"{name}: needs a choice or a range for each key, since an interval can't be listed")
     if settings.sampler == "cmaes":
         if len(settings.objectives) > 1:
-            raise LoraExpError(
-                f"{name}: takes one of search.objectives; for several use tpe, nsga2, random, grid or qmc"
-            )
+            others = "tpe, nsga2, random, grid or qmc"
+            raise LoraExpError(f"{name}: takes one of search.objectives; for several use {others}")
         if not any(dimension.is_ordered for dimension in space.dimensions):
             raise LoraExpError(f"{name}: needs an interval or a range, since choices have no order")
 
@@ -60,8 +57,8 @@ def suggest(settings: SearchSettings, space: Space, job: int, trials: Mapping[in
     `trials` holds the values and the first objective (None if the job failed) of earlier jobs, by job number.
     """
     if settings.sampler == "grid":
-        units = _grid_point(settings, space, job)
-    elif settings.sampler == "qmc":
+        return _grid_point(settings, space, job)
+    if settings.sampler == "qmc":
         units = _quasi_random_point(settings, space, job)
     elif settings.sampler == "cmaes":
         units = _cma_es_point(settings, space, job, trials)
@@ -70,13 +67,14 @@ def suggest(settings: SearchSettings, space: Space, job: int, trials: Mapping[in
     return {one.key: one.at(unit) for one, unit in zip(space.dimensions, units, strict=True)}
 
 
-def _grid_point(settings: SearchSettings, space: Space, job: int) -> list[float]:
+def _grid_point(settings: SearchSettings, space: Space, job: int) -> dict[str, Any]:
     """Each combination once, in an order drawn from the seed."""
-    place, units = int(_shuffled(_seed(settings), space.size or 0)[job]), []
-    for dimension in space.dimensions:
-        place, own = divmod(place, len(dimension.probes()))
-        units.append((own + 0.5) / len(dimension.probes()))
-    return units
+    import numpy as np
+
+    values = {dimension.key: dimension.probes() for dimension in space.dimensions}
+    place = _shuffled(_seed(settings), space.size or 0)[job]
+    places = np.unravel_index(place, [len(own) for own in values.values()], order="F")
+    return {key: own[at] for (key, own), at in zip(values.items(), places, strict=True)}
 
 
 @functools.lru_cache(maxsize=1)
@@ -103,8 +101,7 @@ def _cma_es_point(settings: SearchSettings, space: Space, job: int, trials: Mapp
     from cmaes import CMA
 
     ordered = [dimension for dimension in space.dimensions if dimension.is_ordered]
-    batch = settings.batch or 1
-    least = 4 + int(3 * np.log(len(ordered)))
+    batch, least = settings.batch or 1, 4 + int(3 * np.log(len(ordered)))
     population = batch * -(-least // batch)
     bounds = np.array([[0.0, 1.0]] * len(ordered))
     evolution = CMA(np.full(len(ordered), 0.5), 1 / 6, bounds, seed=_seed(settings, job), population_size=population)

@@ -106,13 +106,10 @@ def _tell(study: Study, numbers: range, chosen: SearchSettings, configs: JobConf
     """Tell the study the results in the folders of these jobs, unless it has their objectives already."""
     jobs = study.jobs()
     for number in numbers:
-        if study.has_values(number):
-            continue
-        result = finished_run(folder / str(number), read(configs.own(jobs[number]))[0])
-        if result is None or result.diverged:
-            study.tell(number, None)
-        else:
-            study.tell(number, result.objectives(chosen.objectives))
+        if not study.has_values(number):
+            result = finished_run(folder / str(number), read(configs.own(jobs[number]))[0])
+            values = None if result is None or result.diverged else result.objectives(chosen.objectives)
+            study.tell(number, values)
 
 
 def _end_of_batch(done: int, chosen: SearchSettings) -> int:
@@ -123,8 +120,9 @@ def _end_of_batch(done: int, chosen: SearchSettings) -> int:
 
 def _resolved(chosen: SearchSettings, space: Space, threads: int, folder: Path) -> SearchSettings:
     """The settings with a batch size, which is the earlier one in a folder that has one; a grid ends with its space."""
-    trials = min(chosen.trials, space.size or chosen.trials) if chosen.sampler == "grid" else chosen.trials
-    batch = chosen.batch
+    batch, trials = chosen.batch, chosen.trials
+    if chosen.sampler == "grid":
+        trials = min(trials, space.size or trials)
     if batch is None and (folder / SWEEP).is_file():
         batch = read_about(folder).get("search", {}).get("batch")
     if batch is None:
@@ -136,7 +134,7 @@ def _check_validation(laboratory: Laboratory, data: DataSpec) -> None:
     """Raise LoraExpError when a class has no validation images, on which a search compares errors."""
     held = laboratory.data(data).validation
     if held is None or len(set(held.labels.tolist())) < CLASSES:
+        reason = "since a search compares errors on validation images, never on the test set"
         raise LoraExpError(
-            f"data.validation={data.validation}: must be enough for images of all classes, such as 5000, since a "
-            "search compares errors on validation images, never on the test set"
+            f"data.validation={data.validation}: must be enough for images of all classes, such as 5000, {reason}"
         )

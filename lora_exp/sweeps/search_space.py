@@ -1,8 +1,7 @@
 """The search space: Hydra's sweep syntax (choice, range, interval, int, tag) as dimensions.
 
 Each dimension has `distribution`, for Optuna; `text`, to write a value in an override; `at` and `unit`, from the unit
-interval to a value and back, for samplers of the unit cube; and `probes`: if the config allows these values, it allows
-all values of the dimension.
+interval to a value and back; and `probes`: if the config allows these values, it allows all of the dimension.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Choice:
     """Values without an order, as written in an override."""
 
     key: str
-    values: tuple[str, ...]
+    values: tuple[Any, ...]
     is_ordered = False
 
     def __str__(self) -> str:
@@ -40,25 +39,26 @@ class Choice:
 
         return CategoricalDistribution(self.values)
 
-    def at(self, unit: float) -> str:
-        return self.values[_place(unit, len(self.values))]
+    def at(self, unit: float) -> Any:
+        return self.values[min(int(unit * len(self.values)), len(self.values) - 1)]
 
     def unit(self, value: Any) -> float:
-        return (self.values.index(value) + 0.5) / len(self.values)
+        return (self.values.index(self._own(value)) + 0.5) / len(self.values)
 
     def text(self, value: Any) -> str:
-        return str(value)
+        return str(self._own(value))
 
-    def probes(self) -> tuple[str, ...]:
+    def probes(self) -> tuple[Any, ...]:
         return self.values
 
+    def _own(self, value: Any) -> Any:
+        """The value of Hydra's for one of Optuna's."""
+        return value
 
-@dataclass(frozen=True)
-class Range:
+
+class Range(Choice):
     """Numbers at equal distances, ascending."""
 
-    key: str
-    values: tuple[float, ...]
     is_ordered = True
 
     def __str__(self) -> str:
@@ -75,20 +75,7 @@ class Range:
         low, high, step = (float(f"{number:.12g}") for number in (low, high, step))
         return FloatDistribution(low, high, step=step)
 
-    def at(self, unit: float) -> float:
-        return self.values[_place(unit, len(self.values))]
-
-    def unit(self, value: Any) -> float:
-        return (self.values.index(self._nearest(value)) + 0.5) / len(self.values)
-
-    def text(self, value: Any) -> str:
-        return str(self._nearest(value))
-
-    def probes(self) -> tuple[float, ...]:
-        return self.values
-
-    def _nearest(self, value: float) -> float:
-        """The value of Hydra's for one of Optuna's, whose low + k * step may differ in the last digit."""
+    def _own(self, value: Any) -> Any:  # Optuna's low + k * step may differ in the last digit
         return min(self.values, key=lambda own: abs(own - value))
 
 
@@ -142,7 +129,7 @@ class Interval:
         return math.log(value) if self.log else value
 
 
-Dimension = Choice | Range | Interval
+Dimension = Choice | Interval
 
 
 @dataclass(frozen=True)
@@ -158,10 +145,6 @@ class Space:
         if any(isinstance(dimension, Interval) for dimension in self.dimensions):
             return None
         return math.prod(len(dimension.probes()) for dimension in self.dimensions)
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """The Optuna distribution of each key."""
-        return {dimension.key: dimension.distribution() for dimension in self.dimensions}
 
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
         """The overrides of the job with these values (key -> value)."""
@@ -189,9 +172,7 @@ def parse_space(overrides: Sequence[Override]) -> Space:
     fixed = [f"{key}={one.get_value_element_as_str()}" for key, one in last.items() if not one.is_sweep_override()]
     dimensions = [_dimension(key, one) for key, one in last.items() if one.is_sweep_override()]
     if not dimensions:
-        raise LoraExpError(
-            f"hydra/sweeper=optuna: needs a space to search, such as adapter.rank={SYNTAX.split(', ')[0]}"
-        )
+        raise LoraExpError("hydra/sweeper=optuna: needs a space to search, such as adapter.rank=choice(1,2,4)")
     return Space(tuple(fixed), tuple(dimensions))
 
 
@@ -210,19 +191,14 @@ def _dimension(key: str, override: Override) -> Dimension:
         if isinstance(low, int) != isinstance(high, int):
             low, high = float(low), float(high)
         if not (math.isfinite(low) and math.isfinite(high) and low < high and (low > 0 or not tags)):
-            raise LoraExpError(
-                f"{given}: must go from a number to a larger one{', above 0 with tag(log,...)' * bool(tags)}"
-            )
+            above = ", above 0 with tag(log,...)" if tags else ""
+            raise LoraExpError(f"{given}: must go from a number to a larger one{above}")
         return Interval(key, low, high, log=bool(tags))
-    dimension: Choice | Range
     if override.is_range_sweep():
-        dimension = Range(key, tuple(sorted(float(n) if isinstance(n, float) else int(n) for n in sweep.range())))
+        numbers = sorted(float(n) if isinstance(n, float) else int(n) for n in sweep.range())
+        dimension: Choice = Range(key, tuple(numbers))
     else:
         dimension = Choice(key, tuple(dict.fromkeys(override.sweep_string_iterator())))
     if not dimension.values:
         raise LoraExpError(f"{given}: has no values")
     return dimension
-
-
-def _place(unit: float, count: int) -> int:
-    return min(int(unit * count), count - 1)

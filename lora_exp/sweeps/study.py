@@ -35,24 +35,27 @@ class Study:
         import optuna
         from optuna.storages import RDBStorage
         from sqlalchemy import URL
+        from sqlalchemy.exc import SQLAlchemyError
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space, self._settings, self._distributions = space, settings, space.distributions()
+        self._space, self._settings = space, settings
+        self._distributions = {dimension.key: dimension.distribution() for dimension in space.dimensions}
         directions = [optuna.study.StudyDirection.MINIMIZE] * len(settings.objectives)
         self._memory = optuna.create_study(directions=directions)
         self._studies = [self._memory]
-        if file is not None:
-            url = URL.create("sqlite", database=str(file)).render_as_string()
-            with _readable(file):
-                kept = optuna.create_study(
-                    storage=RDBStorage(url), study_name="search", directions=directions, load_if_exists=True
-                )
-                self._memory.add_trials(kept.get_trials())
-                self._studies.insert(0, kept)  # each change goes to the file first
-                numbers = sorted(self._trials())
-                if numbers != list(range(len(numbers))):
-                    raise ValueError("a job has no trial")
-                self.jobs()  # raises for trials of another space
+        if file is None:
+            return
+        try:
+            storage = RDBStorage(URL.create("sqlite", database=str(file)).render_as_string())
+            kept = optuna.create_study(storage=storage, study_name="search", directions=directions, load_if_exists=True)
+            self._memory.add_trials(kept.get_trials())
+            self._studies.insert(0, kept)  # each change goes to the file first
+            if sorted(self._trials()) != list(range(len(self._trials()))):
+                raise ValueError("a job has no trial")
+            self.jobs()  # raises for trials of another space
+        except (SQLAlchemyError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise LoraExpError(f"{file}: is not the study of this search ({type(error).__name__}: {reason})") from error
 
     def jobs(self) -> list[list[str]]:
         """The overrides of every job so far."""
@@ -125,19 +128,6 @@ def lock_folder(folder: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise LoraExpError(
-                f"hydra.sweep.dir={folder}: another process searches in it; choose another folder"
-            ) from error
+            place = f"hydra.sweep.dir={folder}"
+            raise LoraExpError(f"{place}: another process searches in it; choose another folder") from error
         yield
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    """A block whose errors mean that `file` can't be read as the study of this search."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (SQLAlchemyError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise LoraExpError(f"{file}: is not the study of this search ({type(error).__name__}: {reason})") from error

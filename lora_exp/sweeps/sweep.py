@@ -69,9 +69,9 @@ def read_jobs(
             raise LoraExpError(f"{error}{job}") from error
     if not found:
         raise LoraExpError("the sweep has no jobs: a swept key has no values")
-    specs = [spec for spec, _ in found]
-    check(specs, found[0][1])
-    return specs, found[0][1]
+    specs, settings = [spec for spec, _ in found], found[0][1]
+    check(specs, settings)
+    return specs, settings
 
 
 @contextlib.contextmanager
@@ -81,8 +81,8 @@ def open_sweep(
     first: RunSpec,
     settings: Settings,
     search: Mapping[str, Any] | None = None,
-) -> Iterator[Path]:
-    """A block in which a sweep runs in the folder that is yielded; its report is written when the block ends.
+) -> Iterator[None]:
+    """A block in which a sweep runs in its folder; its report is written when the block ends.
 
     `jobs` are the overrides of each job. A search adds its jobs later, and describes itself in `search`. After an
     interrupt no report is written, so that the process ends at once; the command to resume is printed instead.
@@ -99,20 +99,17 @@ def open_sweep(
         if is_resumed:
             delivery.reopen_parent(folder)
         delivery.open_parent(folder)
-        status = "FINISHED"
         try:
-            yield folder
+            yield
         except KeyboardInterrupt:
             end_sweep(folder, "KILLED", None)
             delivery.close_parent(folder)
             print(f"to resume: {shlex.join(['lora-exp', 'resume', str(folder.absolute())])}", file=sys.stderr)
             raise
         except Exception:
-            status = "FAILED"
+            _report(folder, first, settings, "FAILED")
             raise
-        finally:
-            if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
-                _report(folder, first, settings, status)
+        _report(folder, first, settings, "FINISHED")
 
 
 def raise_failed(returns: Sequence[JobReturn]) -> None:
