@@ -243,8 +243,7 @@ def _read_factors(file: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]
             raise ValueError(f"{file}: {key}: must be float32 of shape {shape}, is {kind} of {tuple(tensor.shape)}")
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{file}: {key}: holds values that are not finite")
-        rows = shape[1] if name.endswith(".magnitude") and len(shape) > 1 else shape[0]
-        factors[name] = tensor.reshape(rows) if name.endswith(".magnitude") else tensor.reshape(rows, -1)
+        factors[name] = tensor.flatten(0 if name.endswith(".magnitude") else 1)
     return factors
 
 

@@ -10,6 +10,7 @@ import datetime
 import json
 import math
 import os
+import platform
 import shlex
 import sys
 import tempfile
@@ -195,7 +196,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
