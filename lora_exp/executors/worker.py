@@ -1,7 +1,7 @@
 """A worker: it trains one pack from its task and knows nothing else of the launching process.
 
 Ray and Slurm call its functions, which return errors as text: exceptions may not unpack on another machine. A process
-of `processes` runs `python -m lora_exp.executors.worker DESCRIPTOR`, with that of the socket through which tasks arrive.
+of `processes` runs `python -m lora_exp.executors.worker DESCRIPTOR`, the socket through which tasks arrive.
 """
 
 from __future__ import annotations
