@@ -87,10 +87,8 @@ def _depends_on_others(
 
 def _stacked(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Compute the product for a stack of jobs, one for every ten rows, and return that of the last job."""
-    import torch
-
     jobs = len(rows) // 10
-    return torch.bmm(rows.expand(jobs, -1, -1), factor.expand(jobs, -1, -1))[-1]
+    return rows.expand(jobs, -1, -1).bmm(factor.expand(jobs, -1, -1))[-1]
 
 
 @contextlib.contextmanager

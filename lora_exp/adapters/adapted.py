@@ -18,7 +18,7 @@ from safetensors.torch import save
 from lora_exp.adapters.initialisation import Factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan
-from lora_exp.adapters.updates import UPDATES
+from lora_exp.adapters.updates import UPDATES, part_shapes
 from lora_exp.model.base import BaseModel, Layer, plain_logits
 
 # One key holds all metadata: safetensors writes several keys in varying order, and equal adapters must be equal files.
@@ -40,28 +40,18 @@ class StoredAdapter:
 class AdaptedClassifier:
     """A frozen base with one adapter. It computes with a pack of one, so its outputs equal those of the training pack.
 
-    `factors` are those of a run's `adapter.safetensors`. Nothing writes to the tensors of the base, so `unmerge`
-    restores exactly the weights from before `merge`.
+    `factors` and `scaling` (by layer) are those of a run's `adapter.safetensors`. Nothing writes to the tensors of the
+    base, so `unmerge` restores exactly the weights from before `merge`.
     """
 
     def __init__(self, base: BaseModel, factors: Mapping[str, torch.Tensor], scaling: Mapping[str, float]) -> None:
         """Raises ValueError when a factor fits no layer, or its shape, type or values are wrong."""
         self._base = base
-        self._factors = {name: factors[name] for name in sorted(factors)}
-        self._scaling = dict(scaling)
+        self.factors = {name: factors[name] for name in sorted(factors)}
+        self.scaling = dict(scaling)
         self._merged: BaseModel | None = None
         self.enabled = True
-        self._pack = AdapterPack.of([_plan_of(base, self._factors, scaling)], [self._factors], base)
-
-    @property
-    def factors(self) -> Factors:
-        """The adapter's tensors, by name."""
-        return dict(self._factors)
-
-    @property
-    def scaling(self) -> dict[str, float]:
-        """The scaling of each layer's low-rank product."""
-        return dict(self._scaling)
+        self._pack = AdapterPack.of([_plan_of(base, self.factors, scaling)], [self.factors], base)
 
     @property
     def merged(self) -> bool:
@@ -71,10 +61,9 @@ class AdaptedClassifier:
     def logits(self, images_NI: torch.Tensor) -> torch.Tensor:
         """Compute logits [N, C] of normalised images [N, I]; those of the base while the adapter is disabled."""
         with torch.no_grad():
-            if not self.enabled:
-                return plain_logits(self._base, images_NI)
-            if self._merged is not None:
-                return plain_logits(self._merged, images_NI)
+            plain = self._merged if self.enabled else self._base
+            if plain is not None:
+                return plain_logits(plain, images_NI)
             return self._pack.logits(self._base, images_NI[None], None)[0]
 
     def enable(self) -> None:
@@ -87,7 +76,7 @@ class AdaptedClassifier:
 
     def merge(self) -> BaseModel:
         """Merge the update into a copy of the weights, use that copy from now on, and return it."""
-        layers = [_merge(layer, self._factors, self._scaling.get(layer.name, 1.0)) for layer in self._base.layers]
+        layers = [_merge(layer, self.factors, self.scaling.get(layer.name, 1.0)) for layer in self._base.layers]
         self._merged = dataclasses.replace(self._base, layers=tuple(layers))
         return self._merged
 
@@ -97,7 +86,7 @@ class AdaptedClassifier:
 
     def save(self, path: Path) -> None:
         """Write the adapter in the format of a run's `adapter.safetensors`."""
-        path.write_bytes(encode_adapter(self._factors, self._scaling, self._base.sha256()))
+        path.write_bytes(encode_adapter(self.factors, self.scaling, self._base.sha256()))
 
     @staticmethod
     def load(base: BaseModel, path: Path) -> AdaptedClassifier:
@@ -169,10 +158,8 @@ def _plan_of(base: BaseModel, factors: Factors, scaling: Mapping[str, float]) ->
             raise ValueError(f"{layer.name}.{min(own)}: no method has only the parts {', '.join(sorted(own))}")
         outputs, inputs = layer.weight.shape
         rank = len(own["A"]) if own.get("A", torch.empty(0)).dim() == 2 else 0
-        shapes = {"A": (rank, inputs), "B": (outputs, rank), "weight": (outputs, inputs)}
-        for part, tensor in own.items():
-            expected = shapes.get(part, (outputs,))
-            if tensor.shape != expected:
-                raise ValueError(f"{layer.name}.{part}: must have shape {expected}, has {tuple(tensor.shape)}")
+        for part, expected in part_shapes(update, rank, outputs, inputs).items():
+            if own[part].shape != expected:
+                raise ValueError(f"{layer.name}.{part}: must have shape {expected}, has {tuple(own[part].shape)}")
         plans.append(LayerPlan(update, rank, scaling=scaling.get(layer.name, 1.0)))
     return AdapterPlan(tuple(plans))

@@ -144,14 +144,9 @@ def read_folder(folder: Path, layers: Sequence[LayerShape]) -> PeftAdapter:
 
 def _shapes(layer: LayerShape, rank: int) -> dict[str, tuple[int, ...]]:
     """Return the shape of each part in PEFT's file, which stores parts of a convolution as kernels."""
-    if layer.convolution is None:
-        return {"A": (rank, layer.inputs), "B": (layer.outputs, rank), "magnitude": (layer.outputs,)}
-    channels, kernel = layer.convolution.channels, layer.convolution.kernel
-    return {
-        "A": (rank, channels, kernel, kernel),
-        "B": (layer.outputs, rank, 1, 1),
-        "magnitude": (1, layer.outputs, 1, 1),
-    }
+    outputs, *kernel = layer.torch_shape  # the kernel is I, or C, k and k of a convolution
+    ones = (1,) * (len(kernel) - 1)
+    return {"A": (rank, *kernel), "B": (outputs, rank, *ones), "magnitude": (*ones[:1], outputs, *ones)}
 
 
 def _split_pattern(by_layer: Mapping[str, T]) -> tuple[T, dict[str, T]]:
@@ -170,7 +165,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ValueError(f"{file}: must be a JSON object with the options of an adapter")
     for name in sorted(set(given) - set(OPTIONS) - WITHOUT_EFFECT):
-        if not _is_off(given[name]):
+        if given[name] is not False and given[name] not in (None, "", [], {}):
             raise ValueError(f"{file}: {name}={_shown(given[name])}: is not supported; turn it off")
     config = {name: given.get(name, option.default) for name, option in OPTIONS.items()}
     for name, option in OPTIONS.items():
@@ -243,13 +238,8 @@ def _read_factors(file: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]
             raise ValueError(f"{file}: {key}: must be float32 of shape {shape}, is {kind} of {tuple(tensor.shape)}")
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{file}: {key}: holds values that are not finite")
-        rows = shape[1] if name.endswith(".magnitude") and len(shape) > 1 else shape[0]
-        factors[name] = tensor.reshape(rows) if name.endswith(".magnitude") else tensor.reshape(rows, -1)
+        factors[name] = tensor.flatten(0 if name.endswith(".magnitude") else 1)
     return factors
-
-
-def _is_off(value: Any) -> bool:
-    return value is None or value is False or value in ("", [], {})
 
 
 def _shown(value: Any) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import fnmatch
 import functools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_exp.adapters.updates import UPDATES
+from lora_exp.adapters.updates import part_shapes
 from lora_exp.config.methods import METHODS
 from lora_exp.config.spec import AdapterSpec
 from lora_exp.errors import LoraExpError
@@ -37,7 +38,7 @@ class LayerPlan:
 
     def parameters(self, outputs: int, inputs: int) -> int:
         """Count the trained parameters of a layer with weight [O, I] and bias [O]."""
-        return 0 if self.update == "none" else UPDATES[self.update].parameters(self.rank, outputs, inputs)
+        return sum(map(math.prod, part_shapes(self.update, self.rank, outputs, inputs).values()))
 
 
 @dataclass(frozen=True)

@@ -55,14 +55,6 @@ class Update(Protocol):
         """Names of the trained tensors (A, B, ...), in the order of their gradients."""
         ...
 
-    def parameters(self, rank: int, outputs: int, inputs: int) -> int:
-        """Count the trained parameters of one layer of one job."""
-        ...
-
-    def initial_parts(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-        """Return the initial parts of one job, except A and B, which `initialisation.py` makes."""
-        ...
-
     def merged(self, weight: Tensor, bias: Tensor, parts: Parts, scaling: float) -> Weights:
         """Return weight [O, I] and bias [O] with one job's update merged into them; its A is [r, I], its B [O, r]."""
         ...
@@ -83,12 +75,6 @@ class LowRank:
     """W + scaling B A (Hu et al. 2021, section 4.1)."""
 
     parts = ("A", "B")
-
-    def parameters(self, rank: int, outputs: int, inputs: int) -> int:
-        return rank * (outputs + inputs)
-
-    def initial_parts(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-        return {}
 
     def merged(self, weight: Tensor, bias: Tensor, parts: Parts, scaling: float) -> Weights:
         return weight + scaling * (parts["B"] @ parts["A"]), bias
@@ -126,12 +112,6 @@ class Dora:
 
     parts = ("A", "B", "magnitude")
 
-    def parameters(self, rank: int, outputs: int, inputs: int) -> int:
-        return rank * (outputs + inputs) + outputs
-
-    def initial_parts(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-        return {"magnitude": _row_squares(weight).sqrt()}
-
     def merged(self, weight: Tensor, bias: Tensor, parts: Parts, scaling: float) -> Weights:
         """m V / |V|."""
         direction, _ = LOW_RANK.merged(weight, bias, parts, scaling)
@@ -143,7 +123,7 @@ class Dora:
         cross = (b * rowwise_product(a, layer.weight.t())).sum(1)
         square = (b * torch.bmm(torch.bmm(a, a.transpose(1, 2)), b)).sum(1)
         scaling = layer.scaling[:, :, 0]
-        norm = (_row_squares(layer.weight) + scaling * (2 * cross + scaling * square)).clamp_min_(TINY).sqrt_()
+        norm = (row_squares(layer.weight) + scaling * (2 * cross + scaling * square)).clamp_min_(TINY).sqrt_()
         ratio = (layer.parts["magnitude"] / norm)[:, None]
         low_rank = LOW_RANK.forward(layer, hidden, outputs)
         without_bias = outputs - layer.bias
@@ -166,12 +146,6 @@ class Bias:
 
     parts = ("bias",)
 
-    def parameters(self, rank: int, outputs: int, inputs: int) -> int:
-        return outputs
-
-    def initial_parts(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-        return {"bias": bias.clone()}
-
     def merged(self, weight: Tensor, bias: Tensor, parts: Parts, scaling: float) -> Weights:
         return weight, parts["bias"]
 
@@ -191,12 +165,6 @@ class Dense:
     """Weight and bias are trained. Jobs share no product, so each job has products of its own."""
 
     parts = ("weight", "bias")
-
-    def parameters(self, rank: int, outputs: int, inputs: int) -> int:
-        return outputs * inputs + outputs
-
-    def initial_parts(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-        return {"weight": weight.clone(), "bias": bias.clone()}
 
     def merged(self, weight: Tensor, bias: Tensor, parts: Parts, scaling: float) -> Weights:
         return parts["weight"], parts["bias"]
@@ -223,6 +191,13 @@ UPDATES: dict[str, Update] = {"low_rank": LOW_RANK, "dora": Dora(), "bias": Bias
 TINY = 1e-20  # smallest square of a norm
 
 
+def part_shapes(update: str, rank: int, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each part of one job that `update` trains, without padding: those of its adapter file."""
+    matrices = {"A": (rank, inputs), "B": (outputs, rank), "weight": (outputs, inputs)}
+    return {part: matrices.get(part, (outputs,)) for part in (() if update == "none" else UPDATES[update].parts)}
+
+
 @functools.lru_cache(maxsize=16)  # keyed by the identity of the weight
-def _row_squares(weight: Tensor) -> Tensor:
+def row_squares(weight: Tensor) -> Tensor:
+    """Square of the norm of each row of a weight [O, I]."""
     return weight.square().sum(1)

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import queue
 import signal
 import sys
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
 from lora_exp.errors import reason
 from lora_exp.training.executor import Pack, Progress, Work
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 
 @dataclass(frozen=True)
@@ -108,19 +104,15 @@ def exit_reason(exit_code: int) -> str | None:
 
 def _in_threads(packs: deque[Pack], work: Work, workers: int, progress: Progress) -> Iterator[tuple[Pack, str | None]]:
     """Train each pack in a thread of this process."""
-    ended: queue.SimpleQueue[tuple[Pack, Future[None]]] = queue.SimpleQueue()
-    running = 0
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+    running: dict[futures.Future[None], Pack] = {}
+    with futures.ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as threads:
         try:
             while packs or running:
-                while packs and running < workers:
+                while packs and len(running) < workers:
                     pack = packs.popleft()
-                    future = threads.submit(work.run, pack, progress)
-                    future.add_done_callback(lambda done, pack=pack: ended.put((pack, done)))  # type: ignore[misc]
-                    running += 1
-                pack, done = ended.get()
-                running -= 1
+                    running[threads.submit(work.run, pack, progress)] = pack
+                done = next(iter(futures.wait(running, return_when=futures.FIRST_COMPLETED).done))
                 error = done.exception()
-                yield pack, None if error is None else reason(error)
+                yield running.pop(done), None if error is None else reason(error)
         finally:
             threads.shutdown(cancel_futures=True)

@@ -8,9 +8,7 @@ retries are off: `remote.py` decides what is retried, and how often, for every p
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import functools
-import importlib.util
 import itertools
 import logging
 import os
@@ -25,7 +23,7 @@ from typing import Any
 
 from lora_exp.config.settings import ExecutorSettings
 from lora_exp.errors import LoraExpError
-from lora_exp.executors.remote import PackEnd, Resources, WorkerPool
+from lora_exp.executors.remote import PackEnd, Resources, WorkerPool, loaded
 from lora_exp.numerics import requested
 from lora_exp.storage.store import Store
 from lora_exp.training.executor import Files, PackTask, Progress
@@ -56,12 +54,7 @@ class RayPool(WorkerPool):
 
     def check(self) -> None:
         """Raise LoraExpError when Ray is not installed, or when no cluster with room for a pack is at the address."""
-        if importlib.util.find_spec("ray") is None:
-            raise LoraExpError("executor=ray: ray is not installed; pip install 'lora-exp[ray]'")
-        try:
-            self._loaded()
-        except ImportError as error:
-            raise LoraExpError(f"executor=ray: ray can't be loaded ({error}); pip install 'lora-exp[ray]'") from error
+        self._loaded()
         if self._address is None:
             return
         host, _, port = self._address.removeprefix("ray://").rpartition(":")
@@ -84,11 +77,13 @@ class RayPool(WorkerPool):
     def start(self, task: PackTask) -> int:
         """Send a pack to the cluster, which chooses the node."""
         number = next(self._numbers)
-        memory = self._resources.memory or min(task.memory, self._largest_memory())
+        largest = max((int(node.get("memory", 0)) for node in self._nodes() if self._fitting(node)), default=0)
+        memory = self._resources.memory or min(task.memory, largest)
         options = {"num_cpus": self._resources.cpus, "num_gpus": self._resources.gpus, "memory": memory}
-        prepared = [self._put("data", task.specs[0]["data"]["name"], functools.partial(_prepared, task))]
+        data = Path(task.data_root) / f"{task.specs[0]['data']['name']}.safetensors"
+        prepared = [self._put("data", data.name, data.read_bytes)]  # in a list Ray does not fetch it for each task
         base = self._put("base", task.base_key, functools.partial(_base, task))
-        ref = self._train.options(**options).remote(dataclasses.asdict(task), base, prepared)
+        ref = self._train.options(**options).remote(task, base, prepared)
         self._running[ref] = number
         return number
 
@@ -147,9 +142,7 @@ class RayPool(WorkerPool):
             # Ray runs any code that it is sent, so it may listen on this machine only, and requires a token.
             os.environ |= ALONE
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        import ray
-
-        return ray
+        return loaded("ray", "ray")
 
     @functools.cached_property
     def _train(self) -> Any:
@@ -157,10 +150,10 @@ class RayPool(WorkerPool):
 
         return self._ray.remote(max_retries=0, scheduling_strategy="SPREAD")(trained_apart)
 
-    def _put(self, kind: str, key: str, files: Callable[[], Files]) -> Any:
-        """Put files into Ray's object store once; return a reference. Only the latest files of a kind stay there."""
+    def _put(self, kind: str, key: str, content: Callable[[], object]) -> Any:
+        """Put content into Ray's object store once; return a reference. Only the latest of a kind stays there."""
         if self._objects.get(kind, ("", None))[0] != key:
-            self._objects[kind] = (key, self._ray.put(files()))
+            self._objects[kind] = (key, self._ray.put(content()))
         return self._objects[kind][1]
 
     def _nodes(self) -> list[dict[str, float]]:
@@ -171,10 +164,6 @@ class RayPool(WorkerPool):
         own = self._resources
         wanted = {"CPU": own.cpus, "GPU": own.gpus, "memory": own.memory or 0}
         return min(int(node.get(name, 0) / amount + 1e-6) for name, amount in wanted.items() if amount)
-
-    def _largest_memory(self) -> int:
-        """Return the memory in bytes of the largest node that a pack fits on."""
-        return max((int(node.get("memory", 0)) for node in self._nodes() if self._fitting(node)), default=0)
 
     def _too_large(self) -> LoraExpError:
         own = self._resources
@@ -189,9 +178,3 @@ def _base(task: PackTask) -> Files:
     if files is None:
         raise LoraExpError(f"store.folder={task.store}: the base was removed from it; run again")
     return files
-
-
-def _prepared(task: PackTask) -> Files:
-    """Read the prepared data set, for nodes without the data root."""
-    name = f"{task.specs[0]['data']['name']}.safetensors"
-    return {name: (Path(task.data_root) / name).read_bytes()}

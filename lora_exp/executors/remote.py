@@ -6,12 +6,15 @@ decided here and in `training.executor`, the same for every pool.
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from lora_exp.config.settings import ExecutorSettings
+from lora_exp.errors import LoraExpError
 from lora_exp.training.executor import Files, Pack, PackTask, Progress, Work
 
 # A single job is tried so often when its worker is lost: the first losses may not be its fault.
@@ -38,6 +41,15 @@ class Resources:
     def pack_memory(self) -> int:
         """Bytes for the jobs of a pack; the rest is for libraries and data."""
         return (self.memory or PACK_MEMORY) // 2
+
+
+def loaded(library: str, extra: str) -> Any:
+    """Import the library of an executor. Raises LoraExpError when it is not installed or can't be loaded."""
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        problem = "is not installed" if error.name == library else f"can't be loaded ({error})"
+        raise LoraExpError(f"executor={extra}: {library} {problem}; pip install 'lora-exp[{extra}]'") from error
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import importlib.util
 import itertools
 import math
 import platform
@@ -21,7 +20,7 @@ from typing import Any
 
 from lora_exp.config.settings import ExecutorSettings
 from lora_exp.errors import LoraExpError
-from lora_exp.executors.remote import PackEnd, Resources, WorkerPool
+from lora_exp.executors.remote import PackEnd, Resources, WorkerPool, loaded
 from lora_exp.storage.store import Store
 from lora_exp.training.executor import PackTask, Progress
 
@@ -58,14 +57,7 @@ class SlurmPool(WorkerPool):
 
     def check(self) -> None:
         """Raise LoraExpError when submitit or Slurm is not installed."""
-        if importlib.util.find_spec("submitit") is None:
-            raise LoraExpError("executor=slurm: submitit is not installed; pip install 'lora-exp[slurm]'")
-        try:
-            import submitit  # noqa: F401
-        except ImportError as error:
-            raise LoraExpError(
-                f"executor=slurm: submitit can't be loaded ({error}); pip install 'lora-exp[slurm]'"
-            ) from error
+        loaded("submitit", "slurm")
         missing = [name for name in ("sbatch", "srun", "sacct") if shutil.which(name) is None]
         if self._cluster == "slurm" and missing:
             raise LoraExpError(

@@ -1,9 +1,7 @@
 """A worker: it trains one pack from its task and knows nothing else of the launching process.
 
-Ray and Slurm call its functions. A process of `processes` runs it as a program, with a descriptor of the socket through
-which tasks arrive:
-
-python -m lora_exp.executors.worker DESCRIPTOR
+Ray and Slurm call its functions, which return errors as text: exceptions may not unpack on another machine. A process
+of `processes` runs `python -m lora_exp.executors.worker DESCRIPTOR`, the socket through which tasks arrive.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import json
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from lora_exp.config.spec import from_dict
 from lora_exp.errors import LoraExpError, reason
 from lora_exp.executors.local import LocalExecutor
 from lora_exp.storage.store import Store
+from lora_exp.storage.sweep_file import write_whole
 from lora_exp.training.base import read_base
 from lora_exp.training.executor import Files, PackTask, Progress
 from lora_exp.training.laboratory import Laboratory, ResultWork
@@ -35,8 +34,7 @@ CIRCUMSTANCES = ("data", "code of lora_exp", "torch", "device", "MKL_CBWR")
 def trained_into_store(task: PackTask, progress: Progress | None) -> str | None:
     """Train a pack where the store is at hand and put its results there; return the reason if that failed."""
     store = Store(Path(task.store))
-
-    def train() -> None:
+    try:
         base = store.get("bases", task.base_key) if store.root.is_dir() else None
         if base is None:
             raise LoraExpError(
@@ -44,27 +42,28 @@ def trained_into_store(task: PackTask, progress: Progress | None) -> str | None:
             )
         for key, files in _results(task, base, progress):
             store.put("results", key, files, [("bases", task.base_key)])
+    except BaseException as error:
+        return reason(error)
+    return None
 
-    return _why_failed(train)
 
-
-def trained_apart(task: Mapping[str, Any], base: Files, prepared: list[Any]) -> tuple[str | None, dict[str, Files]]:
+def trained_apart(task: PackTask, base: Files, prepared: list[Any]) -> tuple[str | None, dict[str, Files]]:
     """Train a pack where the store is not at hand, as a task of Ray; return the reason if that failed, and its results.
 
-    `prepared` holds a reference to the files of the data root, which are fetched when this node has none.
+    `prepared` holds a reference to the prepared data set, which is fetched when this node has none.
     """
     found: dict[str, Files] = {}
-    own = PackTask(**task)
-
-    def train() -> None:
-        root = Path(own.data_root)
-        if not (root / f"{own.specs[0]['data']['name']}.safetensors").exists():
+    try:
+        data = Path(task.data_root) / f"{task.specs[0]['data']['name']}.safetensors"
+        if not data.exists():
             import ray
 
-            _write(root, ray.get(prepared[0]))
-        found.update(_results(own, base, None))
-
-    return _why_failed(train), found
+            data.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(data, ray.get(prepared[0]))
+        found.update(_results(task, base, None))
+    except BaseException as error:
+        return reason(error), found
+    return None, found
 
 
 def serve(connection: Connection) -> None:
@@ -104,23 +103,6 @@ def _check_same(expected: list[str], found: list[str]) -> None:
     # MKL falls back without notice to another code path where the processor lacks the requested one.
     if "AVX512" in numerics.requested() and numerics.widest_code_path() != "AVX512":
         raise LoraExpError(f"{where} would compute other bits: it has no AVX-512; start with MKL_CBWR=AVX2,STRICT")
-
-
-def _write(root: Path, files: Mapping[str, bytes]) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        partial = root / f"{name}.{platform.node()}.part"
-        partial.write_bytes(content)
-        partial.replace(root / name)
-
-
-def _why_failed(train: Callable[[], None]) -> str | None:
-    """Call `train`; return its exception as one line, since exceptions may not unpack on another machine."""
-    try:
-        train()
-    except BaseException as error:
-        return reason(error)
-    return None
 
 
 if __name__ == "__main__":

@@ -10,16 +10,17 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lora_exp.config.spec import SIDE, BaseSpec, ModelSpec
 from lora_exp.model.architecture import STRIDE, LayerShape, layer_shapes
 from lora_exp.model.data import Split
 from lora_exp.numerics import generator, on_threads
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,6 @@ def assemble(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> BaseModel:
 
     Raises ValueError when a tensor is absent, has the wrong shape or type, or is not finite.
     """
-    import torch
-
     layers = []
     for layer in layer_shapes(spec):
         for part, shape in ((f"{layer.name}.weight", layer.torch_shape), (f"{layer.name}.bias", (layer.outputs,))):
@@ -96,8 +95,6 @@ def assemble(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> BaseModel:
 
 def initial_weights(spec: ModelSpec, seed: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Draw weights and biases uniformly from +-1/sqrt(I), like `torch.nn.Linear`, with a generator of their own."""
-    import torch
-
     random = generator("base initialisation", seed)
     tensors = {}
     for layer in layer_shapes(spec):
@@ -113,11 +110,6 @@ def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
 
     Raises FloatingPointError when the loss stops being finite.
     """
-    import torch
-    from torch.nn import functional
-    from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
     if how.digits is not None:
         chosen = data.of_classes(how.digits).to(data.labels.device)
         data = Split(data.images[chosen], data.labels[chosen])
@@ -147,8 +139,6 @@ def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
 
 def plain_logits(model: BaseModel, images_NI: torch.Tensor) -> torch.Tensor:
     """Compute the logits [N, C] of the base, without adapters."""
-    from torch.nn import functional
-
     hidden = images_NI[None]
     for position, layer in enumerate(model.layers):
         rows = functional.linear(layer.shape.rows(hidden), layer.weight, layer.bias)
@@ -163,8 +153,6 @@ def plain_module(base: BaseModel) -> nn.Sequential:
 
     The module takes normalised images [N, 784], or any shape [N, ...] with as many values, and returns logits [N, C].
     """
-    from torch import nn
-
     modules: OrderedDict[str, nn.Module] = OrderedDict(rows=nn.Flatten())
     for position, layer in enumerate(base.layers):
         shape, convolution = layer.shape, layer.shape.convolution
@@ -189,13 +177,6 @@ def layer_table(model: BaseModel, adapter_parameters: Sequence[int]) -> list[dic
     rows = []
     for layer, added in zip(model.layers, adapter_parameters, strict=True):
         own = layer.weight.numel() + layer.bias.numel()
-        rows.append(
-            {
-                "layer": layer.name,
-                "shape": list(layer.shape.torch_shape),
-                "base": own,
-                "adapter": added,
-                "overhead_percent": 100 * added / own,
-            }
-        )
+        named = {"layer": layer.name, "shape": list(layer.shape.torch_shape), "base": own, "adapter": added}
+        rows.append(named | {"overhead_percent": 100 * added / own})
     return rows

@@ -16,6 +16,7 @@ from urllib.error import URLError
 
 from lora_exp.config.spec import CLASSES, MEAN, SIDE, STD, TEST_IMAGES, TRAIN_IMAGES, DataSpec
 from lora_exp.errors import LoraExpError
+from lora_exp.storage.leases import writable_folder
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,8 @@ MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+
+TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "qmnist": "QMNIST"}
 
 
 @dataclass(frozen=True)
@@ -118,18 +121,14 @@ def _prepare(name: str, root: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import save_file
 
     target = root / f"{name}.safetensors"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{name}.lock"):
-            tensors = read_prepared(target) if target.is_file() else None
-            if tensors is None:
-                tensors = _read_idx(name, root)
-                temporary = target.with_suffix(".tmp")
-                save_file(tensors, temporary, metadata={"sha256": _sha256_of(tensors)})
-                temporary.replace(target)
-            return tensors
-    except OSError as error:
-        raise LoraExpError(f"data.root={root}: must be a folder that can be written to ({error.strerror})") from error
+    with writable_folder("data.root", root), FileLock(root / f"{name}.lock"):
+        tensors = read_prepared(target) if target.is_file() else None
+        if tensors is None:
+            tensors = _read_idx(name, root)
+            temporary = target.with_suffix(".tmp")
+            save_file(tensors, temporary, metadata={"sha256": _sha256_of(tensors)})
+            temporary.replace(target)
+        return tensors
 
 
 def _sha256_of(tensors: dict[str, torch.Tensor]) -> str:
@@ -144,13 +143,7 @@ def _read_idx(name: str, root: Path) -> dict[str, torch.Tensor]:
     """Read the four uint8 tensors from IDX files with torchvision, which downloads missing files."""
     from torchvision import datasets  # takes 4 s to import
 
-    classes: dict[str, Any] = {
-        "mnist": datasets.MNIST,
-        "fashion_mnist": datasets.FashionMNIST,
-        "kmnist": datasets.KMNIST,
-        "qmnist": datasets.QMNIST,
-    }
-    cls = classes[name]
+    cls: Any = getattr(datasets, TORCHVISION_CLASSES[name])
     if name == "mnist":
         _unpack_embedded(root)
     folder = root / cls.__name__ / "raw"

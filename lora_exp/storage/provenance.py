@@ -113,26 +113,18 @@ def versions() -> dict[str, str]:
 @functools.cache
 def git_commit(package: Path = PACKAGE) -> str | None:
     """Commit of the checkout that holds `package` at its top, with `+changes` when files differ; None outside one."""
-    command = ["git", "-C", str(package)]
+
+    def git(*arguments: str) -> list[str]:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+
     try:
-        top = subprocess.run(
-            [*command, "rev-parse", "--show-toplevel", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.split()
-        if Path(top[0]) != package.parent:  # installed inside another project's checkout
+        top, commit = git("rev-parse", "--show-toplevel", "HEAD")
+        if Path(top) != package.parent:  # installed inside another project's checkout
             return None
-        changed = subprocess.run(
-            [*command, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError, IndexError):
+        return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError, ValueError):
         return None
-    return top[1] + ("+changes" if changed else "")
 
 
 @functools.cache

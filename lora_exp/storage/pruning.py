@@ -53,10 +53,7 @@ def entries(store: Store) -> list[Entry]:
 def damage(store: Store, entry: Entry, full: bool = True) -> str | None:
     """What is wrong with an entry; None when it is whole, or gone. Without `full`, checksums are not compared."""
     try:
-        if full:
-            store.read(entry.kind, entry.key)
-        else:
-            store.names(entry.kind, entry.key)
+        (store.read if full else store.names)(entry.kind, entry.key)
     except DamagedError as error:
         return str(error)
     except OSError as error:
@@ -154,20 +151,14 @@ def _in_order(store: Store, found: Sequence[Entry]) -> list[Entry]:
     for entry in found:
         for other in store.needs(entry.kind, entry.key) if entry.kind in KINDS else ():
             needed[other] = max(entry.used, needed.get(other, 0.0))
-    order = []
-    for entry in found:
-        used = needed.get((entry.kind, entry.key))
-        own = entry if used is None else dataclasses.replace(entry, used=max(used, entry.used))
-        order.append((used is not None, own.used, own.key, own))
-    return [entry for *_, entry in sorted(order, key=lambda row: row[:3])]
+    used = [dataclasses.replace(own, used=max(own.used, needed.get((own.kind, own.key), 0.0))) for own in found]
+    return sorted(used, key=lambda entry: ((entry.kind, entry.key) in needed, entry.used, entry.key))
 
 
 def _is_held(lock: Path) -> bool:
     """Whether a process holds this lock; a lock file that doesn't exist is not created."""
-    if not lock.exists():
-        return False
     try:
-        with FileLock(lock).acquire(blocking=False):
+        with FileLock(lock).acquire(blocking=False) if lock.exists() else contextlib.nullcontext():
             return False
     except Timeout:
         return True

@@ -23,8 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from lora_exp.errors import LoraExpError
-from lora_exp.storage.leases import leased_folder, remove_abandoned
+from lora_exp.storage.leases import leased_folder, remove_abandoned, writable_folder
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +50,12 @@ class Store:
 
         Raises LoraExpError when that is not possible.
         """
-        try:
+        with writable_folder("store.folder", self.root):
             for name in (*KINDS, PARTIAL, LOCKS):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             remove_abandoned(self.root / PARTIAL)
             with tempfile.TemporaryFile(dir=self.root / PARTIAL):
                 pass
-        except OSError as error:
-            raise LoraExpError(
-                f"store.folder={self.root}: must be a folder that can be written to ({error.strerror})"
-            ) from error
 
     def lock(self, kind: str, key: str) -> FileLock:
         """The lock of the one process that computes an entry, for which others wait."""

@@ -5,11 +5,13 @@ Each is written whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import math
 import os
+import platform
 import shlex
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.errors import LoraExpError
+from lora_exp.storage.leases import writable_folder
 
 SWEEP, FAILURE = "sweep.json", "failure.json"
 
@@ -137,25 +140,18 @@ def add_job(folder: Path, overrides: Sequence[str]) -> None:
 
 def check_report_place(out: Path) -> None:
     """Raise LoraExpError when `out` holds something that is not a report, or can't be written to."""
-    try:
+    with writable_folder("report.folder", out.parent):
         if out.exists() and not (out / "report.md").is_file() and (not out.is_dir() or any(out.iterdir())):
             raise LoraExpError(f"{out}: exists and is not a report; choose another folder or remove it")
-        out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):
             pass
-    except OSError as error:
-        raise LoraExpError(
-            f"report.folder={out.parent}: must be a folder that can be written to ({error.strerror})"
-        ) from error
 
 
 def parent_run(sweep_folder: Path) -> str | None:
     """Return the ID of a sweep's MLflow parent run; None where there is none."""
-    try:
-        found = read_about(sweep_folder).get("parent_run")
-    except LoraExpError:
-        return None
-    return str(found) if found else None
+    with contextlib.suppress(LoraExpError):
+        return read_about(sweep_folder).get("parent_run") or None
+    return None
 
 
 def write_failure(folder: Path, name: str, overrides: Sequence[str], why: Failure | Stopped) -> None:
@@ -195,7 +191,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)

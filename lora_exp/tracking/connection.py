@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.errors import LoraExpError
+from lora_exp.storage.leases import writable_folder
 
 SQLITE = "sqlite:///"
 SERVER_TIMEOUT = 3.0  # seconds
@@ -41,7 +42,7 @@ def connect(settings: TrackingSettings) -> tuple[TrackingSettings, Any, str]:
     Returns the settings with an absolute address, an `mlflow.MlflowClient`, and the id of the experiment. Raises
     LoraExpError when that is not possible, for a silent server after about 3 s.
     """
-    _set_environment()
+    os.environ |= ENVIRONMENT | dict(os.environ)  # what the user has set stays
     ready: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if settings.kind == "server":
         _check_server(settings.uri)
@@ -60,7 +61,7 @@ def existing_store(settings: TrackingSettings, wanted: str) -> TrackingSettings:
 
     Raises LoraExpError when there is no store; the message says that `wanted` is not in it.
     """
-    _set_environment()
+    os.environ |= ENVIRONMENT | dict(os.environ)  # what the user has set stays
     if settings.kind == "server":
         _check_server(settings.uri)
         return settings
@@ -150,12 +151,8 @@ def _absolute(settings: TrackingSettings) -> TrackingSettings:
 @contextlib.contextmanager
 def _prepared_database(settings: TrackingSettings) -> Iterator[None]:
     """A block in which the database exists and is writable, and no other process opens it."""
-    try:
-        Path(settings.artifacts).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LoraExpError(
-            f"tracking.artifacts={settings.artifacts}: must be a folder that can be written to ({error.strerror})"
-        ) from error
+    with writable_folder("tracking.artifacts", Path(settings.artifacts)):
+        pass
     path = Path(settings.uri.removeprefix(SQLITE))
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -171,11 +168,6 @@ def _check_database(path: Path) -> None:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("SELECT count(*) FROM sqlite_master")
         connection.rollback()
-
-
-def _set_environment() -> None:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
 
 
 def _create_database(path: Path, artifacts: str) -> None:

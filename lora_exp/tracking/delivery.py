@@ -114,8 +114,7 @@ class Delivery:
 def _runs_of(sweep: Sweep) -> dict[int, str]:
     """The ids of the recorded runs, by job."""
     folders = zip(sweep.frame["job"], sweep.frame["folder"], strict=True)
-    found = {int(job): recorded_run(Path(folder)) for job, folder in folders}
-    return {job: run for job, run in found.items() if run is not None}
+    return {int(job): run for job, folder in folders if (run := recorded_run(Path(folder))) is not None}
 
 
 def recorded_run(folder: Path) -> str | None:

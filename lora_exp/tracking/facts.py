@@ -42,11 +42,7 @@ def metrics_of(result: RunResult) -> dict[str, float]:
     if not result.diverged:
         for name in ERRORS:
             found[name], found[f"{name}_before"] = getattr(out, name), getattr(out, f"{name}_before")
-        found |= {
-            "forgetting": out.forgetting,
-            "accuracy_before": out.before.accuracy,
-            "accuracy": out.after.accuracy,
-        }
+        found |= {"forgetting": out.forgetting, "accuracy_before": out.before.accuracy, "accuracy": out.after.accuracy}
         for when, errors in (("before", out.before), ("after", out.after)):
             found |= {f"error_{when}/digit_{digit}": rate for digit, rate in enumerate(errors.error_rates)}
     for name in ("parameters_base", "parameters_adapter", "parameters_total", "overhead_percent"):

@@ -36,6 +36,7 @@ def fetch_experiment(settings: TrackingSettings, folder: Path) -> list[tuple[Pat
     settings = existing_store(settings, f"experiment {settings.experiment}")
     with translated_errors(settings.uri):
         from mlflow import MlflowClient
+        from mlflow.utils import get_results_from_paginated_fn
 
         client = MlflowClient(settings.uri)
         experiment = client.get_experiment_by_name(settings.experiment)
@@ -44,7 +45,12 @@ def fetch_experiment(settings: TrackingSettings, folder: Path) -> list[tuple[Pat
             raise LoraExpError(
                 f"tracking.experiment={settings.experiment}: is not in {settings.uri}, which has: {known}"
             )
-        runs = _all_runs(client, experiment.experiment_id)
+        runs = get_results_from_paginated_fn(
+            lambda count, token: client.search_runs(
+                [experiment.experiment_id], max_results=count, order_by=["attributes.start_time ASC"], page_token=token
+            ),
+            1000,
+        )
         sweeps = {run.info.run_id: run.info.run_name for run in runs if run.data.tags.get("kind") == "sweep"}
         found = []
         for run in runs:
@@ -56,21 +62,10 @@ def fetch_experiment(settings: TrackingSettings, folder: Path) -> list[tuple[Pat
     return found
 
 
-def _all_runs(client: Any, experiment_id: str) -> list[Any]:
-    runs: list[Any] = []
-    token: str | None = ""
-    while token is not None:
-        page = client.search_runs([experiment_id], order_by=["attributes.start_time ASC"], page_token=token or None)
-        runs += page
-        token = page.token
-    return runs
-
-
 def _write(settings: TrackingSettings, run: Any, folder: Path) -> bool:
     """Write the run's result, or the reason why it has none; False when it has neither (it may still be running)."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = _artifacts(settings, run, [RESULT])
-    tags = run.data.tags
+    files, tags = _artifacts(settings, run, [RESULT]), run.data.tags
     if RESULT in files:
         write_whole(folder / RESULT, files[RESULT])
     elif "error" in tags:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from lora_exp.config.settings import HalvingSettings
 
 CHECKPOINT, RUNG = "checkpoint.safetensors", "rung.json"
-LOCAL_ONLY = "halving.eta: successive halving works with executor=local only"
 
 
 def rungs(first: int, eta: float, steps: int) -> list[int]:
@@ -91,11 +90,10 @@ class RungWork:
 
     def task(self, pack: Pack) -> PackTask:
         """Raise LoraExpError."""
-        raise LoraExpError(LOCAL_ONLY)
+        raise LoraExpError("halving.eta: successive halving works with executor=local only")
 
     def keep(self, key: str, files: Files) -> None:
-        """Raise LoraExpError."""
-        raise LoraExpError(LOCAL_ONLY)
+        """Never called, since `task` made no task."""
 
 
 @dataclass(frozen=True)

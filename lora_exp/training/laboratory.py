@@ -77,7 +77,7 @@ class Laboratory:
             try:
                 work = ResultWork(self, sharing_a_base, self.base(sharing_a_base[0]))
                 if self.executor.shares_memory:
-                    work.prepare()
+                    _ = work.trainer, work.facts  # what all packs share, computed before processes are forked
             except (ArithmeticError, MemoryError, RuntimeError) as error:  # diverged, or too large for this machine
                 yield from ((spec, self._failed(spec, reason(error))) for spec in sharing_a_base)
                 continue
@@ -131,13 +131,7 @@ class Laboratory:
     def circumstances(self, spec: RunSpec, kind: str = "results") -> list[str]:
         """List what determines a result besides its spec: data, code, torch version, device type, code path of MKL."""
         code_path = numerics.requested() if self.device.type == "cpu" else ""
-        return [
-            self.data(spec.data).sha256,
-            code_version(kind),
-            torch.__version__,
-            self.device.type,
-            code_path,
-        ]
+        return [self.data(spec.data).sha256, code_version(kind), torch.__version__, self.device.type, code_path]
 
     def _with_halving(self, halving: HalvingSettings, specs: Sequence[RunSpec], work: ResultWork) -> Iterator[Done]:
         """Yield the jobs that are stopped or fail at a rung, then those that run to their end."""
@@ -196,10 +190,6 @@ class ResultWork:
         self.jobs = plan_jobs(specs, self.data)
         self.begin: Callable[[Pack], Sequence[Checkpoint]] = lambda _: ()
 
-    def prepare(self) -> None:
-        """Compute what all packs share, once, before processes are forked."""
-        _ = self.trainer, self.facts
-
     @functools.cached_property
     def trainer(self) -> PackTrainer:
         """What trains packs in this process and its forks."""
@@ -209,8 +199,7 @@ class ResultWork:
     def facts(self) -> dict[str, Any]:
         """The provenance of the results."""
         laboratory, layers = self._laboratory, self._base.model.layers
-        shapes = tuple((layer.shape.outputs, layer.shape.inputs) for layer in layers)
-        promise = _promise(shapes, laboratory.device)
+        promise = _promise(tuple(tuple(layer.weight.shape) for layer in layers), laboratory.device)
         return provenance(str(laboratory.device), laboratory.threads, promise, self.data.sha256)
 
     def results(self, pack: Sequence[RunSpec], progress: Progress | None) -> Iterator[tuple[str, Files]]:
@@ -246,12 +235,5 @@ class ResultWork:
         )
 
 
-@functools.lru_cache(maxsize=2)
-def _read_once(spec: DataSpec, root: Path, device: torch.device) -> ImageData:
-    return load(spec, root, device)
-
-
-@functools.cache
-def _promise(shapes: tuple[tuple[int, int], ...], device: torch.device) -> str:
-    """Try the matrix products once per process; this can take a second."""
-    return numerics.promise(shapes, device)
+_read_once = functools.lru_cache(maxsize=2)(load)
+_promise = functools.cache(numerics.promise)  # it can take a second

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from lora_exp.adapters.pack import AdapterPack
+from lora_exp.adapters.pack import AdapterPack, Trained
 from lora_exp.adapters.plan import AdapterPlan
 from lora_exp.config.spec import FinetuneSpec
 from lora_exp.model.base import BaseModel
@@ -22,6 +22,7 @@ from lora_exp.numerics import generator
 from lora_exp.training.checkpoint import Checkpoint, common_steps
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants (Kingma & Ba 2014, Algorithm 1)
+Moments = list[list[Trained]]  # first or second moments of every trained part of every job, without padding
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,15 @@ def fine_tune(
     whole = AdapterPack.initial([job.plan for job in jobs], base)
     losses = [torch.empty(len(job.order)) for job in jobs]
     moments = tuple([torch.zeros_like(stack) for stack in whole.stacks()] for _ in range(2))
-    state = _AdamState(whole, moments[0], moments[1], jobs)
+    first, second = (whole.trained(moment) for moment in moments)
     start = common_steps(checkpoints)
     if checkpoints:
-        _restore(whole, state, losses, checkpoints)
+        _restore(whole, first, second, losses, checkpoints)
     for stop in sorted({len(job.order) for job in jobs}):
         counts = [sum(len(jobs[job].order) >= stop for job in group.jobs) for group in whole.groups]
         active = whole.first(counts)
         order_TPB = torch.stack([jobs[job].order[start:stop] for job in active.jobs], dim=1).to(data.images.device)
-        curves = _train_stage(base, active, state, order_TPB, data, start, progress)
+        curves = _train_stage(base, active, _Adam(active, jobs, first, second), order_TPB, data, start, progress)
         for row, job in enumerate(active.jobs):
             losses[job][start:stop] = curves[:, row]
         start = stop
@@ -123,41 +124,23 @@ def fine_tune(
 
 
 def _restore(
-    pack: AdapterPack, state: _AdamState, losses: list[torch.Tensor], checkpoints: Sequence[Checkpoint]
+    pack: AdapterPack, first: Moments, second: Moments, losses: list[torch.Tensor], checkpoints: Sequence[Checkpoint]
 ) -> None:
-    """Copy the checkpoint of every job into the pack, Adam's state and the losses."""
+    """Copy the checkpoint of every job into the pack, Adam's moments and the losses."""
     values = pack.trained([stack.detach() for stack in pack.stacks()])
     for job, (checkpoint, generators) in enumerate(zip(checkpoints, pack.generators(), strict=True)):
-        for parts, saved in (
-            (values[job], checkpoint.values),
-            (state.first[job], checkpoint.first),
-            (state.second[job], checkpoint.second),
-        ):
-            for part, value in zip(parts, saved, strict=True):
-                part.rows.copy_(value)
+        parts = [*values[job], *first[job], *second[job]]
+        for part, value in zip(parts, [*checkpoint.values, *checkpoint.first, *checkpoint.second], strict=True):
+            part.rows.copy_(value)
         for random, random_state in zip(generators, checkpoint.dropout, strict=True):
             random.set_state(random_state)
         losses[job][: checkpoint.steps] = checkpoint.losses
 
 
-class _AdamState:
-    """Adam's moments and the learning rate of every trained part of every job, without padding."""
-
-    def __init__(
-        self, pack: AdapterPack, first: list[torch.Tensor], second: list[torch.Tensor], jobs: Sequence[Job]
-    ) -> None:
-        self.first = dict(zip(pack.jobs, pack.trained(first), strict=True))
-        self.second = dict(zip(pack.jobs, pack.trained(second), strict=True))
-        self.rates = {
-            job: [jobs[job].learning_rate * jobs[job].plan.rate_ratio(part.part) for part in parts]
-            for job, parts in self.first.items()
-        }
-
-
 def _train_stage(
     base: BaseModel,
     active: AdapterPack,
-    state: _AdamState,
+    adam: _Adam,
     order_TPB: torch.Tensor,
     data: TrainingImages,
     steps_before: int,
@@ -166,7 +149,6 @@ def _train_stage(
     """Train the active jobs for the steps of `order_TPB`; return their losses [T, P] on the CPU."""
     steps, jobs, batch = order_TPB.shape
     stacks = [stack.requires_grad_() for stack in active.stacks()]
-    adam = _Adam(active, state, [stack.detach() for stack in stacks])
     curves = torch.empty(steps, jobs, device=order_TPB.device)
     shares_first = data.first is not None and active.shares(0)
     for step in range(steps):
@@ -186,16 +168,17 @@ def _train_stage(
 class _Adam:
     """Adam on the trained rows of a pack, without padding (Kingma & Ba 2014, Algorithm 1)."""
 
-    def __init__(self, active: AdapterPack, state: _AdamState, values: list[torch.Tensor]) -> None:
+    def __init__(self, active: AdapterPack, jobs: Sequence[Job], first: Moments, second: Moments) -> None:
         self.active = active
         # By learning rate: the (row of the pack, number of the part) of each tensor, and its value and moments.
         self.by_rate: dict[float, list[tuple[int, int]]] = {}
         self.tensors: dict[float, tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]] = {}
-        for row, (job, parts) in enumerate(zip(active.jobs, active.trained(values), strict=True)):
-            for at, (value, rate) in enumerate(zip(parts, state.rates[job], strict=True)):
+        values = active.trained([stack.detach() for stack in active.stacks()])
+        for row, (job, parts) in enumerate(zip(active.jobs, values, strict=True)):
+            for at, own in enumerate(zip(parts, first[job], second[job], strict=True)):
+                rate = jobs[job].learning_rate * jobs[job].plan.rate_ratio(own[0].part)
                 self.by_rate.setdefault(rate, []).append((row, at))
-                own = self.tensors.setdefault(rate, ([], [], []))
-                for tensors, part in zip(own, (value, state.first[job][at], state.second[job][at]), strict=True):
+                for tensors, part in zip(self.tensors.setdefault(rate, ([], [], [])), own, strict=True):
                     tensors.append(part.rows)
 
     def step(self, grads: Sequence[torch.Tensor], number: int) -> None:

@@ -7,8 +7,9 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -24,10 +25,10 @@ from lora_exp.storage.result import ADAPTER, PREDICTIONS, ClassErrors, Outcome, 
 from lora_exp.training.base import TrainedBase
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.evaluation import Predictions, class_errors, frozen_first_layer, other_classes, predict_pack
+from lora_exp.training.executor import Progress
 from lora_exp.training.loop import Job, TrainingImages, batch_order, fine_tune, step_count
 from lora_exp.training.packing import JobSize, job_size
 
-Progress = Callable[[int], object]
 Evaluated = list[tuple[RunResult, dict[str, bytes]]]
 
 
@@ -98,8 +99,11 @@ class PackTrainer:
             on_validation = predict_pack(model, adapters, data.validation, self._first_validation)
         # After training: the same forward pass without adapters, and the hash of the base's weights.
         [off] = predict_pack(model, AdapterPack(()), data.test, self._first_test)
-        off_equals_base = torch.equal(off.predicted, self.base.test.predicted)
-        sha256_after = model.sha256()
+        checks = {
+            "adapter_off_equals_base": torch.equal(off.predicted, self.base.test.predicted),
+            "base_sha256_before": self._sha256,
+            "base_sha256_after": model.sha256(),
+        }
         seconds = (time.perf_counter() - started) / len(pack)
         times = {"base_training": self.base.seconds, **times, "evaluation": seconds}
         results = []
@@ -107,9 +111,8 @@ class PackTrainer:
         for row, (factors, added) in enumerate(zip(all_factors, self._trained_parameters(adapters), strict=True)):
             spec = pack[row]
             weights = encode_adapter(factors, self._scaling(spec), self._sha256)
-            outcome = self._outcome(
-                spec, losses[row], on_test[row], on_validation[row], weights, added, off_equals_base, sha256_after
-            )
+            checks["adapter_sha256"] = hashlib.sha256(weights).hexdigest()
+            outcome = self._outcome(spec, losses[row], on_test[row], on_validation[row], added, checks)
             files = {ADAPTER: weights, PREDICTIONS: _predictions_file(self.base.test, on_test[row])}
             results.append((RunResult(spec, outcome, times), files))
         return results
@@ -157,10 +160,8 @@ class PackTrainer:
         losses: torch.Tensor,
         on_test: Predictions,
         on_validation: Predictions | None,
-        weights: bytes,
         added: list[int],
-        off_equals_base: bool,
-        sha256_after: str,
+        checks: Mapping[str, Any],
     ) -> Outcome:
         model, labels = self.base.model, self.data.test.labels
         before, after = class_errors(self.base.test, labels), class_errors(on_test, labels)
@@ -183,11 +184,8 @@ class PackTrainer:
             layers=layer_table(model, added),
             steps=len(losses),
             loss_curve=losses.tolist(),
-            base_sha256_before=self._sha256,
-            base_sha256_after=sha256_after,
-            base_unchanged=self._sha256 == sha256_after,
-            adapter_off_equals_base=off_equals_base,
-            adapter_sha256=hashlib.sha256(weights).hexdigest(),
+            base_unchanged=checks["base_sha256_before"] == checks["base_sha256_after"],
+            **checks,
             diverged_at=not_finite[0] + 1 if not_finite else None,
             validation_before=_errors_on(self.data.validation, self.base.validation),
             validation_after=_errors_on(self.data.validation, on_validation),
@@ -200,11 +198,6 @@ def _errors_on(split: Split | None, predictions: Predictions | None) -> ClassErr
 
 def _predictions_file(before: Predictions, after: Predictions) -> bytes:
     """Encode class and confidence of every test image before and after, for galleries of changed predictions."""
-    tensors = {
-        "before_predicted": before.predicted,
-        "before_confidence": before.confidence.half(),
-        "predicted": after.predicted,
-        "confidence": after.confidence.half(),
-    }
-    content: bytes = save(tensors)
+    tensors = {"before_predicted": before.predicted, "before_confidence": before.confidence.half()}
+    content: bytes = save(tensors | {"predicted": after.predicted, "confidence": after.confidence.half()})
     return content
