@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from made_results import made_run, pictures_and_labels, write_sweep
 
-from lora_exp.config.spec import PARTS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.spec import SPECS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.storage.sweep_folder import Sweep, read_sweep
 from lora_exp.storage.table import pareto_front, representative
 from lora_exp.tracking.facts import FRONT_LIMIT, Links, description_of_sweep, metrics_of_sweep
@@ -81,7 +81,7 @@ def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
     result = made_run(LABELS)[0]
     plain = result.parameters()
     unused = 1  # learning_rate_ratio, by LoRA
-    assert len(plain) == sum(len(fields(part)) for part in PARTS.values()) - unused
+    assert len(plain) == sum(len(fields(part)) for part in SPECS.values()) - unused
     other = RunSpec(
         ModelSpec((), True, (8,), 5),
         DataSpec("kmnist", validation=500, limit=6000),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import lora_exp
-from lora_exp.config.spec import PARTS, RunSpec, from_dict, spec_from
+from lora_exp.config.spec import SPECS, RunSpec, from_dict, spec_from
 from lora_exp.errors import LoraExpError
 
 CONFIG: dict[str, dict[str, Any]] = {
@@ -125,7 +125,7 @@ def refusal(config: dict[str, Any]) -> str:
 
 def allowed(key: str) -> str:
     group, _, name = key.partition(".")
-    return str(next(f.metadata["allowed"] for f in dataclasses.fields(PARTS[group]) if f.name == name))
+    return str(next(f.metadata["allowed"] for f in dataclasses.fields(SPECS[group]) if f.name == name))
 
 
 def shown(value: Any) -> str:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 ADAPTER_MODEL, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
-PARTS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+TENSOR_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
 
 class Option(NamedTuple):
@@ -105,7 +105,7 @@ def peft_files(
     for layer in adapted:
         for part, shape in _shapes(layer, ranks[layer.name]).items():
             if (factor := factors.get(f"{layer.name}.{part}")) is not None:
-                tensors[f"{PREFIX}{layer.name}.{PARTS[part]}"] = factor.reshape(shape).contiguous()
+                tensors[f"{PREFIX}{layer.name}.{TENSOR_NAMES[part]}"] = factor.reshape(shape).contiguous()
     return {
         ADAPTER_CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
         ADAPTER_MODEL: save(tensors, metadata={"format": "pt"}),
@@ -217,7 +217,7 @@ def _matches(file: Path, key: str, pattern: str, layer: str) -> bool:
 def _read_factors(file: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], parts: Sequence[str]) -> Factors:
     """Read exactly the expected tensors, as matrices: A [r, I], B [O, r], magnitude [O]."""
     expected = {
-        f"{PREFIX}{layer}.{PARTS[part]}": (f"{layer}.{part}", own[part])
+        f"{PREFIX}{layer}.{TENSOR_NAMES[part]}": (f"{layer}.{part}", own[part])
         for layer, own in shapes.items()
         for part in parts
     }

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_exp.config.settings import SETTINGS
-from lora_exp.config.spec import PARTS
+from lora_exp.config.spec import SPECS
 from lora_exp.errors import LoraExpError
 
-GROUPS = (*PARTS, *SETTINGS, "experiment", "hydra")
+OVERRIDE_GROUPS = (*SPECS, *SETTINGS, "experiment", "hydra")
 
 
 def is_override(argument: str) -> bool:
     """Whether an argument is GROUP.KEY=VALUE or GROUP=OPTION with a config group, `+` and `~` before it allowed."""
     key, equals, _ = argument.lstrip("+~").partition("=")
-    return bool(equals) and (key.partition(".")[0] in GROUPS or key.startswith("hydra/"))
+    return bool(equals) and (key.partition(".")[0] in OVERRIDE_GROUPS or key.startswith("hydra/"))
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
     overrides = [argument for argument in arguments if is_override(argument)]
     options = parser.parse_args([argument for argument in arguments if not is_override(argument)])
     if options.overrides:
-        form = f"an override GROUP.KEY=VALUE, with GROUP one of {', '.join(GROUPS)}"
+        form = f"an override GROUP.KEY=VALUE, with GROUP one of {', '.join(OVERRIDE_GROUPS)}"
         raise LoraExpError(f"{options.overrides[0]}: must be {form}")
     options.overrides = overrides
     return options

@@ -20,11 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lora_exp.config.settings import SETTINGS, DataFolder, Settings, settings_from
-from lora_exp.config.spec import PARTS, RunSpec, spec_from
+from lora_exp.config.spec import SPECS, RunSpec, spec_from
 from lora_exp.errors import LoraExpError
 
 # Top-level config group -> dataclasses of its keys.
-GROUPS: dict[str, tuple[type[Any], ...]] = {name: (cls,) for name, cls in (PARTS | SETTINGS).items()}
+GROUPS: dict[str, tuple[type[Any], ...]] = {name: (cls,) for name, cls in (SPECS | SETTINGS).items()}
 GROUPS["data"] += (DataFolder,)
 
 
@@ -156,7 +156,7 @@ def without_hydra(config: DictConfig) -> DictConfig:
 
 def is_run_config(config: DictConfig) -> bool:
     """Whether a config has the groups of a run; the launcher and the sweepers also serve other Hydra applications."""
-    return all(group in config for group in PARTS)
+    return all(group in config for group in SPECS)
 
 
 @contextlib.contextmanager

@@ -182,7 +182,7 @@ class RunSpec:
 
 
 # Config group -> dataclass of its part of the spec.
-PARTS: dict[str, type[Any]] = typing.get_type_hints(RunSpec)
+SPECS: dict[str, type[Any]] = typing.get_type_hints(RunSpec)
 # Keys of these groups that change no number; they are settings.
 NOT_SPEC = {("data", "root")}
 
@@ -215,7 +215,7 @@ def checked(cls: type[T], group: str, values: Mapping[str, Any]) -> T:
 def spec_from(config: Mapping[str, Any]) -> RunSpec:
     """The spec of a resolved config (plain values). Raises LoraExpError for the first value that is not allowed."""
     parts = {}
-    for group, cls in PARTS.items():
+    for group, cls in SPECS.items():
         values = config.get(group)
         if not isinstance(values, Mapping):
             raise LoraExpError(f"{group}={_shown(values)}: must be a config group")
@@ -225,7 +225,7 @@ def spec_from(config: Mapping[str, Any]) -> RunSpec:
 
 def from_dict(values: Mapping[str, Any]) -> RunSpec:
     """The spec that `dataclasses.asdict` was taken of, or its JSON, in which tuples are lists."""
-    return _run_spec({group: checked(cls, group, values[group]) for group, cls in PARTS.items()})
+    return _run_spec({group: checked(cls, group, values[group]) for group, cls in SPECS.items()})
 
 
 def _run_spec(parts: dict[str, Any]) -> RunSpec:

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 
 from lora_exp.report.document import Picture, Section, on_one_line
 
-PARTS = Path(__file__).parent / "page"
+TEMPLATES = Path(__file__).parent / "page"
 
 
 def html(
@@ -24,7 +24,7 @@ def html(
     """
     from plotly.offline import get_plotlyjs
 
-    page, style, script = ((PARTS / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    page, style, script = ((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     pictures = [block.file for section in (*first, *last) for block in section.blocks if isinstance(block, Picture)]
     images = {name: base64.b64encode((figures / name).read_bytes()).decode() for name in pictures}
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(page)

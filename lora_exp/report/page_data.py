@@ -22,7 +22,7 @@ from lora_exp.storage.table import finished, representative
 FEW_RUNS = 100  # with more, the page holds less of each, so that it stays small and fast
 CURVE_POINTS = {True: 60, False: 25}  # of a loss curve, with few or many runs
 IMAGES = {True: (14, 28), False: (8, 12)}  # mended and broken images of a run, with few or many runs
-PARTS = ("mended", "broken")
+CHANGES = ("mended", "broken")
 PREDICTED = ("before_predicted", "predicted", "before_confidence", "confidence")
 SPRITE_COLUMNS = 100
 SIDE = 28
@@ -37,7 +37,7 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
     kinds = sorted({result.kind for result in results.values()}, key=lambda kind: (kind[0], kind[1] or 0))
     few = len(runs) <= FEW_RUNS
     galleries = {job: _gallery(sweep, job, labels, IMAGES[few]) for job in results}
-    images = [image for gallery in galleries.values() for part in PARTS for image in gallery.get(part, [])]
+    images = [image for gallery in galleries.values() for part in CHANGES for image in gallery.get(part, [])]
     shown = sorted({image[0] for image in images})
     cells = {int(row[0]): row for row in runs_table(sweep.frame)[1]}
     rows = [
@@ -105,7 +105,7 @@ def _gallery(sweep: Sweep, job: int, labels: NDArray[Any], most: tuple[int, int]
         changed = changes(sweep.results[job], predictions, labels)
     except ValueError as error:
         return {"why_not": f"No images: {error}."}
-    for part, shown in zip(PARTS, most, strict=True):
+    for part, shown in zip(CHANGES, most, strict=True):
         found[f"{part}_count"] = len(changed[part])
         found[part] = [
             [image, *(round(predictions[name][image].item(), 3) for name in PREDICTED)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.methods import METHODS
-from lora_exp.config.spec import PARTS, RunSpec, from_dict
+from lora_exp.config.spec import SPECS, RunSpec, from_dict
 from lora_exp.errors import LoraExpError
 
 RESULT, ADAPTER, PREDICTIONS = "result.json", "adapter.safetensors", "predictions.safetensors"
@@ -165,7 +165,7 @@ class RunResult:
         `steps` is the number of steps made, also where `finetune.epochs` set it.
         """
         found: dict[str, Any] = {}
-        for group in reversed(PARTS):
+        for group in reversed(SPECS):
             prefix = "" if group in ("adapter", "finetune") else f"{group}_"
             for name, value in self.settings[group].items():
                 if group != "adapter" or name in ("method", *METHODS[self.spec.adapter.method].keys):

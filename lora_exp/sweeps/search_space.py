@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_exp.config.spec import PARTS
+from lora_exp.config.spec import SPECS
 from lora_exp.errors import LoraExpError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 # Not `data`: errors on different data can't be compared.
-SEARCHED = tuple(group for group in PARTS if group != "data")
+SEARCHED = tuple(group for group in SPECS if group != "data")
 SYNTAX = "choice(1,2,4), range(1,9), interval(0.1,0.9), int(interval(1,64)) or tag(log,interval(1e-4,1e-2))"
 
 
