@@ -7,7 +7,7 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,10 @@ from lora_exp.storage.result import ADAPTER, PREDICTIONS, ClassErrors, Outcome, 
 from lora_exp.training.base import TrainedBase
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.evaluation import Predictions, class_errors, frozen_first_layer, other_classes, predict_pack
-from lora_exp.training.executor import Progress
 from lora_exp.training.loop import Job, TrainingImages, batch_order, fine_tune, step_count
 from lora_exp.training.packing import JobSize, job_size
 
+Progress = Callable[[int], object]
 Evaluated = list[tuple[RunResult, dict[str, bytes]]]
 
 
