@@ -128,7 +128,10 @@ def test_no_filter_of_the_tracker_finds_it(sweep: Sweep, tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> tuple[Path, str]:
-    """A sweep of three learning rates and two lengths; at 1e30 the very first update is one too many."""
+    """A sweep of three learning rates and three lengths; at 1e30 the first update is too large already.
+
+    Whether two steps at 1e10 are too many depends on the bits of the base, and so on the processor.
+    """
     folder = tmp_path_factory.mktemp("diverged")
     (folder / "cache").mkdir()
     (folder / "cache" / "data").symlink_to(data_root)
@@ -144,7 +147,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: Image
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    assert "4 of 9 jobs failed" in done.stderr
+    assert "4 of 9 jobs failed" in done.stderr or "5 of 9 jobs failed" in done.stderr
     return folder, done.stdout
 
 
@@ -163,17 +166,18 @@ def test_a_real_diverged_run_is_told_and_never_compared(real: tuple[Path, str]) 
     folder, printed = real
     frame = load_sweep(folder / "sweep")
     diverged = frame[frame["status"] == "diverged"]
-    assert len(diverged) == 4 and diverged["target_error"].isna().all()
+    count = len(diverged)
+    assert count in (4, 5) and diverged["target_error"].isna().all()
     assert frame.loc[frame["target_error"].idxmin(), "learning_rate"] == 1e-3
-    assert printed.count(" diverged\n") == 4 and "(4 diverged besides)" in printed
+    assert printed.count(" diverged\n") == count and f"({count} diverged besides)" in printed
     page = (folder / "multirun_reports" / "report" / "report.md").read_text()
-    assert "jobs: 5 finished, 4 diverged" in page and page.count("| diverged | ") == 4
+    assert f"jobs: {9 - count} finished, {count} diverged" in page and page.count("| diverged | ") == count
     recorder = Recorder.open(TrackingSettings("sqlite", f"sqlite:///{folder}/mlflow.db", f"{folder}/mlartifacts"))
     for query in FILTERS:
         found = recorder.client.search_runs([recorder.experiment_id], f"tags.kind = 'run' and {query}")
         assert {run.data.tags["status"] for run in found} <= {"finished"}, query
-    assert len(recorder.client.search_runs([recorder.experiment_id], "tags.status = 'diverged'")) == 4
+    assert len(recorder.client.search_runs([recorder.experiment_id], "tags.status = 'diverged'")) == count
     [parent] = recorder.client.search_runs([recorder.experiment_id], "tags.kind = 'sweep'")
     sound = frame[frame["status"] == "finished"]
     assert parent.data.metrics["mean_target_error"] == pytest.approx(sound["target_error"].mean())
-    assert parent.data.metrics["jobs_diverged"] == 4
+    assert parent.data.metrics["jobs_diverged"] == count

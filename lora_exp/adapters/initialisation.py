@@ -10,7 +10,7 @@ import functools
 import torch
 
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan
-from lora_exp.adapters.updates import UPDATES, row_squares
+from lora_exp.adapters.updates import INITIAL, UPDATES
 from lora_exp.model.base import BaseModel, Layer
 from lora_exp.numerics import generator
 
@@ -28,10 +28,11 @@ def initial_factors(plan: AdapterPlan, base: BaseModel) -> Factors:
     for at, (own, layer) in enumerate(zip(plan.layers, base.layers, strict=True)):
         if own.update == "none":
             continue
-        parts = {"weight": layer.weight, "bias": layer.bias, "magnitude": row_squares(layer.weight).sqrt()}
+        names = UPDATES[own.update].parts
+        parts = {name: INITIAL[name](layer.weight, layer.bias) for name in names if name not in "AB"}
         if own.rank:
             parts["A"], parts["B"] = _principal(own, layer) if plan.start == "principal" else _random(plan, at, layer)
-        factors |= {f"{layer.name}.{part}": parts[part].to("cpu", copy=True) for part in UPDATES[own.update].parts}
+        factors |= {f"{layer.name}.{part}": parts[part].to("cpu", copy=True) for part in names}
     return factors
 
 

@@ -16,7 +16,7 @@ stored transposed, [n, R, O], so that the unpadded rows of both factors come fir
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -187,7 +187,19 @@ class Dense:
             torch.mm(own, weight, out=into)
 
 
+@functools.lru_cache(maxsize=16)  # keyed by the identity of the weight
+def row_squares(weight: Tensor) -> Tensor:
+    """Square of the norm of each row of a weight [O, I]."""
+    return weight.square().sum(1)
+
+
 UPDATES: dict[str, Update] = {"low_rank": LOW_RANK, "dora": Dora(), "bias": Bias(), "dense": Dense()}
+# How a part other than A and B starts, from the layer's weight [O, I] and bias [O].
+INITIAL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "weight": lambda weight, bias: weight,
+    "bias": lambda weight, bias: bias,
+    "magnitude": lambda weight, bias: row_squares(weight).sqrt(),
+}
 TINY = 1e-20  # smallest square of a norm
 
 
@@ -195,9 +207,3 @@ def part_shapes(update: str, rank: int, outputs: int, inputs: int) -> dict[str, 
     """The shape of each part of one job that `update` trains, without padding: those of its adapter file."""
     matrices = {"A": (rank, inputs), "B": (outputs, rank), "weight": (outputs, inputs)}
     return {part: matrices.get(part, (outputs,)) for part in (() if update == "none" else UPDATES[update].parts)}
-
-
-@functools.lru_cache(maxsize=16)  # keyed by the identity of the weight
-def row_squares(weight: Tensor) -> Tensor:
-    """Square of the norm of each row of a weight [O, I]."""
-    return weight.square().sum(1)

@@ -153,7 +153,7 @@ def _reading(run: str, what: str) -> Iterator[None]:
     """A block in which damaged content becomes a LoraExpError."""
     try:
         yield
-    except LoraExpError:
-        raise
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        if isinstance(error, LoraExpError) and str(error).startswith(f"{run}: "):
+            raise
         raise LoraExpError(f"{run}: {what} can't be read ({' '.join(repr(error).split())})") from error
