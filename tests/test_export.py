@@ -121,7 +121,7 @@ def test_a_base_that_is_not_in_the_store_is_one_line_with_the_command_that_makes
         ("export {tiny}/0 stor.folder=elsewhere", "stor.folder=elsewhere: must be an override GROUP.KEY=VALUE"),
         ("export {tiny}/0 device=cpu", "device=cpu: must be GROUP.KEY=VALUE of"),
         ("export {tiny}/0 device.name=tpu", "device.name=tpu: must be one of auto"),
-        ("merge {damaged}", "adapter.safetensors: is not an adapter that can be read"),
+        ("merge {damaged}", "adapter.safetensors: is not a readable adapter file"),
         ("merge {tiny}/none", "{tiny}/none: holds no result.json"),
     ],
 )

@@ -137,7 +137,7 @@ def test_an_imported_adapter_is_recorded_and_says_where_it_is_from(lab: Lab, tmp
         ("import {other} model=tiny finetune.steps=9", "finetune.steps=9: the adapter is trained already"),
         ("import {other} model=huge", "model=huge: no such option"),
         ("import {other} {base} --into {tiny}/0", "{tiny}/0: holds no sweep.json"),
-        ("import {bad} {base}", "{bad}/adapter_config.json: fan_in_fan_out=true: is not supported here"),
+        ("import {bad} {base}", "{bad}/adapter_config.json: fan_in_fan_out=true: is not supported; turn it off"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(

@@ -89,7 +89,7 @@ def test_ctrl_c_ends_within_five_seconds_and_says_how_to_go_on(place: Place) -> 
         ("exit", "SystemExit: 3"),
         ("hard exit", "exit code 7"),
         ("SIGSEGV", "segmentation fault"),
-        ("SIGKILL", "want of memory"),
+        ("SIGKILL", "because memory ran out"),
     ],
 )
 def test_a_job_that_fails_takes_no_other_with_it_and_is_tried_again(place: Place, fault: str, cause: str) -> None:
