@@ -15,7 +15,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from lora_exp.report.write import write_report
-from lora_exp.storage.sweep_folder import read_sweep, run_command
+from lora_exp.storage.sweep_file import run_command
+from lora_exp.storage.sweep_folder import read_sweep
 
 PICTURES, LABELS = made.pictures_and_labels()
 COUNT = 2000

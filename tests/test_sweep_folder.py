@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from lora_exp.storage.result import PREDICTIONS, RESULT
-from lora_exp.storage.sweep_folder import load_sweep, read_sweep, run_command
+from lora_exp.storage.sweep_file import run_command
+from lora_exp.storage.sweep_folder import load_sweep, read_sweep
 from lora_exp.storage.table import row_of
 
 PICTURES, LABELS = made.pictures_and_labels()

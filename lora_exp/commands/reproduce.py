@@ -18,7 +18,7 @@ from lora_exp.config.settings import SETTINGS, DataFolder, ExecutorSettings, Set
 from lora_exp.config.spec import RunSpec, spec_from
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import RESULT, RunResult, from_json
-from lora_exp.storage.sweep_file import Failure, Stopped
+from lora_exp.storage.sweep_file import Failure, Stopped, run_command
 
 if TYPE_CHECKING:
     from lora_exp.training.executor import Files
@@ -43,8 +43,6 @@ def reproduce(runs: Sequence[str], overrides: Sequence[str]) -> int:
     `overrides` of tracking name the store that MLflow runs are in. Raises LoraExpError, before anything runs, when a
     run does not exist or its config can't be composed any more.
     """
-    from lora_exp.storage.sweep_folder import run_command
-
     plans = []
     for stored in [find(run, overrides) for run in runs]:
         try:

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_exp.config.spec import SIDE
 from lora_exp.report.figures import changes, spread
 from lora_exp.report.tables import ALWAYS, MEASURES, differing, heading, runs_table, setting_text, values_of
 from lora_exp.storage.result import ClassErrors, kind_label
-from lora_exp.storage.sweep_folder import Sweep, run_command
+from lora_exp.storage.sweep_file import run_command
+from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import finished, representative
 
 FEW_RUNS = 100  # with more, the page holds less of each, so that it stays small and fast
@@ -25,7 +27,6 @@ IMAGES = {True: (14, 28), False: (8, 12)}  # mended and broken images of a run, 
 CHANGES = ("mended", "broken")
 PREDICTED = ("before_predicted", "predicted", "before_confidence", "confidence")
 SPRITE_COLUMNS = 100
-SIDE = 28
 
 
 def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from lora_exp.report.tables import (
     setting_text,
 )
 from lora_exp.storage.result import RunResult, kind_label
-from lora_exp.storage.sweep_folder import Sweep, run_command
+from lora_exp.storage.sweep_file import run_command
+from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import both_errors, finished, lowest
 
 # Provenance that other sections show.

@@ -1,6 +1,6 @@
-"""The files `sweep.json`, on a sweep and its jobs, and `failure.json`, on why a job has no result.
+"""The files `sweep.json`, on a sweep and its jobs, and `failure.json`, on why a job has no result; a job's command.
 
-Each is written whole or not at all.
+Each file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -136,6 +136,17 @@ def end_sweep(folder: Path, status: str, report: Path | None) -> None:
 def add_job(folder: Path, overrides: Sequence[str]) -> None:
     """Add a job, whose folder is there already, to `sweep.json`."""
     note(folder, jobs=[*read_about(folder)["jobs"], list(overrides)])
+
+
+def run_command(overrides: str) -> str:
+    """Return the command that runs a job with these (shell-quoted) overrides alone, without the settings of a report.
+
+    A preset may be a sweep, hence `hydra.mode=RUN`. The overrides of an imported adapter begin with `import`.
+    """
+    own = [override for override in shlex.split(overrides) if not override.startswith("report.")]
+    if own[:1] != ["import"] and any(override.startswith("experiment=") for override in own):
+        own.append("hydra.mode=RUN")
+    return shlex.join(["lora-exp", *own])
 
 
 def check_report_place(out: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import PREDICTIONS, RESULT, RunResult, read
-from lora_exp.storage.sweep_file import FAILURE, SWEEP, Stopped, read_about, read_failure
+from lora_exp.storage.sweep_file import FAILURE, SWEEP, Stopped, read_about, read_failure, run_command
 from lora_exp.storage.table import COLUMNS, SECONDS, frame_of, row_of
 
 NAME_BYTES = 120  # of the name of joined sweeps, after which their report's folder is named
@@ -53,17 +53,6 @@ class Sweep:
         except (OSError, SafetensorError) as error:
             raise ValueError("its predictions can't be read") from error
         return loaded
-
-
-def run_command(overrides: str) -> str:
-    """Return the command that runs a job with these (shell-quoted) overrides alone, without the settings of a report.
-
-    A preset may be a sweep, hence `hydra.mode=RUN`. The overrides of an imported adapter begin with `import`.
-    """
-    own = [override for override in shlex.split(overrides) if not override.startswith("report.")]
-    if own[:1] != ["import"] and any(override.startswith("experiment=") for override in own):
-        own.append("hydra.mode=RUN")
-    return shlex.join(["lora-exp", *own])
 
 
 def load_sweep(folder: str | Path) -> pd.DataFrame:

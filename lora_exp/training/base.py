@@ -13,14 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from lora_exp.config.compose import saved_settings
 from lora_exp.config.spec import CLASSES, ModelSpec, RunSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.model.base import BaseModel, assemble, train
 from lora_exp.model.data import ImageData, Split
 from lora_exp.storage.result import read_run
 from lora_exp.storage.store import Store
-from lora_exp.storage.sweep_folder import run_command
+from lora_exp.storage.sweep_file import run_command
 from lora_exp.training.evaluation import Predictions, predict_base
 
 log = logging.getLogger(__name__)
@@ -79,6 +78,8 @@ def load_base(folder: str | Path, overrides: Sequence[str] = ()) -> BaseModel:
     settings, such as `store.folder=elsewhere` where the store has moved. Raises LoraExpError when `folder` holds no
     run, when the store has no such base, and for an override that is not allowed.
     """
+    from lora_exp.config.compose import saved_settings  # loads Hydra, which training does not need
+
     result = read_run(Path(folder))
     settings = saved_settings(result.provenance["config"], overrides)
     store, sha256 = Store(Path(settings.store.folder).absolute()), result.outcome.base_sha256_before
