@@ -2,11 +2,13 @@
 
 An executor changes no number. `training.executor` defines what the laboratory expects of one.
 
-choice     from settings to a laboratory with its device and executor
-local      forked processes or threads of this process
-remote     worker pools: what all of them share
-processes  a pool of worker processes on this machine
-ray        a pool of workers on a Ray cluster
-slurm      a pool of Slurm jobs
-worker     what runs in a worker: one pack, trained from its task
+In reading order:
+
+- `choice`: from settings to a laboratory with its device and executor
+- `local`: forked processes or threads of this process
+- `remote`: worker pools: what all of them share
+- `processes`: a pool of worker processes on this machine
+- `ray`: a pool of workers on a Ray cluster
+- `slurm`: a pool of Slurm jobs
+- `worker`: what runs in a worker: one pack, trained from its task
 """

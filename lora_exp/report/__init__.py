@@ -2,17 +2,17 @@
 
 In reading order:
 
-write           the report's folder, its pages and its figures
-sections        the sections of the pages
-search_section  the section on a search
-document        a report as data, and as Markdown
-html            the interactive page in one file, from the templates in `page/`
-page_data       the data that the page draws
-tables          the tables as text: columns, units, decimals
-terminal        the table that a sweep prints
-figures         figures of a run
-sweep_figures   figures of a sweep
-statistics      intervals, and Holm's procedure
-seeds           settings compared over their seeds
-claims          claims of papers, judged on a sweep
+- `write`: the report's folder, its pages and its figures
+- `sections`: the sections of the pages
+- `search_section`: the section on a search
+- `document`: a report as data, and as Markdown
+- `html`: the interactive page in one file, from the templates in `page/`
+- `page_data`: the data that the page draws
+- `tables`: the tables as text: columns, units, decimals
+- `terminal`: the table that a sweep prints
+- `figures`: figures of a run
+- `sweep_figures`: figures of a sweep
+- `statistics`: intervals, and Holm's procedure
+- `seeds`: settings compared over their seeds
+- `claims`: claims of papers, judged on a sweep
 """
