@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+
+# No space on the disk, none in the quota, or a file larger than this process may write.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class LoraExpError(ValueError):
     """A request that can't be carried out; the message is one line: key and value, what is allowed, what to do."""
 
-    exit_code = 2
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class JobsFailed(LoraExpError):
     """Jobs that failed or diverged; the message is one line."""
 
-    exit_code = 1
+    def __init__(self, message: str) -> None:
+        super().__init__(message, exit_code=1)
+
+
+def explained(error: LoraExpError | OSError) -> LoraExpError:
+    """Return the error of one line for an OSError; its exit code is 1 where only the disk is full."""
+    if isinstance(error, LoraExpError):
+        return error
+    line = f"{error.filename or 'a file'}: {error.strerror or error}"
+    return LoraExpError(line, 1 if error.errno in DISK_FULL else 2)
 
 
 def reason(error: BaseException) -> str:

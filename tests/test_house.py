@@ -45,7 +45,7 @@ FACES = {
     "executors": "choice",
     "report": "write terminal figures search_section",
     "tracking": "connection recorder reader delivery registry",
-    "sweeps": "job sweep search launcher",
+    "sweeps": "job sweep search launcher recording application",
     "commands": "",  # the package itself holds the table of commands
 }
 # The only places that know a large library.
@@ -56,9 +56,9 @@ KNOW = {
     "ray": "executors.ray executors.worker",
     "submitit": "executors.slurm",
     "omegaconf": "config.compose config.hydra_rules sweeps.job_configs sweeps.job sweeps.launcher sweeps.sweep "
-    "sweeps.search __main__",
+    "sweeps.search sweeps.application",
     "hydra": "config.compose config.hydra_rules sweeps.job_configs sweeps.job sweeps.launcher sweeps.sweep "
-    "sweeps.search sweeps.search_space __main__",
+    "sweeps.search sweeps.search_space sweeps.application",
     "matplotlib": "report.figures report.sweep_figures report.claims.figure report.write",
 }
 

@@ -40,7 +40,10 @@ def register() -> None:
 
     from lora_exp.config.hydra_rules import CLOSED_RESOLVERS
 
-    ConfigStore.instance().store(name="schema", node=schema())
+    store = ConfigStore.instance()
+    store.store(name="schema", node=schema())
+    # Hydra copies this store, of which there is only one, whenever it lists the options of a group: 10 ms each time.
+    ConfigStore.__deepcopy__ = lambda own, _: own  # type: ignore[attr-defined]
     # Sweeps that start in the same second need different folders.
     OmegaConf.register_new_resolver("unique", _token, replace=True)
     for name in CLOSED_RESOLVERS:

@@ -7,6 +7,7 @@ Later runs read only that file and import no torchvision. MNIST needs no network
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import lzma
 from dataclasses import dataclass
@@ -84,10 +85,21 @@ def load(spec: DataSpec, root: Path, device: torch.device) -> ImageData:
     )
 
 
-def pictures(split: Split) -> NDArray[Any]:
-    """Turn normalised images back into pixels [N, 28, 28] uint8."""
-    pixels = split.images.mul(STD).add_(MEAN).mul_(255).round_()
-    return pixels.to("cpu").byte().reshape(-1, SIDE, SIDE).numpy()
+def test_pictures(name: str, root: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the test images of a data set as pixels [N, 28, 28] uint8, and their labels [N] uint8, for figures.
+
+    Needs no torch where the data set is prepared. Raises LoraExpError as `load` does.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    target = root / f"{name}.safetensors"
+    for prepare in (False, True):
+        with contextlib.suppress(FileNotFoundError, SafetensorError):
+            if prepare:
+                _prepare(name, root)
+            with safe_open(target, framework="numpy") as file:
+                return file.get_tensor("test_images"), file.get_tensor("test_labels")
+    raise LoraExpError(f"data.root={root}: {target} can't be read")
 
 
 def read_prepared(path: Path) -> dict[str, torch.Tensor] | None:

@@ -9,7 +9,6 @@ again. The time of `entry.json` is that of the entry's last use.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -23,6 +22,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from lora_exp.errors import DISK_FULL
 from lora_exp.storage.leases import leased_folder, remove_abandoned, writable_folder
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 ENTRY = "entry.json"
 KINDS = ("bases", "results", "rungs", "checkpoints")
 PARTIAL, DAMAGED, LOCKS = "partial", "damaged", "locks"
-# No space on the disk, none in the quota, or a file larger than this process may write.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EntryId = tuple[str, str]  # kind and key
 
 

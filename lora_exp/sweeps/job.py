@@ -15,14 +15,15 @@ from lora_exp.config.compose import read
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
 from lora_exp.storage.result import read as read_result
-from lora_exp.storage.sweep_file import FAILURE, Failure, Stopped, parent_run, write_failure, write_whole
+from lora_exp.storage.sweep_file import FAILURE, Failure, Stopped, write_failure, write_whole
+from lora_exp.sweeps.recording import recording
+from lora_exp.tracking.connection import check as check_tracking
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from lora_exp.config.settings import Settings
     from lora_exp.config.spec import RunSpec
-    from lora_exp.tracking.delivery import Delivery
     from lora_exp.training.laboratory import Laboratory
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,6 @@ def run(config: DictConfig) -> float:
     hydra = HydraConfig.get()
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     sweep_folder = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
-    parent = None if sweep_folder is None else parent_run(sweep_folder)
     laboratory = open_laboratory(settings)
     saved = folder / (hydra.output_subdir or "") / "config.yaml"  # to compose the text again would take 3 ms per job
     text = saved.read_text(encoding="utf-8") if saved.is_file() else OmegaConf.to_yaml(config)
@@ -53,38 +53,38 @@ def run(config: DictConfig) -> float:
         [(_, files)] = laboratory.run([spec])
     if isinstance(files, Stopped | Failure):
         write_failure(folder, spec.name, overrides, files)
-        open_delivery(settings).deliver(folder, parent)
+        _record(folder, sweep_folder)
         if isinstance(files, Stopped):
             return files.error
         raise JobsFailed(f"{spec.name}: {files.error}")
     result = with_facts(from_json(files[RESULT].decode()), overrides=overrides, config=text)
-    keep(result, files, folder, settings, parent, draw=sweep_folder is None)
+    keep(result, files, folder)
     log.info("%s", result.summary)
+    _record(folder, sweep_folder, None if sweep_folder is not None else pictures_of(spec, settings))
     if result.diverged:
         raise diverged(result)
     return result.outcome.target_error
 
 
-def keep(
-    result: RunResult, files: Mapping[str, bytes], folder: Path, settings: Settings, parent: str | None, draw: bool
-) -> None:
-    """Write a result and its files to the job's folder, with figures if `draw`, and record it in MLflow.
+def _record(folder: Path, sweep: Path | None, pictures: tuple[str, str] | None = None) -> None:
+    """Have a job's folder recorded; wait for it unless it is a job of a sweep, whose report waits for all of them."""
+    recording().record(folder, sweep, pictures)
+    if sweep is None:
+        recording().finish()
 
-    `result.json` is written last, so a folder that has it is complete.
-    """
+
+def pictures_of(spec: RunSpec, settings: Settings) -> tuple[str, str]:
+    """Where the test images of a run are: the name of its data set and the absolute data root."""
+    return spec.data.name, str(Path(settings.data.root).absolute())
+
+
+def keep(result: RunResult, files: Mapping[str, bytes], folder: Path) -> None:
+    """Write a result and its files to the job's folder. `result.json` is last, so a folder that has it is complete."""
     for name, content in files.items():
         if name != RESULT:
             write_whole(folder / name, content)
     write_whole(folder / RESULT, (result.to_json() + "\n").encode())
     (folder / FAILURE).unlink(missing_ok=True)  # of an earlier attempt
-    if draw:
-        from safetensors.numpy import load
-
-        from lora_exp.report.figures import run_figures
-
-        pictures, labels = open_laboratory(settings).test_pictures(result.spec)
-        run_figures(result, load(files[PREDICTIONS]), pictures, labels, folder / "figures")
-    open_delivery(settings).deliver(folder, parent)
 
 
 def diverged(result: RunResult) -> JobsFailed:
@@ -116,7 +116,9 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
 
     Raises LoraExpError, with a one-line message.
     """
-    open_delivery(settings)
+    check_tracking(settings.tracking)
+    if not settings.sweep.plan:
+        recording().open(settings.tracking)
     laboratory = open_laboratory(settings)
     eta = settings.halving.eta
     if eta is not None and any(spec.data.validation == 0 for spec in specs):
@@ -136,18 +138,3 @@ def open_laboratory(settings: Settings) -> Laboratory:
     from lora_exp.executors.choice import laboratory
 
     return laboratory(settings)
-
-
-@functools.lru_cache(maxsize=1)
-def open_delivery(settings: Settings) -> Delivery:
-    """Return what records runs in MLflow with these settings, made once per process.
-
-    Raises LoraExpError when the tracking store or server can't be reached.
-    """
-    from lora_exp.tracking.delivery import Delivery
-
-    if settings.tracking.kind == "off":
-        return Delivery(None)
-    from lora_exp.tracking.recorder import Recorder
-
-    return Delivery(Recorder.open(settings.tracking))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from numpy.typing import NDArray
 
 from lora_exp import numerics
 from lora_exp.adapters.initialisation import Factors
@@ -20,7 +19,7 @@ from lora_exp.adapters.plan import adapter_plan
 from lora_exp.config.spec import DataSpec, RunSpec, digest
 from lora_exp.errors import reason
 from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.data import ImageData, load, pictures
+from lora_exp.model.data import ImageData, load
 from lora_exp.storage.provenance import code_version, provenance
 from lora_exp.storage.result import RESULT, RunResult
 from lora_exp.storage.store import Store
@@ -105,11 +104,6 @@ class Laboratory:
         """Raise LoraExpError when the data of a spec is missing, or when its adapter fits no layer of its model."""
         self.data(spec.data)
         adapter_plan(spec.adapter, layer_shapes(spec.model), spec.finetune.seed)
-
-    def test_pictures(self, spec: RunSpec) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the test images as pixels [N, 28, 28] uint8, and their labels [N], for figures."""
-        test = self.data(spec.data).test
-        return pictures(test), test.labels.cpu().numpy()
 
     def packs(self, specs: Sequence[RunSpec], jobs: Jobs) -> list[list[RunSpec]]:
         """Divide jobs that share a base into packs."""
