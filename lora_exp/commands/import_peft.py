@@ -45,7 +45,7 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
             raise LoraExpError(f"{override}: the adapter is trained already; {can}")
     from lora_exp.adapters.peft import read_folder
     from lora_exp.model.architecture import layer_shapes
-    from lora_exp.sweeps.job import check, keep, open_laboratory, pictures_of, with_facts
+    from lora_exp.sweeps.job import check, keep, open_laboratory, with_facts
     from lora_exp.sweeps.recording import recording
 
     spec, settings, folder, config = compose_import(overrides)
@@ -65,9 +65,9 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
     result = with_facts(result, overrides=command, config=config, **{IMPORTED_FROM: str(source.absolute())})
     folder.mkdir(parents=True, exist_ok=True)
     keep(result, files, folder)
-    records = recording()
-    records.record(folder, into, pictures_of(spec, settings))
-    records.finish()
+    recording().draw(folder, spec.data.name, settings.data.root)
+    recording().record(folder, into)
+    recording().finish()
     lines = [result.summary, f"run      {folder.absolute()}"]
     if into is not None:
         add_job(into, command)

@@ -4,8 +4,9 @@ In reading order:
 
 - `application`: from the command line to a run or a sweep
 - `job`: one job, from a config to a result in its folder
-- `recording`: the process that records runs while others train, as the launching process sees it
-- `records`: what that process does: runs in MLflow, figures, the report of a sweep
+- `recording`: what is recorded of runs, by two processes beside the launching one
+- `records`: what these do: runs in MLflow, figures, the report of a sweep
+- `background`: a process that carries out requests
 - `job_configs`: the configs of a sweep's jobs, composed quickly
 - `launcher`: trains the results of all jobs in packs, then runs each job in its folder
 - `sweep`: a grid, and what every sweep does: check the jobs, begin, and have the report written

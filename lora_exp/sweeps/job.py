@@ -53,29 +53,19 @@ def run(config: DictConfig) -> float:
         [(_, files)] = laboratory.run([spec])
     if isinstance(files, Stopped | Failure):
         write_failure(folder, spec.name, overrides, files)
-        _record(folder, sweep_folder)
+        recording().record(folder, sweep_folder)
         if isinstance(files, Stopped):
             return files.error
         raise JobsFailed(f"{spec.name}: {files.error}")
     result = with_facts(from_json(files[RESULT].decode()), overrides=overrides, config=text)
     keep(result, files, folder)
     log.info("%s", result.summary)
-    _record(folder, sweep_folder, None if sweep_folder is not None else pictures_of(spec, settings))
+    if sweep_folder is None:
+        recording().draw(folder, spec.data.name, settings.data.root)
+    recording().record(folder, sweep_folder)
     if result.diverged:
         raise diverged(result)
     return result.outcome.target_error
-
-
-def _record(folder: Path, sweep: Path | None, pictures: tuple[str, str] | None = None) -> None:
-    """Have a job's folder recorded; wait for it unless it is a job of a sweep, whose report waits for all of them."""
-    recording().record(folder, sweep, pictures)
-    if sweep is None:
-        recording().finish()
-
-
-def pictures_of(spec: RunSpec, settings: Settings) -> tuple[str, str]:
-    """Where the test images of a run are: the name of its data set and the absolute data root."""
-    return spec.data.name, str(Path(settings.data.root).absolute())
 
 
 def keep(result: RunResult, files: Mapping[str, bytes], folder: Path) -> None:

@@ -22,7 +22,7 @@ from lora_exp.config.spec import RunSpec
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.pruning import kept_within
 from lora_exp.storage.sweep_file import SWEEP, begin_sweep, check_report_place, end_sweep, read_about
-from lora_exp.sweeps.job import check, open_laboratory, pictures_of
+from lora_exp.sweeps.job import check, open_laboratory
 from lora_exp.sweeps.job_configs import JobConfigs
 from lora_exp.sweeps.recording import recording
 
@@ -120,6 +120,10 @@ def raise_failed(returns: Sequence[JobReturn]) -> None:
 
 def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> None:
     """Have the report written and the MLflow parent run closed; print the table and where everything is."""
-    out = settings.report.place(read_about(folder)["name"])
-    text = recording().report(folder, status, out, settings.report.claim, pictures_of(first, settings))
-    print(text, end="", flush=True)
+    about, out = read_about(folder), None
+    if about["jobs"]:  # else a search that failed before its first job
+        out = settings.report.place(about["name"])
+        text = recording().report(folder, out, settings.report.claim, first.data.name, settings.data.root)
+        print(text, end="", flush=True)
+    end_sweep(folder, status, out)
+    print(recording().complete(folder), end="", flush=True)
