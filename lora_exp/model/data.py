@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
 from lora_exp.config.spec import CLASSES, MEAN, SIDE, STD, TEST_IMAGES, TRAIN_IMAGES, DataSpec
-from lora_exp.errors import LoraExpError
-from lora_exp.storage.leases import writable_folder
+from lora_exp.errors import LoraExpError, writable_folder
 
 if TYPE_CHECKING:
     import torch

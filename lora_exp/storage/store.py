@@ -23,7 +23,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from lora_exp.storage.leases import leased_folder, remove_abandoned, writable_folder
+from lora_exp.errors import writable_folder
+from lora_exp.storage.leases import leased_folder, remove_abandoned
 
 log = logging.getLogger(__name__)
 
