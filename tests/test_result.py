@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_results import class_errors
+from made_results import class_errors, write_result
 from made_results import small_result as result
 
 from lora_exp.config.spec import AdapterSpec
@@ -18,7 +18,7 @@ from lora_exp.storage.result import error_of, from_json, kind_label, read
 def test_a_result_survives_json_and_its_file(tmp_path: Path) -> None:
     for one in (result(), result(validation_before=class_errors(3), validation_after=class_errors(4))):
         assert from_json(one.to_json()) == one
-        one.write(tmp_path)
+        write_result(tmp_path, one)
         assert read(tmp_path) == one
         assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
 
