@@ -148,7 +148,7 @@ class Links:
 
 
 def metrics_of_sweep(frame: pd.DataFrame) -> dict[str, float]:
-    """`jobs_<status>`, and `mean_*`, `lowest_*` and `pareto_runs` of the finished runs. Errors are rates from 0 to 1."""
+    """`jobs_<status>`, and of the finished runs `mean_*`, `lowest_*` and `pareto_runs`. Errors are rates, 0 to 1."""
     from lora_exp.storage.table import both_errors, finished, pareto_front
 
     found = {f"jobs_{status}": float(count) for status, count in frame["status"].value_counts().items()}
