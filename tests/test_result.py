@@ -57,6 +57,14 @@ def test_objectives_are_means_over_classes() -> None:
     assert error_of("forgetting", (0, 1), before, after) == pytest.approx(0.2)
 
 
+def test_the_objectives_of_a_run_are_its_errors_on_validation_images_and_its_size() -> None:
+    judged = result(validation_before=class_errors(1), validation_after=class_errors(4))
+    names = ("parameters", "both_errors", "forgetting", "target_error")
+    assert judged.objectives(names) == pytest.approx([27_176, 0.8, 0.3, 0.4])
+    with pytest.raises(ValueError, match="has no errors on validation images"):
+        result().objectives(names)
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"spec": {}, "outcome": {}}'])
 def test_text_that_is_no_result_is_refused(text: str) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
