@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
+from pathlib import Path
 
 # No space on the disk, none in the quota, or a file larger than this process may write.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -34,3 +37,13 @@ def explained(error: LoraExpError | OSError) -> LoraExpError:
 def reason(error: BaseException) -> str:
     """Type and message of an exception in one line."""
     return (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
+
+
+@contextlib.contextmanager
+def writable_folder(key: str, folder: Path) -> Iterator[None]:
+    """Make the folder that a setting names. An OSError then or in the block becomes a LoraExpError with its name."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise LoraExpError(f"{key}={folder}: must be a folder that can be written to ({error.strerror})") from error

@@ -16,20 +16,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_exp.errors import LoraExpError
-
 # Some network file systems hide the locks of other machines, so a folder of another machine counts as held for a day.
 SECONDS_FOR_OTHER_MACHINES = 86_400.0
-
-
-@contextlib.contextmanager
-def writable_folder(key: str, folder: Path) -> Iterator[None]:
-    """Make the folder that a setting names. An OSError then or in the block becomes a LoraExpError with its name."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise LoraExpError(f"{key}={folder}: must be a folder that can be written to ({error.strerror})") from error
 
 
 @contextlib.contextmanager

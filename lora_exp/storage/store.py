@@ -22,8 +22,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from lora_exp.errors import DISK_FULL
-from lora_exp.storage.leases import leased_folder, remove_abandoned, writable_folder
+from lora_exp.errors import DISK_FULL, writable_folder
+from lora_exp.storage.leases import leased_folder, remove_abandoned
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_exp.errors import LoraExpError
-from lora_exp.storage.leases import locked, writable_folder
+from lora_exp.errors import LoraExpError, writable_folder
+from lora_exp.storage.leases import locked
 
 SWEEP, FAILURE = "sweep.json", "failure.json"
 

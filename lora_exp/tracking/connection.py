@@ -18,8 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from lora_exp.config.settings import TrackingSettings
-from lora_exp.errors import LoraExpError
-from lora_exp.storage.leases import writable_folder
+from lora_exp.errors import LoraExpError, writable_folder
 
 SQLITE = "sqlite:///"
 SERVER_TIMEOUT = 3.0  # seconds
