@@ -6,6 +6,7 @@ processes: see `recording.py`.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,10 +57,11 @@ class Reports:
     """The figures and reports of a process's runs. Each raises LoraExpError when it can't be written."""
 
     def load(self) -> None:
-        """Import what they need."""
-        from lora_exp.report import terminal, write
-
-        del terminal, write
+        """Import what they need, also the libraries that they load on use."""
+        for name in ("report.write", "report.terminal", "report.search_section", "model.data"):
+            importlib.import_module(f"lora_exp.{name}")
+        for name in ("pyarrow.parquet", "plotly.offline", "PIL.PngImagePlugin", "matplotlib.backends.backend_agg"):
+            importlib.import_module(name)
 
     def draw(self, folder: str, data: str, data_root: str) -> None:
         """Draw the figures of the run in a folder, whose data set is `data`."""
