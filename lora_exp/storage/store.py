@@ -28,7 +28,7 @@ from lora_exp.storage.leases import leased_folder, remove_abandoned, writable_fo
 log = logging.getLogger(__name__)
 
 ENTRY = "entry.json"
-KINDS = ("bases", "results", "rungs", "checkpoints")
+KINDS = ("bases", "results", "rungs", "checkpoints", "promises")
 PARTIAL, DAMAGED, LOCKS = "partial", "damaged", "locks"
 # No space on the disk, none in the quota, or a file larger than this process may write.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
