@@ -28,7 +28,7 @@ from lora_exp.storage.leases import leased_folder, remove_abandoned
 log = logging.getLogger(__name__)
 
 ENTRY = "entry.json"
-KINDS = ("bases", "results", "rungs", "checkpoints")
+KINDS = ("bases", "results", "rungs", "checkpoints", "promises")
 PARTIAL, DAMAGED, LOCKS = "partial", "damaged", "locks"
 EntryId = tuple[str, str]  # kind and key
 

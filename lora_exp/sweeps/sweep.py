@@ -17,7 +17,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from lora_exp.config.compose import is_run_config, one_line_errors, read
+from lora_exp.config.compose import is_run_config, one_line_errors
 from lora_exp.config.spec import RunSpec
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.pruning import kept_within
@@ -64,7 +64,7 @@ def read_jobs(
     found: list[tuple[RunSpec, Settings]] = []
     for number, overrides in enumerate(jobs):
         try:
-            found.append(read(configs.own(overrides)))
+            found.append(configs.read(overrides))
         except LoraExpError as error:
             job = f" (job {number} of the sweep)" if numbered and len(jobs) > 1 else ""
             raise LoraExpError(f"{error}{job}") from error

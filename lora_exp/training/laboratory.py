@@ -20,6 +20,7 @@ from lora_exp.config.spec import DataSpec, RunSpec, digest
 from lora_exp.errors import reason
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.data import ImageData, load
+from lora_exp.storage.promises import promise
 from lora_exp.storage.provenance import code_version, provenance
 from lora_exp.storage.result import RESULT, RunResult
 from lora_exp.storage.store import Store
@@ -193,8 +194,9 @@ class ResultWork:
     def facts(self) -> dict[str, Any]:
         """The provenance of the results."""
         laboratory, layers = self._laboratory, self._base.model.layers
-        promise = _promise(tuple(tuple(layer.weight.shape) for layer in layers), laboratory.device)
-        return provenance(str(laboratory.device), laboratory.threads, promise, self.data.sha256)
+        shapes = tuple(tuple(layer.weight.shape) for layer in layers)
+        promised = promise(laboratory.store, shapes, laboratory.device)
+        return provenance(str(laboratory.device), laboratory.threads, promised, self.data.sha256)
 
     def results(self, pack: Sequence[RunSpec], progress: Progress | None) -> Iterator[tuple[str, Files]]:
         """Train and judge a pack in this process; yield the store's key and the files of each result."""
@@ -230,4 +232,3 @@ class ResultWork:
 
 
 _read_once = functools.lru_cache(maxsize=2)(load)
-_promise = functools.cache(numerics.promise)  # it can take a second
