@@ -38,7 +38,7 @@ USERS_OF_ASIDE = ("sweeps", "commands", "__main__")
 # What other packages may import of a package.
 FACES = {
     "config": "fields methods spec settings compose hydra_rules",
-    "storage": "result table sweep_file sweep_folder store pruning promises provenance",
+    "storage": "result table sweep_file sweep_folder store keys pruning promises provenance",
     "model": "data architecture base",
     "adapters": "plan pack adapted peft initialisation",
     "training": "laboratory executor base packing pack",

@@ -5,6 +5,7 @@
 - `sweep_file`: `sweep.json` and `failure.json`
 - `sweep_folder`: a sweep's folder as one table
 - `store`: bases, results and the like by the hash of what determines them
+- `keys`: those hashes
 - `leases`: folders that belong to a process while it lives
 - `pruning`: what is in the store, and which entries go first
 - `promises`: which bits this machine keeps equal, tried once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -40,7 +41,10 @@ def run_application() -> None:
                 check_overrides(given.overrides)
                 application(run)()
         else:
-            application(run if _is_sweep(given.overrides, given.multirun) else alone)()
+            is_sweep = _is_sweep(given.overrides, given.multirun)
+            if not (given.run or is_sweep):
+                sys.argv.insert(1, "--run")  # Hydra would compose the config once more to find this out
+            application(run if is_sweep else alone)()
     except (HydraException, OmegaConfBaseException) as error:
         raise LoraExpError(error_line(error)) from error
     if raised:

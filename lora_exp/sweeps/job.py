@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.compose import read
 from lora_exp.errors import JobsFailed, LoraExpError
+from lora_exp.model.data import prepared_sha256
+from lora_exp.storage.keys import only_device, result_key
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
 from lora_exp.storage.result import read as read_result
+from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import FAILURE, Failure, Stopped, write_failure, write_whole
 from lora_exp.sweeps.recording import recording
 from lora_exp.tracking.connection import check as check_tracking
@@ -45,12 +48,14 @@ def run(config: DictConfig) -> float:
     hydra = HydraConfig.get()
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     sweep_folder = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
-    laboratory = open_laboratory(settings)
     saved = folder / (hydra.output_subdir or "") / "config.yaml"  # to compose the text again would take 3 ms per job
     text = saved.read_text(encoding="utf-8") if saved.is_file() else OmegaConf.to_yaml(config)
     # A sweep prunes the store itself, after its last job.
-    with kept_within(laboratory.store, settings.store.limit) if sweep_folder is None else nullcontext():
-        [(_, files)] = laboratory.run([spec])
+    with kept_within(open_store(settings), settings.store.limit) if sweep_folder is None else nullcontext():
+        stored = (
+            stored_result(spec, settings) if sweep_folder is None else None
+        )  # a sweep's halving may have stopped it
+        [(_, files)] = [(spec, stored)] if stored is not None else open_laboratory(settings).run([spec])
     if isinstance(files, Stopped | Failure):
         write_failure(folder, spec.name, overrides, files)
         recording().record(folder, sweep_folder)
@@ -109,17 +114,36 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
     check_tracking(settings.tracking)
     if not settings.sweep.plan:
         recording().open(settings.tracking)
-    laboratory = open_laboratory(settings)
     eta = settings.halving.eta
     if eta is not None and any(spec.data.validation == 0 for spec in specs):
         needs = "data.validation above 0, such as data.validation=5000"
         raise LoraExpError(f"halving.eta={eta:g}: jobs are judged on validation images, so it needs {needs}")
+    if len(specs) == 1 and stored_result(specs[0], settings) is not None:
+        return  # nothing will be computed
+    laboratory = open_laboratory(settings)
     if eta is not None and not laboratory.executor.shares_memory:
         remedy = "works with executor=local only; leave out halving.eta, or the executor"
         raise LoraExpError(f"executor.kind={settings.executor.kind}: successive halving {remedy}")
     laboratory.executor.check()
     for spec in {(spec.data, spec.model, spec.adapter): spec for spec in specs}.values():
         laboratory.check(spec)
+
+
+def stored_result(spec: RunSpec, settings: Settings) -> Mapping[str, bytes] | None:
+    """Return the files of a result that the store has; None where it has none, or where only a laboratory can tell.
+
+    This needs no torch, whose import takes longer than everything else that a run with a stored result does.
+    """
+    device = only_device(settings.device.name)
+    data_sha256 = prepared_sha256(spec.data.name, Path(settings.data.root))
+    if device is None or data_sha256 is None:
+        return None
+    return open_store(settings).get("results", result_key(spec, data_sha256, device))
+
+
+def open_store(settings: Settings) -> Store:
+    """Return the store of these settings."""
+    return Store(Path(settings.store.folder).absolute())
 
 
 @functools.lru_cache(maxsize=1)

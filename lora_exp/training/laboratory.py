@@ -16,12 +16,13 @@ from lora_exp import numerics
 from lora_exp.adapters.initialisation import Factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import adapter_plan
-from lora_exp.config.spec import DataSpec, RunSpec, digest
+from lora_exp.config.spec import DataSpec, RunSpec
 from lora_exp.errors import reason
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.data import ImageData, load
+from lora_exp.storage import keys
 from lora_exp.storage.promises import promise
-from lora_exp.storage.provenance import code_version, provenance
+from lora_exp.storage.provenance import provenance
 from lora_exp.storage.result import RESULT, RunResult
 from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import Failure, Stopped
@@ -117,16 +118,15 @@ class Laboratory:
 
     def base_key(self, spec: RunSpec) -> str:
         """Hash everything that determines a base: the store's key of it."""
-        return digest([spec.base_spec_key, *self.circumstances(spec, "bases")])
+        return keys.base_key(spec, self.data(spec.data).sha256, self.device.type)
 
     def result_key(self, spec: RunSpec) -> str:
         """Hash everything that determines a result: the store's key of it."""
-        return digest([spec.key, *self.circumstances(spec)])
+        return keys.result_key(spec, self.data(spec.data).sha256, self.device.type)
 
-    def circumstances(self, spec: RunSpec, kind: str = "results") -> list[str]:
-        """List what determines a result besides its spec: data, code, torch version, device type, code path of MKL."""
-        code_path = numerics.requested() if self.device.type == "cpu" else ""
-        return [self.data(spec.data).sha256, code_version(kind), torch.__version__, self.device.type, code_path]
+    def circumstances(self, spec: RunSpec) -> list[str]:
+        """List what determines a result besides its spec: see `keys.circumstances`."""
+        return keys.circumstances("results", self.data(spec.data).sha256, self.device.type)
 
     def _with_halving(self, halving: HalvingSettings, specs: Sequence[RunSpec], work: ResultWork) -> Iterator[Done]:
         """Yield the jobs that are stopped or fail at a rung, then those that run to their end."""
