@@ -181,6 +181,7 @@ def _started(descriptor: int, factory: str, library: str) -> int:
         if process := os.fork():
             return process
         try:
+            os.setpgid(0, 0)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(2, 1)
             _main(descriptor, parent, factory)
@@ -189,12 +190,12 @@ def _started(descriptor: int, factory: str, library: str) -> int:
     os.set_inheritable(descriptor, True)
     streams = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, 2, 1)]
     command = [sys.executable, "-m", __name__, str(descriptor), str(parent), factory]
-    return os.posix_spawn(sys.executable, command, os.environ, file_actions=streams)
+    # In a process group of its own, so that Ctrl-C reaches the launching process alone.
+    return os.posix_spawn(sys.executable, command, os.environ, file_actions=streams, setpgroup=0)
 
 
 def _main(descriptor: int, parent: int, factory: str) -> None:
-    """Be the process: end with the parent, out of reach of its terminal."""
-    os.setsid()  # Ctrl-C reaches the launching process alone
+    """Be the process, and end with the parent."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if sys.platform == "linux":  # elsewhere it ends at its next request

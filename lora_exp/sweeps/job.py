@@ -52,9 +52,7 @@ def run(config: DictConfig) -> float:
     text = saved.read_text(encoding="utf-8") if saved.is_file() else OmegaConf.to_yaml(config)
     # A sweep prunes the store itself, after its last job.
     with kept_within(open_store(settings), settings.store.limit) if sweep_folder is None else nullcontext():
-        stored = (
-            stored_result(spec, settings) if sweep_folder is None else None
-        )  # a sweep's halving may have stopped it
+        stored = stored_result(spec, settings) if sweep_folder is None else None  # else halving may have stopped it
         [(_, files)] = [(spec, stored)] if stored is not None else open_laboratory(settings).run([spec])
     if isinstance(files, Stopped | Failure):
         write_failure(folder, spec.name, overrides, files)
