@@ -48,7 +48,7 @@ def test_the_times_of_all_jobs_add_up_to_that_of_their_pack(trainer: PackTrainer
     started = time.perf_counter()
     results = [result for result, _ in trainer.train(PACK, None)]
     taken = time.perf_counter() - started
-    assert 0.5 * taken < sum(run.times["fine_tuning"] + run.times["evaluation"] for run in results) <= taken
+    assert 0.1 * taken < sum(run.times["fine_tuning"] + run.times["evaluation"] for run in results) <= taken
     assert all(run.times["base_training"] == 1.5 for run in results)
 
 
