@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from made_results import small_result, write_result
@@ -69,14 +68,7 @@ def test_the_result_is_written_last_and_an_earlier_failure_goes(
 ) -> None:
     (tmp_path / FAILURE).write_text("{}")
     written: list[str] = []
-
-    class Delivery:
-        def deliver(self, folder: Path, parent: str | None) -> None:
-            written.append(f"delivered to {parent}")
-
-    settings: Any = None  # what writes no figure reads no setting
-    monkeypatch.setattr(job, "open_delivery", lambda _: Delivery())
     monkeypatch.setattr(job, "write_whole", lambda path, _: written.append(path.name))
-    keep(whole(), {RESULT: b"of the store", **CONTENT}, tmp_path, settings, "the sweep", draw=False)
-    assert written == [ADAPTER, PREDICTIONS, RESULT, "delivered to the sweep"]
+    keep(whole(), {RESULT: b"of the store", **CONTENT}, tmp_path)
+    assert written == [ADAPTER, PREDICTIONS, RESULT]
     assert not (tmp_path / FAILURE).exists()
