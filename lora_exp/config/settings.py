@@ -70,6 +70,11 @@ class ExecutorSettings:
                 raise LoraExpError(f"executor.{known.name}={value}: must be left out with executor={self.kind}")
 
 
+def _is_experiment(value: object) -> bool:
+    """Whether MLflow accepts a name of an experiment."""
+    return is_text(value) and len(str(value)) <= 500
+
+
 @dataclass(frozen=True)
 class TrackingSettings:
     """Where MLflow runs are recorded: a sqlite file, a server, or nowhere."""
@@ -77,7 +82,7 @@ class TrackingSettings:
     kind: str = one_of(TRACKING, default="sqlite")
     uri: str = allow("sqlite:///FILE or http://HOST:PORT", is_text, default="sqlite:///mlflow.db")
     artifacts: str = allow("a folder", is_text, default="mlartifacts")
-    experiment: str = allow("a name", is_text, default="lora_exp")
+    experiment: str = allow("a name of at most 500 characters", _is_experiment, default="lora_exp")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -71,11 +72,16 @@ def check(settings: TrackingSettings) -> None:
         _check_server(settings.uri)
     elif settings.kind == "sqlite":
         settings = _absolute(settings)
-        with translated_errors(settings.uri), writable_folder("tracking.artifacts", Path(settings.artifacts)):
-            path = Path(settings.uri.removeprefix(SQLITE))
+        path = Path(settings.uri.removeprefix(SQLITE))
+        with writable_folder("tracking.artifacts", Path(settings.artifacts)):
+            pass
+        with translated_errors(settings.uri):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and path.stat().st_size > 0:
                 _check_database(path)
+            else:
+                with tempfile.TemporaryFile(dir=path.parent):
+                    pass
 
 
 def existing_store(settings: TrackingSettings, wanted: str) -> TrackingSettings:
