@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forkserver
 import pytest
 from hydra.core.singleton import Singleton
 
@@ -54,10 +53,7 @@ class Lab(NamedTuple):
 
 
 def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # Two processes on two cores: more threads would wait for each other.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lora_exp", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return forkserver.run(arguments, folder)
 
 
 def content(folder: Path) -> dict[Path, tuple[int, int]]:
