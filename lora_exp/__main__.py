@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import importlib
@@ -13,26 +12,15 @@ import signal
 import sys
 from pathlib import Path
 
-import hydra
-from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-
 from lora_exp.commands import COMMANDS
-from lora_exp.config.compose import compose_config, config_folder, error_line, one_line_errors, read, register
 from lora_exp.config.fields import is_text
-from lora_exp.config.hydra_rules import check_overrides
-from lora_exp.errors import LoraExpError
-from lora_exp.storage.store import DISK_FULL
+from lora_exp.errors import LoraExpError, explained
+from lora_exp.sweeps.recording import recording
 
-
-def run(config: DictConfig) -> float | None:
-    """Run one job: see `sweeps/job.py`. Imported here, since it loads torch."""
-    from lora_exp.sweeps import job
-
-    return job.run(config)
+# Commands with these compute nothing, and runs with those record nothing.
+ASKING = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+PLANNING = "sweep.plan=true"
+NO_TRACKING = {"tracking=off", "tracking.kind=off"}
 
 
 def main() -> None:
@@ -49,14 +37,10 @@ def main() -> None:
         code = _do(sys.argv[1:])
         sys.stdout.flush()
         sys.exit(code)
-    except LoraExpError as error:
-        _stop(str(error), error.exit_code)
-    except (HydraException, OmegaConfBaseException) as error:
-        _stop(error_line(error), 2)
     except BrokenPipeError:
         _stop("the reader of the output has closed it; finished jobs are kept", 1)
-    except OSError as error:
-        _stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1 if error.errno in DISK_FULL else 2)
+    except (LoraExpError, OSError) as error:
+        _stop(str(explained(error)), explained(error).exit_code)
     except KeyboardInterrupt:
         _stop("interrupted; finished jobs are kept, and the same command takes them from the store", 130)
     finally:
@@ -81,62 +65,13 @@ def _do(arguments: list[str]) -> int:
         return outcome if isinstance(outcome, int) else _do(outcome)
     # Hydra's own parser reads sys.argv and knows only its own flags.
     sys.argv[1:] = ["sweep.plan=true" if argument == "--plan" else argument for argument in arguments]
-    given = _given()
-    raised: list[Exception] = []
+    if not any(argument.partition("=")[0] in ASKING or argument == PLANNING for argument in sys.argv):
+        # It imports MLflow while this process imports Hydra and torch.
+        recording().start(with_mlflow=not NO_TRACKING & set(sys.argv))
+    from lora_exp.sweeps.application import run_application
 
-    def alone(config: DictConfig) -> None:
-        try:
-            run(config)
-        except Exception as error:  # Hydra would print it
-            raised.append(error)
-
-    application = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
-    if given.help or given.hydra_help or given.cfg or given.info or given.shell_completion:
-        with one_line_errors(OSError):
-            register()
-            check_overrides(given.overrides)
-            application(run)()
-    else:
-        application(run if _is_sweep(given.overrides, given.multirun) else alone)()
-    if raised:
-        raise raised[0]
+    run_application()
     return 0
-
-
-def _given() -> argparse.Namespace:
-    """The command line as Hydra reads it.
-
-    Raises LoraExpError for options that do not exist, and for those that choose another config: it could run code.
-    """
-    parser = get_args_parser()
-    parser.exit_on_error = parser.allow_abbrev = False
-    given = argparse.Namespace()
-    with one_line_errors():
-        unknown = parser.parse_known_args(namespace=given)[1]
-    if unknown:
-        raise LoraExpError(
-            f"{unknown[0]}: no such option, or an override separated from the others; --help lists the options"
-        )
-    for name in ("config_dir", "config_name", "config_path", "experimental_rerun"):
-        if getattr(given, name) is not None:
-            raise LoraExpError(f"--{name.replace('_', '-')}: can't be chosen; configs are those in {config_folder()}")
-    if sum(map(bool, (given.run, given.multirun, given.cfg, given.info, given.shell_completion))) > 1:
-        raise LoraExpError("only one of --run, --multirun, --cfg, --info and --shell-completion can be chosen")
-    if given.resolve and not (given.cfg or given.help):
-        raise LoraExpError("--resolve: needs --cfg or --help")
-    return given
-
-
-def _is_sweep(overrides: list[str], multirun: bool) -> bool:
-    """Whether the command is a sweep. A single run is checked here, before Hydra makes its folder."""
-    config = compose_config(overrides, multirun)
-    if multirun or config.hydra.mode == RunMode.MULTIRUN:
-        return True
-    spec, settings = read(config)
-    from lora_exp.sweeps.job import check
-
-    check([spec], settings)
-    return False
 
 
 def _mend_streams() -> None:

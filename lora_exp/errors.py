@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+# No space on the disk, none in the quota, or a file larger than this process may write.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class LoraExpError(ValueError):
     """A request that can't be carried out; the message is one line: key and value, what is allowed, what to do."""
 
-    exit_code = 2
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class JobsFailed(LoraExpError):
     """Jobs that failed or diverged; the message is one line."""
 
-    exit_code = 1
+    def __init__(self, message: str) -> None:
+        super().__init__(message, exit_code=1)
+
+
+def explained(error: LoraExpError | OSError) -> LoraExpError:
+    """Return the error of one line for an OSError; its exit code is 1 where only the disk is full."""
+    if isinstance(error, LoraExpError):
+        return error
+    line = f"{error.filename or 'a file'}: {error.strerror or error}"
+    return LoraExpError(line, 1 if error.errno in DISK_FULL else 2)
 
 
 def reason(error: BaseException) -> str:
     """Type and message of an exception in one line."""
     return (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
+
+
+@contextlib.contextmanager
+def writable_folder(key: str, folder: Path) -> Iterator[None]:
+    """Make the folder that a setting names. An OSError then or in the block becomes a LoraExpError with its name."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise LoraExpError(f"{key}={folder}: must be a folder that can be written to ({error.strerror})") from error

@@ -1,4 +1,4 @@
-"""Matrix products and random generators whose bits depend neither on other jobs nor on the number of threads.
+"""Matrix products, Adam's step and random generators whose bits depend on no other job and no number of threads.
 
 By default MKL chooses a kernel by the shape of the product. With conditional numerical reproducibility, requested as
 `MKL_CBWR=<code path>,STRICT` (oneMKL Developer Guide, "Obtaining Numerically Reproducible Results"), and one thread per
@@ -47,6 +47,7 @@ MIN_ROWS = 16
 RANK_MULTIPLE = 8
 ANY_PACK = "same bits alone or in any pack"
 SAME_PACK = "same bits in the same pack; across packs within rounding"
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants (Kingma & Ba 2014, Algorithm 1)
 
 
 def promise(shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
@@ -126,6 +127,34 @@ def _with_min_rows(rows: torch.Tensor) -> torch.Tensor:
 
     missing = MIN_ROWS - len(rows)
     return torch.cat([rows, rows[:1].expand(missing, -1)]) if missing > 0 else rows
+
+
+def adam_step(
+    values: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    first: list[torch.Tensor],
+    second: list[torch.Tensor],
+    rate: float,
+    number: int,
+) -> None:
+    """Make step `number` (from 1) of Adam in place: `first` and `second` are the moments of each of `values`.
+
+    This is the kernel behind `torch.optim.Adam(fused=True)`. The class takes a second to import, and allows neither
+    views nor one step counter for many tensors.
+    """
+    import torch
+
+    steps = [torch.tensor(float(number), device=values[0].device)] * len(values)
+    torch._fused_adam_(
+        *(values, grads, first, second, [], steps),
+        amsgrad=False,
+        lr=rate,
+        beta1=BETA1,
+        beta2=BETA2,
+        weight_decay=0.0,
+        eps=EPSILON,
+        maximize=False,
+    )
 
 
 def generator(purpose: str, *parts: object) -> torch.Generator:

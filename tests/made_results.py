@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.model.data import EMBEDDED
-from lora_exp.storage.result import PREDICTIONS, ClassErrors, Outcome, RunResult
+from lora_exp.storage.result import PREDICTIONS, RESULT, ClassErrors, Outcome, RunResult
 
 WIDTHS = (784, 1000, 2000, 10)
 
@@ -168,10 +168,15 @@ def overrides_of(spec: RunSpec) -> list[str]:
     ]
 
 
+def write_result(folder: Path, result: RunResult) -> None:
+    """The `result.json` of a run."""
+    (folder / RESULT).write_text(result.to_json() + "\n", encoding="utf-8")
+
+
 def write_run(folder: Path, run: tuple[RunResult, Mapping[str, NDArray[Any]]]) -> None:
     """A finished run's folder."""
     folder.mkdir(parents=True)
-    run[0].write(folder)
+    write_result(folder, run[0])
     save_file(dict(run[1]), folder / PREDICTIONS)
 
 

@@ -6,6 +6,7 @@ float32 numbers are up to 4e-6 apart, so that a sum of hundreds of products can'
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_exp import AdaptedClassifier, load_base
+from lora_exp.commands.export import BASE, export_peft
 from lora_exp.model.data import ImageData
-from lora_exp.storage.result import ADAPTER, PREDICTIONS
+from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT
 
 # Mixed ranks and alphas by layer.
 MIXED = {
@@ -54,6 +56,25 @@ class Lab:
 
     def job(self, model: str, method: str) -> Path:
         return self.sweeps[model] / str(self.methods.index(method))
+
+    def exported(self, folder: Path) -> Path:
+        """The adapter of the first method on the tiny model, exported without its base."""
+        export_peft(self.job("tiny", self.methods[0]), folder, self.places)
+        (folder / BASE).unlink()
+        return folder
+
+    def refuses(self, command: str, says: str, places: dict[str, Path]) -> None:
+        """Check that a command is rejected in one line that holds `says`, and that it writes no run and no adapter.
+
+        Both texts name `places` in braces.
+        """
+        roots = {self.folder, *(place.parent for place in places.values())}
+        before = {path for root in roots for path in root.rglob("*")}
+        done = self.lora_exp(*shlex.split(command.format(**places)), code=2)
+        [line] = done.stderr.splitlines()
+        assert line.startswith("lora-exp: ") and says.format(**places) in line
+        left = {path for root in roots for path in root.rglob("*")} - before
+        assert not {path.name for path in left} & {RESULT, ADAPTER, "peft", "merged.safetensors", "runs"}
 
     def adapted(self, folder: Path) -> AdaptedClassifier:
         return AdaptedClassifier.load(load_base(folder, self.places), folder / ADAPTER)

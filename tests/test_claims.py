@@ -17,7 +17,7 @@ from lora_exp.config.compose import config_folder
 from lora_exp.config.settings import CLAIMS
 from lora_exp.report.claims.catalogue import REGISTRY, judged
 from lora_exp.report.claims.figure import claim_figure
-from lora_exp.report.claims.verdict import Verdict, claim_section
+from lora_exp.report.claims.verdict import Side, Verdict, claim_section
 from lora_exp.report.document import markdown
 from lora_exp.report.statistics import Question, answers, interval
 
@@ -278,6 +278,24 @@ def test_the_figure_shows_every_comparison_with_its_interval_and_margin(name: st
     for one, margin in zip(axes, margins.values(), strict=True):
         assert legend(one) == [f"claimed: below {margin:g}"]
     figure.canvas.draw()
+
+
+def test_a_side_has_its_error_on_the_target_in_percent_and_its_forgetting_in_points() -> None:
+    side = Side("rank 1", target_error=interval([1.0, 2.0]), forgetting=interval([3.0, 4.0]))
+    assert side.text() == "rank 1 1.50 % and +3.50 points"
+
+
+def test_every_interval_is_told_with_the_confidence_that_it_has() -> None:
+    several = judged("rank_saturates", *CASES["rank_saturates"]["pass"])
+    assert "with intervals of 95 %, 97.5 %, 98.3 % (Holm): " in several.sentence
+    lines = [line.split(" | ") for line in markdown("page", [claim_section(several)]).splitlines()]
+    assert sorted(line[4].strip() for line in lines if len(line) == 8 and " minus " in line[0]) == [
+        "95",
+        "97.5",
+        "98.3",
+    ]
+    one = judged("lora_plus_faster", *CASES["lora_plus_faster"]["pass"])
+    assert "with intervals of 95 %: " in one.sentence
 
 
 def legend(axes: Any) -> list[str]:

@@ -169,6 +169,7 @@ def test_a_job_config_made_the_quick_way_is_the_one_hydra_makes(overrides: list[
         assert OmegaConf.to_yaml(quick) == OmegaConf.to_yaml(slow)
         slow = without_hydra(slow)
         assert OmegaConf.to_yaml(configs.own(overrides)) == OmegaConf.to_yaml(slow)
+        assert configs.read(overrides) == read(slow)
 
 
 def test_an_override_of_one_job_does_not_reach_the_next() -> None:

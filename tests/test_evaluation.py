@@ -9,6 +9,7 @@ import torch
 from conftest import SMALL, MakeJob, TrainPack, in_trainer_order
 from torch.nn import functional
 
+from lora_exp.adapters.initialisation import initial_factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan
 from lora_exp.config.spec import AdapterSpec, FinetuneSpec
@@ -134,6 +135,17 @@ def test_a_pack_is_evaluated_with_the_adapters_merged_into_the_weights(
         losses = functional.cross_entropy(hidden, split.labels, reduction="none")
         assert torch.allclose(one.losses.double(), losses, rtol=1e-3, atol=1e-4)
         assert torch.equal(one.predicted.long(), hidden.argmax(1))
+
+
+def test_dropout_is_off_while_a_pack_is_judged(small_base: BaseModel, split: Split) -> None:
+    found = []
+    for dropout in (0.0, 0.5):
+        plan = AdapterPlan((LayerPlan("low_rank", 4),) * 3, init_std=0.1, dropout=dropout)
+        factors = {name: value + 0.1 for name, value in initial_factors(plan, small_base).items()}
+        pack = AdapterPack.of([plan], [factors], small_base)
+        found.append(predict_pack(small_base, pack, split, frozen_first_layer(small_base, split.images)))
+    assert same_bits(*found)
+    assert not torch.equal(found[0][0].losses, predict_base(small_base, split).losses)
 
 
 @pytest.mark.usefixtures("one_thread", "any_pack")

@@ -39,7 +39,7 @@ def test_wrong_digits_tell_mended_from_broken_ones() -> None:
         true, said = text.split(": ")
         assert said.split(" → ")[0] == true
         assert said.split(" → ")[1] != true
-    assert len(broken.images) == len(broken.texts) > 0
+    assert len(broken.collections[0].get_paths()) == len(broken.texts) > 0
 
 
 def test_predictions_of_another_run_are_refused() -> None:

@@ -11,6 +11,7 @@ import copy
 import io
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -346,13 +347,17 @@ def test_a_thousand_override_lists_are_specs_or_refused(jobs: JobConfigs, lab: P
     @settings(FUZZ, max_examples=1000)
     @given(st.lists(OF_A_JOB, max_size=4), st.one_of(*[st.none()] * 5, BROKEN))
     def check(sound: list[str], broken: str | None) -> None:
+        overrides = [*QUICK, *sound, *([] if broken is None else [broken])]
         try:
-            spec, made = read(jobs.own([*QUICK, *sound, *([] if broken is None else [broken])]))
+            spec, made = read(jobs.own(overrides))
         except LoraExpError as error:
             assert str(error) and SECRET not in str(error)
+            with pytest.raises(LoraExpError, match=f"^{re.escape(str(error))}$"):
+                jobs.read(overrides)
             seen.append(False)
         else:
             assert isinstance(spec, RunSpec) and isinstance(made, Settings) and len(spec.key) == 64
+            assert jobs.read(overrides) == (spec, made)
             seen.append(True)
         assert_unharmed(lab)
 

@@ -38,14 +38,14 @@ USERS_OF_ASIDE = ("sweeps", "commands", "__main__")
 # What other packages may import of a package.
 FACES = {
     "config": "fields methods spec settings compose hydra_rules",
-    "storage": "result table sweep_file sweep_folder store pruning provenance leases",
+    "storage": "result table sweep_file sweep_folder store keys pruning promises provenance",
     "model": "data architecture base",
     "adapters": "plan pack adapted peft initialisation",
     "training": "laboratory executor base packing pack",
     "executors": "choice",
     "report": "write terminal figures search_section",
     "tracking": "connection recorder reader delivery registry",
-    "sweeps": "job sweep search launcher",
+    "sweeps": "job sweep search launcher recording application",
     "commands": "",  # the package itself holds the table of commands
 }
 # The only places that know a large library.
@@ -56,9 +56,9 @@ KNOW = {
     "ray": "executors.ray executors.worker",
     "submitit": "executors.slurm",
     "omegaconf": "config.compose config.hydra_rules sweeps.job_configs sweeps.job sweeps.launcher sweeps.sweep "
-    "sweeps.search __main__",
+    "sweeps.search sweeps.application",
     "hydra": "config.compose config.hydra_rules sweeps.job_configs sweeps.job sweeps.launcher sweeps.sweep "
-    "sweeps.search sweeps.search_space __main__",
+    "sweeps.search sweeps.search_space sweeps.application",
     "matplotlib": "report.figures report.sweep_figures report.claims.figure report.write",
 }
 
@@ -200,3 +200,14 @@ def test_training_and_its_workers_load_nothing_of_configs_reports_and_tracking()
     code = "import lora_exp.executors.choice, lora_exp.executors.worker"
     others = ("hydra", "omegaconf", "mlflow", "pandas", "matplotlib", "scipy", "torchvision", "ray", "submitit")
     assert loaded(code, "torch", *others) == {"torch"}
+
+
+def test_training_a_base_does_not_load_the_compiler_of_torch() -> None:
+    code = """
+import torch
+from lora_exp.config.spec import BaseSpec, ModelSpec
+from lora_exp.model.base import train
+from lora_exp.model.data import Split
+train(ModelSpec((8,)), BaseSpec(), Split(torch.rand(40, 784), torch.arange(40) % 10))
+"""
+    assert loaded(code, "torch", "torch._dynamo", "torch._inductor", "sympy") == {"torch"}

@@ -16,11 +16,11 @@ from peft_lab import MIXED, Lab, in_a_process, make_lab, predicted_by, same_logi
 from safetensors.torch import load_file
 
 from lora_exp import load_sweep
-from lora_exp.commands.export import BASE, export_peft
 from lora_exp.model.data import ImageData
-from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, read
+from lora_exp.storage.result import ADAPTER, PREDICTIONS, read
 
 METHODS = ("lora", "dora", "pissa")
+BASE = "model=tiny data.limit=3000 tracking=off"
 
 # What a user of PEFT does, who trains on a base of ours.
 TRAIN = """
@@ -136,23 +136,15 @@ def test_an_imported_adapter_is_recorded_and_says_where_it_is_from(lab: Lab, tmp
         ("import {other} model=tiny adapter.rank=2", "adapter.rank=2: the adapter is trained already"),
         ("import {other} model=tiny finetune.steps=9", "finetune.steps=9: the adapter is trained already"),
         ("import {other} model=huge", "model=huge: no such option"),
-        ("import {other} {base} --into {tiny}/0", "{tiny}/0: holds no sweep.json"),
-        ("import {bad} {base}", "{bad}/adapter_config.json: fan_in_fan_out=true: is not supported; turn it off"),
+        (f"import {{other}} {BASE} --into {{tiny}}/0", "{tiny}/0: holds no sweep.json"),
+        (f"import {{bad}} {BASE}", "{bad}/adapter_config.json: fan_in_fan_out=true: is not supported; turn it off"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(
     lab: Lab, command: str, says: str, tmp_path: Path
 ) -> None:
-    other = export_peft(lab.job("tiny", "lora"), tmp_path / "other", lab.places)
-    (other / BASE).unlink()
-    bad = export_peft(lab.job("tiny", "lora"), tmp_path / "bad", lab.places)
+    other, bad = lab.exported(tmp_path / "other"), lab.exported(tmp_path / "bad")
     config = json.loads((bad / "adapter_config.json").read_text())
     (bad / "adapter_config.json").write_text(json.dumps(config | {"fan_in_fan_out": True}))
     places = {"tiny": lab.sweeps["tiny"], "other": other, "bad": bad, "absent": tmp_path / "absent"}
-    places |= {"base": "model=tiny data.limit=3000 tracking=off"}
-    before = set(lab.folder.rglob("*")) | set(tmp_path.rglob("*"))
-    done = lab.lora_exp(*shlex.split(command.format(**places)), code=2)
-    [line] = done.stderr.splitlines()
-    assert line.startswith("lora-exp: ") and says.format(**places) in line
-    left = (set(lab.folder.rglob("*")) | set(tmp_path.rglob("*"))) - before
-    assert not {path.name for path in left} & {RESULT, ADAPTER, "runs"}
+    lab.refuses(command, says, places)

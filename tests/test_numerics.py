@@ -96,3 +96,18 @@ def test_products_whose_rows_depend_on_other_rows_are_found_out(monkeypatch: pyt
         monkeypatch.setattr(torch, name, lambda *given, p=product, **options: off(p(*given, **options)))
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: off(of_tensor(one, other)))
     assert numerics.promise([(96, 784), (64, 96), (10, 64)], torch.device("cpu")) == numerics.SAME_PACK
+
+
+def test_steps_of_adam_have_the_bits_of_torchs_fused_optimizer() -> None:
+    random = torch.Generator().manual_seed(0)
+    ours = [torch.randn(shape, generator=random) for shape in ((33, 17), (33,), (1, 17))]
+    theirs = [value.clone().requires_grad_() for value in ours]
+    first, second = ([torch.zeros_like(value) for value in ours] for _ in range(2))
+    optimizer = torch.optim.Adam(theirs, lr=3e-3, fused=True)
+    for number in range(1, 30):
+        grads = [torch.randn(value.shape, generator=random) for value in ours]
+        for parameter, grad in zip(theirs, grads, strict=True):
+            parameter.grad = grad.clone()
+        optimizer.step()
+        numerics.adam_step(ours, grads, first, second, 3e-3, number)
+        assert all(map(torch.equal, ours, theirs))

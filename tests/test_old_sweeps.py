@@ -71,8 +71,11 @@ def test_its_adapter_on_that_base_classifies_as_it_did(mnist: ImageData) -> None
     job = OLD / "sweep" / "0"
     adapted = AdaptedClassifier.load(load_base(job, [STORE]), job / ADAPTER)
     with torch.no_grad():
-        predicted = adapted.logits(mnist.test.images).argmax(dim=1)
-    assert (predicted == load_file(job / PREDICTIONS)["predicted"]).double().mean() > 0.999
+        confidence, predicted = adapted.logits(mnist.test.images).softmax(dim=1).max(dim=1)
+    said = load_file(job / PREDICTIONS)
+    assert said["confidence"].dtype == torch.float16
+    assert (predicted == said["predicted"]).double().mean() > 0.999
+    torch.testing.assert_close(confidence, said["confidence"].float(), atol=1e-3, rtol=0)
 
 
 def test_its_adapters_are_exported_and_merged(folder: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
-from lora_exp.training.packing import FULL_PACK, JobSize, plan_packs
+from lora_exp.adapters.plan import adapter_plan
+from lora_exp.config.spec import AdapterSpec, ModelSpec
+from lora_exp.model.architecture import layer_shapes
+from lora_exp.training.packing import FULL_PACK, TRAINING_EFFICIENCY, JobSize, job_size, plan_packs
 
 GIB = 2**30
 
@@ -55,6 +59,30 @@ def test_jobs_with_weights_of_their_own_keep_to_themselves() -> None:
     jobs = jobs_of(20) + jobs_of(20, owns_weights=1)
     for pack in plan_packs(jobs, 2, GIB):
         assert len({jobs[index].owns_weights for index in pack}) == 1
+
+
+def test_jobs_of_similar_length_train_together() -> None:
+    jobs = jobs_of(200)
+    lengths = [[jobs[index].steps for index in pack] for pack in plan_packs(jobs, 2, GIB)]
+    lengths.sort(key=max, reverse=True)
+    assert all(min(longer) >= max(shorter) for longer, shorter in pairwise(lengths))
+
+
+def test_few_jobs_are_not_spread_over_more_workers_than_they_are_worth() -> None:
+    assert sorted(map(len, plan_packs(jobs_of(8, steps=100), 64, GIB))) == [4, 4]
+
+
+def test_cost_and_memory_of_a_job_are_those_counted_by_hand() -> None:
+    layers = layer_shapes(ModelSpec((48, 32)))  # 784-48-32-10; rank 3 is padded to 8
+    sides, beyond_first = (784 + 48) + (48 + 32) + (32 + 10), 48 * 32 + 32 * 10
+    plan = adapter_plan(AdapterSpec(rank=3), layers, seed=0)
+    untrained, trained = (job_size(plan, layers, 10, steps, test_images=1000) for steps in (0, 100))
+    assert untrained.cost == 2 * 1000 * (beyond_first + 8 * sides)
+    # Forward and backward through the frozen weights; through the factors, and once more for their own gradients.
+    operations = 2 * 10 * (2 * beyond_first + 3 * 8 * sides)
+    assert trained.cost - untrained.cost == pytest.approx(100 * operations / TRAINING_EFFICIENCY)
+    # Factors, gradients and two moments; activations and their gradients of a batch; what 1,000 images need.
+    assert trained.memory == untrained.memory == 4 * (4 * 8 * sides + 2 * 10 * sides + 40 * 1000)
 
 
 def test_every_worker_gets_about_the_same_work() -> None:

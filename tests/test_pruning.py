@@ -114,6 +114,20 @@ def test_what_a_running_process_uses_stays(store: Store) -> None:
     assert names(store) == set()
 
 
+def test_what_was_used_since_the_oldest_running_process_began_stays(store: Store) -> None:
+    with leased_folder(store.root / USERS) as older, leased_folder(store.root / USERS) as newer:
+        for folder, days in ((older, 25), (newer, 5)):
+            os.utime(folder, (time.time() - days * DAY,) * 2)
+        prune(store, to_size=0)
+    assert names(store) == {"r3", "r4", "b3"}
+
+
+def test_an_entry_that_a_process_is_making_stays_however_old_it_is(store: Store) -> None:
+    with store.lock("bases", "b9"):
+        prune(store, to_size=0)
+    assert names(store) == {"b9"}
+
+
 def test_what_a_killed_process_used_does_not_stay(store: Store) -> None:
     code = """
 import os, signal, sys; from pathlib import Path; from lora_exp.storage.leases import leased_folder

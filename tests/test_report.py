@@ -11,7 +11,7 @@ import made_results as made
 import pandas as pd
 import pytest
 
-from lora_exp.report.terminal import print_sweep
+from lora_exp.report.terminal import sweep_text
 from lora_exp.report.write import judged_claim, verdict, write_report
 from lora_exp.storage.result import PREDICTIONS
 from lora_exp.storage.sweep_folder import load_sweep, read_sweep
@@ -210,7 +210,7 @@ def test_a_report_that_fails_leaves_the_older_one_and_nothing_half_written(
 
 
 def told_terminal(capsys: pytest.CaptureFixture[str], folder: Path) -> list[str]:
-    print_sweep(load_sweep(folder))
+    print(sweep_text(load_sweep(folder), terminal=False), end="")
     return capsys.readouterr().out.splitlines()
 
 

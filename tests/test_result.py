@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_results import class_errors
+from made_results import class_errors, write_result
 from made_results import small_result as result
 
 from lora_exp.config.spec import AdapterSpec
@@ -18,7 +18,7 @@ from lora_exp.storage.result import error_of, from_json, kind_label, read
 def test_a_result_survives_json_and_its_file(tmp_path: Path) -> None:
     for one in (result(), result(validation_before=class_errors(3), validation_after=class_errors(4))):
         assert from_json(one.to_json()) == one
-        one.write(tmp_path)
+        write_result(tmp_path, one)
         assert read(tmp_path) == one
         assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
 
@@ -55,6 +55,14 @@ def test_objectives_are_means_over_classes() -> None:
     assert error_of("target_error", (0, 1), before, after) == pytest.approx(0.1)
     assert error_of("both_errors", (0, 1), before, after) == pytest.approx(0.4)
     assert error_of("forgetting", (0, 1), before, after) == pytest.approx(0.2)
+
+
+def test_the_objectives_of_a_run_are_its_errors_on_validation_images_and_its_size() -> None:
+    judged = result(validation_before=class_errors(1), validation_after=class_errors(4))
+    names = ("parameters", "both_errors", "forgetting", "target_error")
+    assert judged.objectives(names) == pytest.approx([27_176, 0.8, 0.3, 0.4])
+    with pytest.raises(ValueError, match="has no errors on validation images"):
+        result().objectives(names)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"spec": {}, "outcome": {}}'])

@@ -91,6 +91,17 @@ def test_means_deviations_and_intervals_are_over_seeds_not_over_digits() -> None
     assert (mean.low, mean.high) == pytest.approx(limits)
 
 
+def test_what_is_tested_are_the_means_of_seeds_over_their_digits() -> None:
+    parts = [frame([1, 2], [0, 1, 2], noisy(0.01, 0.02), digit=digit) for digit in ("3", "8")]
+    both = pd.concat(parts, ignore_index=True).assign(job=range(12))
+    found = compared(both)
+    assert found.seeds == 3 and "over 3 seeds" in found.sentences()[-1]
+    by_seed = both.groupby(["rank", "seed"])["target_error"].mean()
+    chance = stats.ttest_rel(by_seed[1], by_seed[2]).pvalue
+    # Holm's first of three tests: forgetting never differs, so the sum of both errors has the same p value.
+    assert list(found.rankings[1].chances.values()) == pytest.approx([min(1.0, 3 * chance)])
+
+
 def test_seeds_that_a_setting_lacks_are_left_out_of_the_tests_only() -> None:
     whole = frame([1, 2], [0, 1, 2, 3, 4], noisy(0.05, 0.001))
     found = compared(whole[~((whole["rank"] == 2) & (whole["seed"] > 2))].reset_index(drop=True))

@@ -80,7 +80,7 @@ def test_damaged_bases_and_results_are_set_aside_and_made_anew_by_the_next_run(l
     base.write_bytes(base.read_bytes()[:-1] + b"\xff")
     assert numbers(laboratory) == first
     assert len(list((store.root / "damaged").iterdir())) == 5
-    assert verify_lines(store) == (["5 entries checked, 0 damaged"], True)
+    assert verify_lines(store) == (["6 entries checked, 0 damaged"], True)  # base, promise, four results
 
 
 def weights_with(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[dict[str, bytes]], None]:
@@ -174,7 +174,7 @@ def test_a_full_disk_is_one_clear_line_and_with_room_the_same_command_works(fold
         works = start(folder, *arguments)
         said = works.communicate(timeout=120)[0]
         assert works.returncode == 0, said
-        assert verify_lines(store) == (["2 entries checked, 0 damaged"], True)
+        assert verify_lines(store) == (["3 entries checked, 0 damaged"], True)  # base, promise, result
 
 
 def test_a_file_that_may_not_grow_is_told_as_a_full_disk_is(folder: Path) -> None:
@@ -197,7 +197,7 @@ def test_four_sweeps_at_once_share_base_store_and_a_fresh_database(folder: Path)
     assert rows == [("FINISHED", 12)]  # four sweeps and their eight runs
     assert errors == 8
     store = Store(folder / "cache" / "store")
-    assert verify_lines(store) == (["6 entries checked, 0 damaged"], True)  # one base and five digits
+    assert verify_lines(store) == (["7 entries checked, 0 damaged"], True)  # base, promise, five digits
     assert list((store.root / "partial").iterdir()) == []
     assert len(list(folder.glob(f"runs/*/*/*/{RESULT}"))) == 8
     assert not os.path.lexists(folder / "mlflow.db.new")

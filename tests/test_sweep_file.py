@@ -96,7 +96,7 @@ def test_a_sweep_goes_on_in_its_folder_and_another_one_is_refused_there(tmp_path
     first = begin_sweep(tmp_path, "mine", [["a=1"], ["a=2"]])
     note(tmp_path, parent_run="abc")
     again = begin_sweep(tmp_path, "mine", [["a=1"], ["a=2"]])
-    assert again == first | {"parent_run": "abc"}
+    assert again == first | {"parent_run": "abc", "ended": None}
     with pytest.raises(LoraExpError, match=r"hydra\.sweep\.dir=.*holds another sweep"):
         begin_sweep(tmp_path, "mine", [["a=1"], ["a=3"]])
     assert read_about(tmp_path)["jobs"] == [["a=1"], ["a=2"]]

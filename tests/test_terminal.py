@@ -14,12 +14,12 @@ import made_results as made
 import pytest
 from places import QUICK, Place
 
-from lora_exp.report.terminal import print_next
+from lora_exp.report.terminal import next_text
 from lora_exp.storage.sweep_folder import read_sweep
 
 FEW = made.pictures_and_labels()[1][:500]
-PRINT = "import sys; from lora_exp import load_sweep; from lora_exp.report.terminal import print_sweep; "
-PRINT += "print_sweep(load_sweep(sys.argv[1]))"
+PRINT = "import sys; from lora_exp import load_sweep; from lora_exp.report.terminal import sweep_text; "
+PRINT += "print(sweep_text(load_sweep(sys.argv[1]), sys.stdout.isatty()), end='')"
 
 
 def test_a_terminal_gets_colours_and_a_pipe_gets_the_same_text_without(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_the_suggested_sweep_over_seeds_is_one_that_runs(
     asked = ["experiment=rank_by_digit"] if preset else ["-m", "adapter.rank=1,2", "finetune.digit=3"]
     command = [*asked, *QUICK, "finetune.steps=2", "tracking=off", "hydra.sweep.dir=swept"]
     place.run(*command)
-    print_next(read_sweep(tmp_path / "swept"))
+    print(next_text(read_sweep(tmp_path / "swept")), end="")
     [line] = [line for line in capsys.readouterr().out.splitlines() if "finetune.seed=" in line]
     suggested = shlex.split(line, comments=True)
     assert suggested[0] == "lora-exp" and "hydra.sweep.dir=swept" not in suggested

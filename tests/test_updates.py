@@ -16,6 +16,7 @@ from conftest import CPU
 from torch import nn
 from torch.nn import functional
 
+from lora_exp.adapters import updates
 from lora_exp.adapters.initialisation import Factors, initial_factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan, adapter_plan
@@ -163,6 +164,19 @@ def test_every_update_has_the_outputs_and_gradients_of_the_equivalent_weight(
         assert error(found[job], outputs[job].detach()) < LIMITS[dtype], plans[job]
         assert error(grad_hidden[job], inputs.grad[job]) < LIMITS[dtype], plans[job]
     assert worst_gradient(pack, grads, reference, base) < LIMITS[dtype]
+
+
+def test_merged_into_weight_and_bias_every_update_has_the_same_outputs() -> None:
+    base = base_of(ModelSpec((23,)), torch.float64)
+    layer, rows = base.layers[1], noise(BATCH, 23, dtype=torch.float64)
+    changing = [plan for plan in UPDATES if plan.update != "none"]
+    for plan in changing:
+        [factors] = trained_factors([AdapterPlan((LayerPlan(), plan))], base)
+        parts = {part: factors[f"{layer.name}.{part}"] for part in updates.UPDATES[plan.update].parts}
+        weight, bias = updates.UPDATES[plan.update].merged(layer.weight, layer.bias, parts, plan.scaling)
+        expected = adapted(layer, plan, factors, rows, None)
+        assert error(functional.linear(rows, weight, bias), expected) < LIMITS[torch.float64], plan
+    assert {plan.update for plan in changing} == set(updates.UPDATES)
 
 
 @DTYPES

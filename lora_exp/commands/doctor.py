@@ -19,10 +19,9 @@ from lora_exp.config.settings import Settings
 from lora_exp.config.spec import DATA_SETS
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.data import MNIST_SHA256, damaged_embedded_files, damaged_unpacked_files, read_prepared
-from lora_exp.storage.leases import held_and_abandoned
 from lora_exp.storage.provenance import processor
-from lora_exp.storage.pruning import GIB, USERS, damage, entries, held_locks
-from lora_exp.storage.store import DAMAGED, PARTIAL, Store
+from lora_exp.storage.pruning import GIB, activity, damage, entries
+from lora_exp.storage.store import DAMAGED, Store
 from lora_exp.tracking.connection import status_line
 
 MIN_FREE = 1.0  # GiB
@@ -176,11 +175,11 @@ def _store(store: Store, full: bool) -> Iterator[Finding]:
 
 def _leftovers(store: Store) -> Iterator[Finding]:
     """No killed process left a half-written entry; counts the processes that use the store."""
-    partial, users = (held_and_abandoned(store.root / name) for name in (PARTIAL, USERS))
-    for path in partial[1]:
+    now = activity(store)
+    for path in now.left:
         yield Finding(f"{path} was left by a killed process; the next run removes it, or delete it", ok=False)
-    writing, held, running = len(partial[0]), held_locks(store), len(users[0])
-    yield Finding(f"{writing} entries being written, {held} locks held, {running} running processes")
+    counts = f"{now.writing} entries being written, {now.locks} locks held, {now.processes} running processes"
+    yield Finding(counts)
 
 
 def _tracking(settings: Settings) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from lora_exp.config.compose import compose_import
 from lora_exp.config.spec import RunSpec
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.result import IMPORTED_FROM
-from lora_exp.storage.sweep_file import add_job, parent_run, read_about
+from lora_exp.storage.sweep_file import add_job, read_about
 
 if TYPE_CHECKING:
     from lora_exp.storage.sweep_folder import Sweep
@@ -46,6 +46,7 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
     from lora_exp.adapters.peft import read_folder
     from lora_exp.model.architecture import layer_shapes
     from lora_exp.sweeps.job import check, keep, open_laboratory, with_facts
+    from lora_exp.sweeps.recording import recording
 
     spec, settings, folder, config = compose_import(overrides)
     try:
@@ -54,9 +55,8 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
         raise LoraExpError(str(error)) from error
     spec = dataclasses.replace(spec, adapter=adapter.spec)
     check([spec], settings)
-    parent = None
     if into is not None:
-        folder, parent = into / str(len(_sweep(into, spec).frame)), parent_run(into)
+        folder = into / str(len(_sweep(into, spec).frame))
     try:
         result, files = open_laboratory(settings).judge(spec, adapter.factors)
     except FloatingPointError as error:
@@ -64,7 +64,10 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
     command = ["import", str(source.absolute()), *overrides]
     result = with_facts(result, overrides=command, config=config, **{IMPORTED_FROM: str(source.absolute())})
     folder.mkdir(parents=True, exist_ok=True)
-    keep(result, files, folder, settings, parent, draw=True)
+    keep(result, files, folder)
+    recording().draw(folder, spec.data.name, settings.data.root)
+    recording().record(folder, into)
+    recording().finish()
     lines = [result.summary, f"run      {folder.absolute()}"]
     if into is not None:
         add_job(into, command)

@@ -59,15 +59,15 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
     from safetensors.torch import save
 
     from lora_exp.commands.export import adapted_classifier
-    from lora_exp.executors.choice import laboratory
     from lora_exp.model.base import plain_module
+    from lora_exp.model.data import test_pictures
     from lora_exp.training.base import load_base
 
     settings = saved_settings(result.provenance["config"], overrides)
     recorder = Recorder.open(settings.tracking)
     module = plain_module(adapted_classifier(load_base(folder, overrides), folder).merge())
     layers = [_description(*named) for named in module.named_children()]
-    images, _ = laboratory(settings).test_pictures(result.spec)
+    images, _ = test_pictures(result.spec.data.name, Path(settings.data.root).absolute())
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         with translated_errors(recorder.settings.uri):

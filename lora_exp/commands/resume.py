@@ -10,8 +10,8 @@ from pathlib import Path
 from lora_exp.config.compose import saved_settings
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.sweep_file import SWEEP, read_about
+from lora_exp.tracking.connection import check
 from lora_exp.tracking.delivery import Delivery
-from lora_exp.tracking.recorder import Recorder
 
 
 def main(arguments: Sequence[str]) -> list[str]:
@@ -51,7 +51,8 @@ def sync_main(arguments: Sequence[str]) -> int:
         raise LoraExpError(f"{saved}: can't be read ({error.strerror}), so its tracking store is unknown") from error
     if tracking.kind == "off":
         raise LoraExpError(f"{folder}: was run with tracking=off, so it has no tracking store")
-    delivery = Delivery(Recorder.open(tracking))
+    check(tracking)
+    delivery = Delivery(tracking)
     parent = delivery.open_parent(folder) if is_sweep else None
     missing = delivery.deliver_all([Path(place) for place in sweep.frame["folder"]], parent)
     if is_sweep and not missing:

@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from lora_exp.config.spec import SIDE, BaseSpec, ModelSpec
 from lora_exp.model.architecture import STRIDE, LayerShape, layer_shapes
 from lora_exp.model.data import Split
-from lora_exp.numerics import generator, on_threads
+from lora_exp.numerics import adam_step, generator, on_threads
 
 log = logging.getLogger(__name__)
 
@@ -117,19 +117,20 @@ def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
     model = assemble(spec, tensors)
     # The number of threads is fixed because the bits of narrow layers and small batches depend on it.
     threads = 2 if model.parameters >= MIN_WEIGHTS_FOR_TWO_THREADS else 1
-    optimizer = torch.optim.Adam(tensors.values(), lr=how.learning_rate, fused=True)
+    values = [tensor.detach() for tensor in tensors.values()]
+    first, second = ([torch.zeros_like(value) for value in values] for _ in range(2))
     order = generator("base order", how.seed)
     count = len(data.labels)
-    loss = torch.zeros(())
+    loss, number = torch.zeros(()), 0
     with logging_redirect_tqdm(), on_threads(threads):
         steps = tqdm(total=-(-count // how.batch_size) * how.epochs, disable=None, desc="base", unit="step")
         for _ in range(how.epochs):
             shuffled = torch.randperm(count, generator=order).to(data.images.device)
             for batch in torch.split(shuffled, how.batch_size):
-                optimizer.zero_grad()
                 loss = functional.cross_entropy(plain_logits(model, data.images[batch]), data.labels[batch])
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                grads = torch.autograd.grad(loss, list(tensors.values()))
+                number += 1
+                adam_step(values, list(grads), first, second, how.learning_rate, number)
                 steps.update()
         steps.close()
     if not bool(loss.detach().isfinite()):

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
 from lora_exp.config.spec import CLASSES, MEAN, SIDE, STD, TEST_IMAGES, TRAIN_IMAGES, DataSpec
-from lora_exp.errors import LoraExpError
-from lora_exp.storage.leases import writable_folder
+from lora_exp.errors import LoraExpError, writable_folder
 
 if TYPE_CHECKING:
     import torch
@@ -67,40 +66,44 @@ def load(spec: DataSpec, root: Path, device: torch.device) -> ImageData:
     """
     import torch
 
-    raw = _prepare(spec.name, root)
+    raw, sha256 = _prepare(spec.name, root)
     train_end = TRAIN_IMAGES - spec.validation
     kept = train_end if spec.limit is None else min(spec.limit, train_end)
 
-    def split(images: torch.Tensor, labels: torch.Tensor) -> Split:
-        pixels = images.to(device).reshape(len(images), -1).to(torch.float32)
-        return Split(pixels.div_(255).sub_(MEAN).div_(STD), labels.to(device, torch.int64))
+    def split(pixels: NDArray[Any], classes: NDArray[Any]) -> Split:
+        images, labels = torch.from_numpy(pixels), torch.from_numpy(classes)
+        scaled = images.to(device).reshape(len(images), -1).to(torch.float32)
+        return Split(scaled.div_(255).sub_(MEAN).div_(STD), labels.to(device, torch.int64))
 
     images, labels = raw["train_images"], raw["train_labels"]
     return ImageData(
         train=split(images[:kept], labels[:kept]),
         validation=split(images[train_end:], labels[train_end:]) if spec.validation else None,
         test=split(raw["test_images"], raw["test_labels"]),
-        sha256=_sha256_of(raw),
+        sha256=sha256,
     )
 
 
-def pictures(split: Split) -> NDArray[Any]:
-    """Turn normalised images back into pixels [N, 28, 28] uint8."""
-    pixels = split.images.mul(STD).add_(MEAN).mul_(255).round_()
-    return pixels.to("cpu").byte().reshape(-1, SIDE, SIDE).numpy()
+def test_pictures(name: str, root: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the test images of a data set as pixels [N, 28, 28] uint8, and their labels [N] uint8, for figures.
+
+    Needs no torch where the data set is prepared. Raises LoraExpError as `load` does.
+    """
+    raw, _ = _prepare(name, root)
+    return raw["test_images"], raw["test_labels"]
 
 
-def read_prepared(path: Path) -> dict[str, torch.Tensor] | None:
-    """Read the uint8 tensors of a prepared file; None when the file is damaged."""
+def read_prepared(path: Path) -> tuple[dict[str, NDArray[Any]], str] | None:
+    """Read the uint8 arrays of a prepared file and their SHA-256; None when the file is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            sha256 = (file.metadata() or {}).get("sha256")
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            sha256 = str((file.metadata() or {}).get("sha256"))
     except SafetensorError:
         return None
-    return tensors if sha256 == _sha256_of(tensors) else None
+    return (arrays, sha256) if sha256 == _sha256_of(arrays) else None
 
 
 def damaged_embedded_files() -> list[Path]:
@@ -115,32 +118,44 @@ def damaged_unpacked_files(root: Path) -> list[Path]:
     return [path for name, path in unpacked.items() if path.exists() and _is_damaged(name, path.read_bytes())]
 
 
-def _prepare(name: str, root: Path) -> dict[str, torch.Tensor]:
-    """Return the uint8 tensors of a data set; write its prepared file when that is missing or damaged."""
+def prepared_sha256(name: str, root: Path) -> str | None:
+    """Return the SHA-256 that a data set's prepared file states, in a millisecond; None where there is no such file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(root / f"{name}.safetensors", framework="numpy") as file:
+            return (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return None
+
+
+def _prepare(name: str, root: Path) -> tuple[dict[str, NDArray[Any]], str]:
+    """Return the uint8 arrays of a data set and their SHA-256; write its prepared file if it is missing or damaged."""
     from filelock import FileLock
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
 
     target = root / f"{name}.safetensors"
     with writable_folder("data.root", root), FileLock(root / f"{name}.lock"):
         tensors = read_prepared(target) if target.is_file() else None
-        if tensors is None:
-            tensors = _read_idx(name, root)
-            temporary = target.with_suffix(".tmp")
-            save_file(tensors, temporary, metadata={"sha256": _sha256_of(tensors)})
-            temporary.replace(target)
-        return tensors
+        if tensors is not None:
+            return tensors
+        arrays = _read_idx(name, root)
+        sha256, temporary = _sha256_of(arrays), target.with_suffix(".tmp")
+        save_file(arrays, temporary, metadata={"sha256": sha256})
+        temporary.replace(target)
+        return arrays, sha256
 
 
-def _sha256_of(tensors: dict[str, torch.Tensor]) -> str:
+def _sha256_of(tensors: dict[str, NDArray[Any]]) -> str:
     total = hashlib.sha256()
     for name in sorted(tensors):
         total.update(name.encode())
-        total.update(tensors[name].numpy().tobytes())
+        total.update(tensors[name].data)
     return total.hexdigest()
 
 
-def _read_idx(name: str, root: Path) -> dict[str, torch.Tensor]:
-    """Read the four uint8 tensors from IDX files with torchvision, which downloads missing files."""
+def _read_idx(name: str, root: Path) -> dict[str, NDArray[Any]]:
+    """Read the four uint8 arrays from IDX files with torchvision, which downloads missing files."""
     from torchvision import datasets  # takes 4 s to import
 
     cls: Any = getattr(datasets, TORCHVISION_CLASSES[name])
@@ -165,8 +180,8 @@ def _read_idx(name: str, root: Path) -> dict[str, torch.Tensor]:
         labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST carries writer columns
         if images.shape != (expected, SIDE, SIDE) or labels.shape != (expected,) or int(labels.max()) >= CLASSES:
             raise LoraExpError(f"data={name}: {folder} does not hold {expected} labelled {part} images of 28 x 28")
-        tensors[f"{part}_images"] = images.contiguous()
-        tensors[f"{part}_labels"] = labels.to(images.dtype).contiguous()
+        tensors[f"{part}_images"] = images.contiguous().numpy()
+        tensors[f"{part}_labels"] = labels.to(images.dtype).contiguous().numpy()
     return tensors
 
 

@@ -14,18 +14,21 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PatchCollection
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from lora_exp.config.spec import CLASSES
+from lora_exp.config.spec import CLASSES, SIDE
 from lora_exp.storage.result import Kind, RunResult, kind_label
 
 BLUE, ORANGE, VERMILION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 INK, FAINT = "#222222", "#8A8A8A"
 LEGEND_KINDS = 8  # with more methods and ranks, a colour bar takes the place of the legend
 LEAST_LOSS = 1e-4
+# Of an image among others, in pixels: the border of its frame, and its cell, with room for a line of text below.
+BORDER, CELL_WIDTH, CELL_HEIGHT = 2, 32, 41
 SMOOTHED_STEPS = 50  # from this length on a loss curve is a moving average over a tenth of its steps
 
 
@@ -53,7 +56,7 @@ def run_figures(
 
 def error_bars(result: RunResult) -> Figure:
     """Draw the error rate of every digit (%) before and after fine-tuning, with the target digits marked."""
-    figure, (axes,) = empty_figure(9, 4.2)
+    figure, (axes,) = empty_figure(9, 4.2, margins=(0.7, 0.65, 0.1, 0.35))
     digits = np.arange(CLASSES)
     targets = result.spec.finetune.digit
     for target in targets:
@@ -99,18 +102,28 @@ def wrong_digits(
     ]
     chosen = [spread(indices, rows * columns) for _, _, indices, rows in parts]
     heights = [max(0.1, -(-len(indices) // columns)) for indices in chosen]
-    figure, all_axes = empty_figure(10, 1.3 + 0.9 * sum(heights), rows=len(parts), height_ratios=heights)
+    margins, size = (0.1, 0.1, 0.1, 0.85), 1.3 + 0.9 * sum(heights)
+    figure, all_axes = empty_figure(10, size, rows=len(parts), height_ratios=heights, margins=margins)
+    figure.subplots_adjust(hspace=0.25)
     for axes, (title, colour, every, _), indices, height in zip(all_axes, parts, chosen, heights, strict=True):
         axes.axis("off")
         axes.set_title(title.format(f"{len(every):,}"), loc="left", color=colour, fontweight="bold", fontsize=10)
+        rows = -(-len(indices) // columns)
+        sheet = np.zeros((rows, CELL_HEIGHT, columns, CELL_WIDTH), np.uint8)  # one picture of all: drawing many is slow
+        frames = []
         for position, image in enumerate(indices):
-            x, y = position % columns, 1.28 * (position // columns)
-            extent = (x + 0.06, x + 0.94, y + 0.94, y + 0.06)
-            axes.imshow(pictures[image], cmap="gray_r", extent=extent, vmin=0, vmax=255, interpolation="nearest")
-            axes.add_patch(Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, fill=False, ec=colour, lw=1.6))
+            row, column = divmod(position, columns)
+            sheet[row, BORDER : BORDER + SIDE, column, BORDER : BORDER + SIDE] = pictures[image]
+            x, y = column * CELL_WIDTH, row * CELL_HEIGHT
+            frames.append(Rectangle((x + BORDER, y + BORDER), SIDE, SIDE))
             text = f"{labels[image]}: {before[image]} → {after[image]}"
-            axes.text(x + 0.5, y + 1.1, text, ha="center", va="center", fontsize=7.5, color=INK)
-        axes.set(xlim=(0, columns), ylim=(height * 1.28, 0), aspect="equal")  # which imshow changed
+            axes.text(x + CELL_WIDTH / 2, y + 35, text, ha="center", va="center", fontsize=7.5, color=INK)
+        if frames:
+            pixels = sheet.reshape(rows * CELL_HEIGHT, columns * CELL_WIDTH)
+            extent = (0, columns * CELL_WIDTH, rows * CELL_HEIGHT, 0)
+            axes.imshow(pixels, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest", extent=extent)
+            axes.add_collection(PatchCollection(frames, facecolor="none", edgecolor=colour, linewidth=1.6))
+        axes.set(xlim=(0, columns * CELL_WIDTH), ylim=(height * CELL_HEIGHT, 0), aspect="equal", anchor="W")
     title = f"Digits predicted wrongly, {result.description}"
     figure.suptitle(f"{title}\n(true digit: prediction before → after)", fontsize=11)
     return figure
@@ -122,9 +135,10 @@ def loss_curves(results: Sequence[RunResult]) -> Figure:
     A single run shows the loss of each step too. With many runs, a strong line shows each colour's mean over its
     finished runs of full length. A diverged run ends in a cross at its last finite loss.
     """
-    figure, (axes,) = empty_figure(9, 4.4)
     kinds = sorted({result.kind for result in results}, key=lambda kind: (kind[0], kind[1] or 0))
     colours = dict(zip(kinds, colormaps["viridis"](np.linspace(0, 0.92, len(kinds))), strict=True))
+    with_bar = len(kinds) > LEGEND_KINDS
+    figure, (axes,) = empty_figure(9, 4.4, margins=None if with_bar else (0.75, 0.95, 0.1, 0.35))
     longest = max(len(result.outcome.loss_curve) for result in results)
     window = longest // 10 if longest >= SMOOTHED_STEPS else 1
     many = len(results) > LEGEND_KINDS
@@ -179,10 +193,22 @@ def spread(indices: NDArray[np.intp], most: int) -> NDArray[np.intp]:
 
 
 def empty_figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, height_ratios: Sequence[float] | None = None
+    width: float,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    height_ratios: Sequence[float] | None = None,
+    margins: tuple[float, float, float, float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """Make an empty figure (size in inches) and its axes in the style that all figures share."""
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
+    """Make an empty figure and its axes in the style that all figures share; sizes are in inches.
+
+    `margins` (left, bottom, right, top) are for titles and labels. Without them matplotlib measures all texts and draws
+    the figure twice.
+    """
+    figure = Figure(figsize=(width, height), dpi=110, layout=None if margins else "constrained", facecolor="white")
+    if margins is not None:
+        left, bottom, right, top = margins
+        figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
     grid = figure.subplots(rows, columns, squeeze=False, height_ratios=height_ratios)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)

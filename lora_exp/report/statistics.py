@@ -94,12 +94,14 @@ def in_unit(value: float, unit: str, signed: bool = True) -> str:
 
 def _mean_test(values: Sequence[float], margin: float, confidence: float) -> tuple[float, Interval]:
     """The p value of a t test of the mean against `margin`, and the interval of the mean."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:  # has no spread, and scipy takes a second to import
+        return 1.0, Interval(mean, math.nan, math.nan, confidence)
     from scipy.stats import ttest_1samp
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # for equal values, or a single one
+        warnings.simplefilter("ignore", RuntimeWarning)  # for equal values
         test = ttest_1samp(values, margin)
         limits = test.confidence_interval(confidence)
     chance = float(test.pvalue)
-    mean = math.fsum(values) / len(values)
     return 1.0 if math.isnan(chance) else chance, Interval(mean, float(limits.low), float(limits.high), confidence)

@@ -21,13 +21,15 @@ WIDTH = 400  # characters, so that no line of a table is folded or cut
 COLOURS = {MEASURES["target_error"][0]: "green", MEASURES["forgetting"][0]: "yellow"}
 
 
-def print_sweep(frame: pd.DataFrame) -> None:
-    """Print the finished runs, or their means where they are many, then the other jobs with reasons; in colour."""
-    console = Console(highlight=False, width=WIDTH)
-    # rich would end the process when standard output is closed; an error of print() can be caught.
+def sweep_text(frame: pd.DataFrame, terminal: bool) -> str:
+    """The finished runs, or their means where they are many, then the other jobs with reasons; coloured if `terminal`.
+
+    The caller prints it: rich would end the process when standard output is closed.
+    """
+    console = Console(highlight=False, width=WIDTH, force_terminal=terminal)
     with console.capture() as captured:
         _write(console, frame)
-    print(captured.get(), end="")
+    return captured.get()
 
 
 def _write(console: Console, frame: pd.DataFrame) -> None:
@@ -50,8 +52,8 @@ def _write(console: Console, frame: pd.DataFrame) -> None:
         console.print(f"... and {len(others) - REASONS} more jobs without errors to compare")
 
 
-def print_next(sweep: Sweep) -> None:
-    """Print the commands that a reader of the table may want next, with their purposes."""
+def next_text(sweep: Sweep) -> str:
+    """The commands that a reader of the table may want next, with their purposes, a line each."""
     steps = [("lora-exp ui", "compare the runs in MLflow")]
     job, runs = representative(sweep.frame), finished(sweep.frame)
     if job is not None:
@@ -64,8 +66,8 @@ def print_next(sweep: Sweep) -> None:
             own = [part for part in given if part != "-m" and not part.startswith("hydra.sweep.dir=")]
             again = shlex.join(["lora-exp", "-m", *own, "finetune.seed=0,1,2,3,4"])
             steps.append((again, "several seeds show which differences are chance"))
-    for at, (command, purpose) in enumerate(steps):
-        print(f"{'' if at else 'next':<8} {command}  # {purpose}")
+    lines = (f"{'' if at else 'next':<8} {command}  # {purpose}" for at, (command, purpose) in enumerate(steps))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _fitting(frame: pd.DataFrame) -> tuple[str, Table, list[int]]:

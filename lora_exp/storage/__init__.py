@@ -4,8 +4,10 @@
 - `table`: the columns of a summary
 - `sweep_file`: `sweep.json` and `failure.json`
 - `sweep_folder`: a sweep's folder as one table
-- `store`: bases and results by the hash of what determines them
+- `store`: bases, results and the like by the hash of what determines them
+- `keys`: those hashes
 - `leases`: folders that belong to a process while it lives
 - `pruning`: what is in the store, and which entries go first
+- `promises`: which bits this machine keeps equal, tried once
 - `provenance`: versions, commit, machine, and the hash of the code that computes
 """

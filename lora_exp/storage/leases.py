@@ -16,20 +16,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_exp.errors import LoraExpError
-
 # Some network file systems hide the locks of other machines, so a folder of another machine counts as held for a day.
 SECONDS_FOR_OTHER_MACHINES = 86_400.0
-
-
-@contextlib.contextmanager
-def writable_folder(key: str, folder: Path) -> Iterator[None]:
-    """Make the folder that a setting names. An OSError then or in the block becomes a LoraExpError with its name."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise LoraExpError(f"{key}={folder}: must be a folder that can be written to ({error.strerror})") from error
 
 
 @contextlib.contextmanager
@@ -41,10 +29,10 @@ def leased_folder(parent: Path) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f"{platform.node()}-{uuid.uuid4().hex}"
     with contextlib.ExitStack() as stack:
-        with _locked(parent):  # so that no process sees the folder before it is locked
+        with locked(parent):  # so that no process sees the folder before it is locked
             folder.mkdir()
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            stack.enter_context(_locked(folder))
+            stack.enter_context(locked(folder))
         yield folder
 
 
@@ -55,7 +43,7 @@ def held_and_abandoned(parent: Path) -> tuple[list[Path], list[Path]]:
     """
     found: tuple[list[Path], list[Path]] = ([], [])
     if parent.is_dir():
-        with _locked(parent):
+        with locked(parent):
             for path in sorted(parent.iterdir()):
                 found[0 if _is_held(path) else 1].append(path)
     return found
@@ -71,7 +59,7 @@ def remove_abandoned(parent: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock of `path`. Without `wait`, raises BlockingIOError when another process holds it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -83,7 +71,7 @@ def _locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 def _is_held(path: Path) -> bool:
     try:
-        with _locked(path, wait=False):
+        with locked(path, wait=False):
             own = path.name.rpartition("-")[0] == platform.node()
             return not own and time.time() - path.stat().st_mtime < SECONDS_FOR_OTHER_MACHINES
     except (BlockingIOError, FileNotFoundError):  # not found: its process ended just now

@@ -35,6 +35,16 @@ class Entry:
     used: float
 
 
+@dataclass(frozen=True)
+class Activity:
+    """How many entries are being written, locks held and processes running; and what killed processes left."""
+
+    writing: int
+    locks: int
+    processes: int
+    left: list[Path]
+
+
 def entries(store: Store) -> list[Entry]:
     """All entries, damaged ones too, those used longest ago first; none where there is no store yet.
 
@@ -119,9 +129,11 @@ def kept_within(store: Store, limit: float | None) -> Iterator[None]:
                 log.info("store.limit=%g: %d entries removed, %s", limit, len(removed), size_text(removed))
 
 
-def held_locks(store: Store) -> int:
-    """How many entries processes are computing at this moment."""
-    return sum(_is_held(path) for path in (store.root / LOCKS).glob("*.lock"))
+def activity(store: Store) -> Activity:
+    """What goes on in a store at this moment. Raises OSError when it can't be read."""
+    partial, users = (held_and_abandoned(store.root / name) for name in (PARTIAL, USERS))
+    locks = sum(_is_held(path) for path in (store.root / LOCKS).glob("*.lock"))
+    return Activity(len(partial[0]), locks, len(users[0]), partial[1])
 
 
 def size_text(found: Sequence[Entry]) -> str:

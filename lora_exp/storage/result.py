@@ -20,15 +20,15 @@ from lora_exp.errors import LoraExpError
 RESULT, ADAPTER, PREDICTIONS = "result.json", "adapter.safetensors", "predictions.safetensors"
 # Provenance of an adapter that was trained elsewhere: the folder it came from.
 IMPORTED_FROM = "imported_from"
-# Method and rank; the rank is None for a method without one.
-Kind = tuple[str, int | None]
-# `RunResult.parameters` names a parameter GROUP_FIELD, those of `adapter` and `finetune` FIELD, and these so:
-SHORT_NAMES = {"model_hidden": "model", "data_name": "data"}
 # Parts of the spec that are unknown for such an adapter.
 UNKNOWN_SETTINGS = {
     "adapter": ("init", "init_std", "learning_rate_ratio"),
     "finetune": ("steps", "epochs", "batch_size", "learning_rate", "seed", "replay"),
 }
+# `RunResult.parameters` names a parameter GROUP_FIELD, those of `adapter` and `finetune` FIELD, and these so:
+SHORT_NAMES = {"model_hidden": "model", "data_name": "data"}
+# Method and rank; the rank is None for a method without one.
+Kind = tuple[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -190,10 +190,6 @@ class RunResult:
     def to_json(self) -> str:
         """Return indented JSON. Losses that are not finite become strings, since JSON has no NaN."""
         return json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False, ensure_ascii=False)
-
-    def write(self, folder: Path) -> None:
-        """Write `result.json` into `folder`."""
-        (folder / RESULT).write_text(self.to_json() + "\n", encoding="utf-8")
 
 
 def from_json(text: str) -> RunResult:

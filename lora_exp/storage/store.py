@@ -9,7 +9,6 @@ again. The time of `entry.json` is that of the entry's last use.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -23,15 +22,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from lora_exp.storage.leases import leased_folder, remove_abandoned, writable_folder
+from lora_exp.errors import DISK_FULL, writable_folder
+from lora_exp.storage.leases import leased_folder, remove_abandoned
 
 log = logging.getLogger(__name__)
 
 ENTRY = "entry.json"
-KINDS = ("bases", "results", "rungs", "checkpoints")
+KINDS = ("bases", "results", "rungs", "checkpoints", "promises")
 PARTIAL, DAMAGED, LOCKS = "partial", "damaged", "locks"
-# No space on the disk, none in the quota, or a file larger than this process may write.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EntryId = tuple[str, str]  # kind and key
 
 

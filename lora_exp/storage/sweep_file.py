@@ -5,7 +5,6 @@ Each file is written whole or not at all.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import json
@@ -22,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_exp.errors import LoraExpError
-from lora_exp.storage.leases import writable_folder
+from lora_exp.errors import LoraExpError, writable_folder
+from lora_exp.storage.leases import locked
 
 SWEEP, FAILURE = "sweep.json", "failure.json"
 
@@ -75,7 +74,8 @@ def begin_sweep(
 ) -> dict[str, Any]:
     """Write `sweep.json`, unless it exists, with the command, its folder and each job's overrides; return its content.
 
-    A search begins without jobs; `search` holds its settings. It may go on with more trials than it had.
+    What it says of an earlier end is removed. A search begins without jobs; `search` holds its settings. It may go on
+    with more trials than it had.
     Raises LoraExpError when the folder holds a sweep of other jobs, or another search.
     """
     path, planned = folder / SWEEP, [list(overrides) for overrides in jobs]
@@ -83,9 +83,10 @@ def begin_sweep(
         about = read_about(folder)
         if about["jobs"][: len(planned)] != planned or not _is_same_search(about.get("search"), search):
             raise LoraExpError(f"hydra.sweep.dir={folder}: holds another sweep, of other jobs; choose another folder")
-        if search is not None:
-            return note(folder, search={**search, "trials": max(search["trials"], about["search"]["trials"])})
-        return about
+        if search is None:
+            return note(folder, ended=None)
+        trials = max(search["trials"], about["search"]["trials"])
+        return note(folder, ended=None, search={**search, "trials": trials})
     about = {
         "name": name,
         "command": shlex.join(["lora-exp", *sys.argv[1:]]),
@@ -122,10 +123,11 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def note(folder: Path, **facts: Any) -> dict[str, Any]:
-    """Put facts into `sweep.json`; what it says then."""
-    about = read_about(folder) | facts
-    write_json(folder / SWEEP, about)
-    return about
+    """Put facts into `sweep.json`; what it says then. Processes that do so at the same time wait for each other."""
+    with locked(folder):
+        about = read_about(folder) | facts
+        write_json(folder / SWEEP, about)
+        return about
 
 
 def end_sweep(folder: Path, status: str, report: Path | None) -> None:
@@ -156,13 +158,6 @@ def check_report_place(out: Path) -> None:
             raise LoraExpError(f"{out}: exists and is not a report; choose another folder or remove it")
         with tempfile.TemporaryFile(dir=out.parent):
             pass
-
-
-def parent_run(sweep_folder: Path) -> str | None:
-    """Return the ID of a sweep's MLflow parent run; None where there is none."""
-    with contextlib.suppress(LoraExpError):
-        return read_about(sweep_folder).get("parent_run") or None
-    return None
 
 
 def write_failure(folder: Path, name: str, overrides: Sequence[str], why: Failure | Stopped) -> None:

@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.compose import read
 from lora_exp.errors import JobsFailed, LoraExpError
+from lora_exp.model.data import prepared_sha256
+from lora_exp.storage.keys import only_device, result_key
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
 from lora_exp.storage.result import read as read_result
-from lora_exp.storage.sweep_file import FAILURE, Failure, Stopped, parent_run, write_failure, write_whole
+from lora_exp.storage.store import Store
+from lora_exp.storage.sweep_file import FAILURE, Failure, Stopped, write_failure, write_whole
+from lora_exp.sweeps.recording import recording
+from lora_exp.tracking.connection import check as check_tracking
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from lora_exp.config.settings import Settings
     from lora_exp.config.spec import RunSpec
-    from lora_exp.tracking.delivery import Delivery
     from lora_exp.training.laboratory import Laboratory
 
 log = logging.getLogger(__name__)
@@ -44,47 +48,36 @@ def run(config: DictConfig) -> float:
     hydra = HydraConfig.get()
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     sweep_folder = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
-    parent = None if sweep_folder is None else parent_run(sweep_folder)
-    laboratory = open_laboratory(settings)
     saved = folder / (hydra.output_subdir or "") / "config.yaml"  # to compose the text again would take 3 ms per job
     text = saved.read_text(encoding="utf-8") if saved.is_file() else OmegaConf.to_yaml(config)
     # A sweep prunes the store itself, after its last job.
-    with kept_within(laboratory.store, settings.store.limit) if sweep_folder is None else nullcontext():
-        [(_, files)] = laboratory.run([spec])
+    with kept_within(open_store(settings), settings.store.limit) if sweep_folder is None else nullcontext():
+        stored = stored_result(spec, settings) if sweep_folder is None else None  # else halving may have stopped it
+        [(_, files)] = [(spec, stored)] if stored is not None else open_laboratory(settings).run([spec])
     if isinstance(files, Stopped | Failure):
         write_failure(folder, spec.name, overrides, files)
-        open_delivery(settings).deliver(folder, parent)
+        recording().record(folder, sweep_folder)
         if isinstance(files, Stopped):
             return files.error
         raise JobsFailed(f"{spec.name}: {files.error}")
     result = with_facts(from_json(files[RESULT].decode()), overrides=overrides, config=text)
-    keep(result, files, folder, settings, parent, draw=sweep_folder is None)
+    keep(result, files, folder)
     log.info("%s", result.summary)
+    if sweep_folder is None:
+        recording().draw(folder, spec.data.name, settings.data.root)
+    recording().record(folder, sweep_folder)
     if result.diverged:
         raise diverged(result)
     return result.outcome.target_error
 
 
-def keep(
-    result: RunResult, files: Mapping[str, bytes], folder: Path, settings: Settings, parent: str | None, draw: bool
-) -> None:
-    """Write a result and its files to the job's folder, with figures if `draw`, and record it in MLflow.
-
-    `result.json` is written last, so a folder that has it is complete.
-    """
+def keep(result: RunResult, files: Mapping[str, bytes], folder: Path) -> None:
+    """Write a result and its files to the job's folder. `result.json` is last, so a folder that has it is complete."""
     for name, content in files.items():
         if name != RESULT:
             write_whole(folder / name, content)
     write_whole(folder / RESULT, (result.to_json() + "\n").encode())
     (folder / FAILURE).unlink(missing_ok=True)  # of an earlier attempt
-    if draw:
-        from safetensors.numpy import load
-
-        from lora_exp.report.figures import run_figures
-
-        pictures, labels = open_laboratory(settings).test_pictures(result.spec)
-        run_figures(result, load(files[PREDICTIONS]), pictures, labels, folder / "figures")
-    open_delivery(settings).deliver(folder, parent)
 
 
 def diverged(result: RunResult) -> JobsFailed:
@@ -116,12 +109,16 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
 
     Raises LoraExpError, with a one-line message.
     """
-    open_delivery(settings)
-    laboratory = open_laboratory(settings)
+    check_tracking(settings.tracking)
+    if not settings.sweep.plan:
+        recording().open(settings.tracking)
     eta = settings.halving.eta
     if eta is not None and any(spec.data.validation == 0 for spec in specs):
         needs = "data.validation above 0, such as data.validation=5000"
         raise LoraExpError(f"halving.eta={eta:g}: jobs are judged on validation images, so it needs {needs}")
+    if len(specs) == 1 and stored_result(specs[0], settings) is not None:
+        return  # nothing will be computed
+    laboratory = open_laboratory(settings)
     if eta is not None and not laboratory.executor.shares_memory:
         remedy = "works with executor=local only; leave out halving.eta, or the executor"
         raise LoraExpError(f"executor.kind={settings.executor.kind}: successive halving {remedy}")
@@ -130,24 +127,26 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
         laboratory.check(spec)
 
 
+def stored_result(spec: RunSpec, settings: Settings) -> Mapping[str, bytes] | None:
+    """Return the files of a result that the store has; None where it has none, or where only a laboratory can tell.
+
+    This needs no torch, whose import takes longer than everything else that a run with a stored result does.
+    """
+    device = only_device(settings.device.name)
+    data_sha256 = prepared_sha256(spec.data.name, Path(settings.data.root))
+    if device is None or data_sha256 is None:
+        return None
+    return open_store(settings).get("results", result_key(spec, data_sha256, device))
+
+
+def open_store(settings: Settings) -> Store:
+    """Return the store of these settings."""
+    return Store(Path(settings.store.folder).absolute())
+
+
 @functools.lru_cache(maxsize=1)
 def open_laboratory(settings: Settings) -> Laboratory:
     """Return the laboratory of these settings, made once per process."""
     from lora_exp.executors.choice import laboratory
 
     return laboratory(settings)
-
-
-@functools.lru_cache(maxsize=1)
-def open_delivery(settings: Settings) -> Delivery:
-    """Return what records runs in MLflow with these settings, made once per process.
-
-    Raises LoraExpError when the tracking store or server can't be reached.
-    """
-    from lora_exp.tracking.delivery import Delivery
-
-    if settings.tracking.kind == "off":
-        return Delivery(None)
-    from lora_exp.tracking.recorder import Recorder
-
-    return Delivery(Recorder.open(settings.tracking))

@@ -1,7 +1,8 @@
 """The configs of a sweep's jobs, composed once per choice of config groups instead of once per job.
 
 Hydra composes each job from its files, which takes 90 to 140 ms. Most jobs of a sweep differ only in values, so their
-values are set, as Hydra sets them, in a copy of one composed config, in about 8 ms.
+values are set, as Hydra sets them, in a copy of one composed config, in about 8 ms. To read a job's spec needs no copy
+of its own: the jobs of a grid share most of their groups.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
@@ -17,8 +19,13 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.config.compose import is_run_config, one_line_errors, without_hydra
+from lora_exp.config.compose import GROUPS, is_run_config, one_line_errors, plain, read, without_hydra
 from lora_exp.config.hydra_rules import check_hydra
+from lora_exp.config.settings import Settings, settings_from
+from lora_exp.config.spec import SPECS, RunSpec, spec_from
+from lora_exp.errors import LoraExpError
+
+INTERPOLATION = "${"
 
 
 class JobConfigs:
@@ -34,6 +41,21 @@ class JobConfigs:
         self._templates: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
         # `get_group_options` takes 10 ms, since Hydra copies all configs that it has read.
         self._is_group = functools.cache(lambda key: bool(config_loader.get_group_options(key)))
+        self._plain_groups = functools.cache(self._set_plainly)
+        self._is_separable = functools.cache(self._groups_are_apart)
+        self._settings: dict[tuple[tuple[str, ...], ...], Settings] = {}
+
+    def read(self, overrides: Sequence[str]) -> tuple[RunSpec, Settings]:
+        """The spec and the settings of a job, equal to `read(own(overrides))`, in about 0.3 ms.
+
+        Raises LoraExpError for overrides that Hydra, the schema or the spec rejects.
+        """
+        try:
+            with one_line_errors():
+                found = self._read_by_group(overrides)
+        except LoraExpError:  # whose message may name a value that was not the first to be wrong
+            found = None
+        return found or read(self.own(overrides))
 
     def own(self, overrides: Sequence[str]) -> DictConfig:
         """The application's own part of a job's config, in about 2 ms.
@@ -61,16 +83,53 @@ class JobConfigs:
             config.hydra.job.num = number
         return config
 
+    def _read_by_group(self, overrides: Sequence[str]) -> tuple[RunSpec, Settings] | None:
+        """Read the groups of a job one by one; None where the value of one may depend on another, or is rejected."""
+        values, choices = self._parts(overrides)
+        of_group: dict[str, list[str]] = {}
+        for override in values:
+            of_group.setdefault(override.key_or_group.partition(".")[0], []).append(override.input_line or "")
+        base = self._plain_groups(choices, ())
+        changed = {group: self._plain_groups(choices, tuple(lines)) for group, lines in of_group.items()}
+        if base is None or None in changed.values():
+            return None
+        config = base | {group: own[group] for group, own in changed.items() if own is not None}
+        # The folder of the data is a setting.
+        key = (choices, *(tuple(lines) for group, lines in of_group.items() if group not in SPECS or group == "data"))
+        if key not in self._settings:
+            self._settings[key] = settings_from(config)
+        return spec_from(config), self._settings[key]
+
+    def _set_plainly(self, choices: tuple[str, ...], lines: tuple[str, ...]) -> dict[str, Any] | None:
+        """The config of these choices with these values as plain values; None where `read` must not use it."""
+        if not self._is_separable(choices) or any(INTERPOLATION in line for line in lines):
+            return None
+        config = copy.deepcopy(self._template(choices)[1])
+        return plain(config) if all(_applied(config, self._parse(line)) for line in lines) else None
+
+    def _groups_are_apart(self, choices: tuple[str, ...]) -> bool:
+        """Whether no value of the config of these choices refers to another."""
+        own = self._template(choices)[1]
+        return set(own) == set(GROUPS) and INTERPOLATION not in OmegaConf.to_yaml(own)
+
     def _split(self, overrides: Sequence[str], own: bool) -> tuple[list[Override], DictConfig]:
         """The overrides that set values, and a copy of the config composed from all others."""
+        values, choices = self._parts(overrides)
+        return values, copy.deepcopy(self._template(choices)[own])
+
+    def _parts(self, overrides: Sequence[str]) -> tuple[list[Override], tuple[str, ...]]:
+        """The overrides that set values, and all others."""
         parsed = [self._parse(override) for override in overrides]
         choices = [override for override in parsed if not self._sets_a_value(override)]
-        key = tuple(override.input_line or "" for override in choices)
-        if key not in self._templates:
-            whole = self._loaded(key)
-            self._templates[key] = (whole, without_hydra(whole))
         values = [override for override in parsed if self._sets_a_value(override)]
-        return values, copy.deepcopy(self._templates[key][own])
+        return values, tuple(override.input_line or "" for override in choices)
+
+    def _template(self, choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
+        """The config composed from these overrides, and the application's own part of it."""
+        if choices not in self._templates:
+            whole = self._loaded(choices)
+            self._templates[choices] = (whole, without_hydra(whole))
+        return self._templates[choices]
 
     def _loaded(self, overrides: Sequence[str]) -> DictConfig:
         """The config as Hydra composes it. A preset of a job must not change the `hydra` node of the sweep."""

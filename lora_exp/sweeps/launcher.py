@@ -14,7 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
-from lora_exp.config.compose import is_run_config, read, without_hydra
+from lora_exp.config.compose import is_run_config, without_hydra
 from lora_exp.config.settings import Settings
 from lora_exp.config.spec import RunSpec
 from lora_exp.storage.result import RunResult
@@ -43,7 +43,7 @@ def launch(
     returns: dict[int, JobReturn] = {}
     order: Iterable[int] = range(len(job_overrides))
     if is_run := is_run_config(config) and len(job_overrides) > 0:
-        specs, settings = zip(*(read(configs.own(overrides)) for overrides in job_overrides), strict=True)
+        specs, settings = zip(*(configs.read(overrides) for overrides in job_overrides), strict=True)
         for at, spec in enumerate(specs):
             folder = Path(str(config.hydra.sweep.dir)) / str(initial_job_idx + at)
             if folder.is_dir() and (result := finished_run(folder, spec)) is not None:

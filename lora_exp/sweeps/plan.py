@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from lora_exp.config.spec import RunSpec
+from lora_exp.config.spec import BaseSpec, DataSpec, ModelSpec, RunSpec
 from lora_exp.model.base import train
 from lora_exp.model.data import Split
 from lora_exp.training.laboratory import Laboratory
 from lora_exp.training.pack import plan_jobs
 
-TRIAL_BATCHES = 25
+# Batches of a measurement, and measurements, of which the shortest counts: others had to share the machine.
+TRIAL_BATCHES, TRIALS = 25, 3
 
 
 def plan_text(laboratory: Laboratory, specs: Sequence[RunSpec]) -> str:
@@ -30,20 +31,28 @@ def plan_text(laboratory: Laboratory, specs: Sequence[RunSpec]) -> str:
     by_base: dict[str, list[RunSpec]] = {}
     for spec in missing:
         by_base.setdefault(spec.base_spec_key, []).append(spec)
+    base_seconds = functools.cache(functools.partial(_base_seconds, laboratory))
     for jobs in by_base.values():
-        seconds, more = _base_lines(laboratory, jobs, rate)
+        seconds, more = _base_lines(laboratory, jobs, rate, base_seconds)
         total += seconds
         lines += more
     lines.append(f"expected time: about {_duration(total)}, with {laboratory.executor.workers} packs at a time")
     return "\n".join(lines)
 
 
-def _base_lines(laboratory: Laboratory, jobs: list[RunSpec], rate: float) -> tuple[float, list[str]]:
+def _base_lines(
+    laboratory: Laboratory,
+    jobs: list[RunSpec],
+    rate: float,
+    base_seconds: Callable[[ModelSpec, DataSpec, BaseSpec], float],
+) -> tuple[float, list[str]]:
     """The expected seconds for one base and its jobs, and a line for the base and for each pack."""
     first = jobs[0]
     total, state = 0.0, "in the store already"
     if not laboratory.store.has("bases", laboratory.base_key(first)):
-        total = _base_seconds(laboratory, first)
+        # Bases that differ in seed or learning rate take equally long, so they are measured once.
+        alike = BaseSpec(batch_size=first.base.batch_size, digits=first.base.digits)
+        total = first.base.epochs * base_seconds(first.model, first.data, alike)
         state = f"to be trained, about {_duration(total)}"
     planned = plan_jobs(jobs, laboratory.data(first.data))
     layers = "-".join(filter(None, ("784", first.model.label, "10")))
@@ -83,16 +92,18 @@ def _product_rate(laboratory: Laboratory) -> float:
         torch.set_num_threads(before)
 
 
-def _base_seconds(laboratory: Laboratory, spec: RunSpec) -> float:
-    """Estimate the seconds of base training from a few batches."""
-    data, how = laboratory.data(spec.data).train, spec.base
+def _base_seconds(laboratory: Laboratory, model: ModelSpec, images: DataSpec, how: BaseSpec) -> float:
+    """Estimate the seconds of an epoch of base training from a few batches."""
+    data = laboratory.data(images).train
     few = min(len(data.labels), TRIAL_BATCHES * how.batch_size)
     trial = Split(data.images[:few], data.labels[:few])
-    once = dataclasses.replace(how, epochs=1)
-    train(spec.model, once, Split(trial.images[:1], trial.labels[:1]))  # warm up
-    started = time.perf_counter()
-    train(spec.model, once, trial)
-    return (time.perf_counter() - started) * how.epochs * len(data.labels) / few
+    train(model, how, Split(trial.images[:1], trial.labels[:1]))  # warm up
+    measured = []
+    for _ in range(TRIALS):
+        started = time.perf_counter()
+        train(model, how, trial)
+        measured.append(time.perf_counter() - started)
+    return min(measured) * len(data.labels) / few
 
 
 def _range(name: str, values: Sequence[int]) -> str:

@@ -18,7 +18,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from lora_exp.config.compose import one_line_errors, read
+from lora_exp.config.compose import one_line_errors
 from lora_exp.config.spec import CLASSES, DataSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.sweep_file import SWEEP, note, read_about
@@ -53,7 +53,7 @@ def search(context: HydraContext, config: DictConfig, launcher: Launcher, given:
     space = parse_space([one for one in overrides if one not in own])
     probes, configs = space.probes(), JobConfigs(context.config_loader, config)
     specs, settings = read_jobs(context, config, probes, numbered=False)
-    chosen = read(configs.own([*probes[0], *(one.input_line or "" for one in own)]))[1].search
+    chosen = configs.read([*probes[0], *(one.input_line or "" for one in own)])[1].search
     check_sampler(chosen, space)
     laboratory = open_laboratory(settings)
     _check_validation(laboratory, specs[0].data)
@@ -107,7 +107,7 @@ def _tell(study: Study, numbers: range, chosen: SearchSettings, configs: JobConf
     jobs = study.jobs()
     for number in numbers:
         if not study.has_values(number):
-            result = finished_run(folder / str(number), read(configs.own(jobs[number]))[0])
+            result = finished_run(folder / str(number), configs.read(jobs[number])[0])
             values = None if result is None or result.diverged else result.objectives(chosen.objectives)
             study.tell(number, values)
 

@@ -17,13 +17,14 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from lora_exp.config.compose import is_run_config, one_line_errors, read
+from lora_exp.config.compose import is_run_config, one_line_errors
 from lora_exp.config.spec import RunSpec
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.pruning import kept_within
 from lora_exp.storage.sweep_file import SWEEP, begin_sweep, check_report_place, end_sweep, read_about
-from lora_exp.sweeps.job import check, open_delivery, open_laboratory
+from lora_exp.sweeps.job import check, open_laboratory
 from lora_exp.sweeps.job_configs import JobConfigs
+from lora_exp.sweeps.recording import recording
 
 if TYPE_CHECKING:
     from lora_exp.config.settings import Settings
@@ -63,7 +64,7 @@ def read_jobs(
     found: list[tuple[RunSpec, Settings]] = []
     for number, overrides in enumerate(jobs):
         try:
-            found.append(read(configs.own(overrides)))
+            found.append(configs.read(overrides))
         except LoraExpError as error:
             job = f" (job {number} of the sweep)" if numbered and len(jobs) > 1 else ""
             raise LoraExpError(f"{error}{job}") from error
@@ -94,19 +95,17 @@ def open_sweep(
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
     with kept_within(open_laboratory(settings).store, settings.store.limit):
-        delivery, is_resumed = open_delivery(settings), (folder / SWEEP).exists()
+        is_resumed = (folder / SWEEP).exists()
         begin_sweep(folder, name, jobs, search)
-        if is_resumed:
-            delivery.reopen_parent(folder)
-        delivery.open_parent(folder)
+        recording().begin(folder, is_resumed)
         try:
             yield
         except KeyboardInterrupt:
             end_sweep(folder, "KILLED", None)
-            delivery.close_parent(folder)
+            recording().close(folder)
             print(f"to resume: {shlex.join(['lora-exp', 'resume', str(folder.absolute())])}", file=sys.stderr)
             raise
-        except Exception:
+        except BaseException:
             _report(folder, first, settings, "FAILED")
             raise
         _report(folder, first, settings, "FINISHED")
@@ -120,32 +119,11 @@ def raise_failed(returns: Sequence[JobReturn]) -> None:
 
 
 def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> None:
-    """Write the report, close the MLflow parent run, and print the table and where everything is."""
-    from lora_exp.report import write as report
-    from lora_exp.report.search_section import search_verdict
-    from lora_exp.report.terminal import print_next, print_sweep
-    from lora_exp.storage.sweep_folder import read_sweep
-
-    delivery = open_delivery(settings)
-    if not read_about(folder)["jobs"]:  # a search that failed before its first job
-        end_sweep(folder, status, None)
-        delivery.close_parent(folder)
-        return
-    done = read_sweep(folder)
-    claim = report.judged_claim(done, settings.report.claim)
-    out = settings.report.place(done.name)
-    pictures, labels = open_laboratory(settings).test_pictures(first)
-    report.write_report(done, out, pictures, labels, claim)
+    """Have the report written and the MLflow parent run closed; print the table and where everything is."""
+    about, out = read_about(folder), None
+    if about["jobs"]:  # else a search that failed before its first job
+        out = settings.report.place(about["name"])
+        text = recording().report(folder, out, settings.report.claim, first.data.name, settings.data.root)
+        print(text, end="", flush=True)
     end_sweep(folder, status, out)
-    missing = delivery.deliver_all([Path(place) for place in done.frame["folder"]], delivery.open_parent(folder))
-    print_sweep(done.frame)
-    print(report.verdict(done.frame))
-    if claim is not None:
-        print(claim.sentence)
-    if done.search is not None:
-        print(search_verdict(done, done.search))
-    print(f"report   {out / 'report.html'}\nruns     {folder.absolute()}")
-    print_next(done)
-    if missing or not delivery.close_parent(folder):
-        command = shlex.join(["lora-exp", "sync", str(folder.absolute())])
-        print(f"MLflow lacks some of these runs; when it can be reached again: {command}")
+    print(recording().complete(folder), end="", flush=True)

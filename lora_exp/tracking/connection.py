@@ -8,6 +8,7 @@ import http.client
 import os
 import shutil
 import sqlite3
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,8 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from lora_exp.config.settings import TrackingSettings
-from lora_exp.errors import LoraExpError
-from lora_exp.storage.leases import writable_folder
+from lora_exp.errors import LoraExpError, writable_folder
 
 SQLITE = "sqlite:///"
 SERVER_TIMEOUT = 3.0  # seconds
@@ -36,13 +36,24 @@ ENVIRONMENT = {
 }
 
 
+def load_library() -> Any:
+    """Import MLflow, set up as this package needs it; return the class `mlflow.MlflowClient`."""
+    os.environ |= ENVIRONMENT | dict(os.environ)  # what the user has set stays
+    from mlflow import MlflowClient
+    from mlflow.store.tracking import sqlalchemy_store
+
+    del sqlalchemy_store  # takes 1 s to import, which the first client of a sqlite store would do later
+
+    return MlflowClient
+
+
 def connect(settings: TrackingSettings) -> tuple[TrackingSettings, Any, str]:
     """Open the store; create it and the experiment where they do not exist.
 
     Returns the settings with an absolute address, an `mlflow.MlflowClient`, and the id of the experiment. Raises
     LoraExpError when that is not possible, for a silent server after about 3 s.
     """
-    os.environ |= ENVIRONMENT | dict(os.environ)  # what the user has set stays
+    client_class = load_library()
     ready: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if settings.kind == "server":
         _check_server(settings.uri)
@@ -50,10 +61,21 @@ def connect(settings: TrackingSettings) -> tuple[TrackingSettings, Any, str]:
         settings = _absolute(settings)
         ready = _prepared_database(settings)
     with translated_errors(settings.uri), ready:
-        from mlflow import MlflowClient
-
-        client = MlflowClient(settings.uri)
+        client = client_class(settings.uri)
         return settings, client, _experiment(client, settings)
+
+
+def check(settings: TrackingSettings) -> None:
+    """Check in some milliseconds, without MLflow, that runs can be recorded. Raises LoraExpError where they can't."""
+    if settings.kind == "server":
+        _check_server(settings.uri)
+    elif settings.kind == "sqlite":
+        settings = _absolute(settings)
+        with translated_errors(settings.uri), writable_folder("tracking.artifacts", Path(settings.artifacts)):
+            path = Path(settings.uri.removeprefix(SQLITE))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and path.stat().st_size > 0:
+                _check_database(path)
 
 
 def existing_store(settings: TrackingSettings, wanted: str) -> TrackingSettings:
@@ -189,10 +211,19 @@ def _create_database(path: Path, artifacts: str) -> None:
 @contextlib.contextmanager
 def translated_errors(uri: str) -> Iterator[None]:
     """A block in which errors of MLflow, sqlite and the disk become a LoraExpError of one line."""
-    from mlflow.exceptions import MlflowException
-
     try:
         yield
-    except (MlflowException, OSError, sqlite3.Error) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, sqlite3.Error, *_errors_of_mlflow())):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise LoraExpError(f"tracking.uri={uri}: {reason[:300]}") from error
+
+
+def _errors_of_mlflow() -> tuple[type[Exception], ...]:
+    """The errors that MLflow raises: none while it is not loaded."""
+    if "mlflow" not in sys.modules:
+        return ()
+    from mlflow.exceptions import MlflowException
+
+    return (MlflowException,)

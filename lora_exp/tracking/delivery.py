@@ -8,13 +8,15 @@ next one looks the run up by its ticket and completes it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_exp.config.settings import TrackingSettings
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import RESULT, read
 from lora_exp.storage.sweep_file import FAILURE, note, read_about, read_failure, write_json
@@ -35,14 +37,25 @@ class Delivery:
     No method raises when the store fails: a warning is logged, and for PAUSE seconds no other job waits for the store.
     """
 
-    def __init__(self, recorder: Recorder | None) -> None:
-        """Without a recorder nothing is recorded, and everything counts as recorded."""
-        self.recorder = recorder
+    def __init__(self, settings: TrackingSettings) -> None:
+        """With `tracking=off` nothing is recorded, and everything counts as recorded."""
+        self._settings = settings
         self._paused_until = 0.0
+        self._parents: dict[Path, str] = {}
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is recorded."""
+        return self._settings.kind == "off"
+
+    @functools.cached_property
+    def recorder(self) -> Recorder:
+        """What writes to the store, which is opened on first use. Raises LoraExpError when it can't be opened."""
+        return Recorder.open(self._settings)
 
     def deliver(self, folder: Path, parent: str | None) -> bool:
         """Record what a job's folder holds, once. Return whether it is recorded."""
-        if self.recorder is None:
+        if self.is_off:
             return True
         if not self._is_paused():
             with self._logged_errors():
@@ -56,9 +69,18 @@ class Delivery:
 
     def open_parent(self, folder: Path) -> str | None:
         """The parent run of the sweep in `folder`, created or found by its ticket; None while the store is away."""
+        if self.is_off or folder in self._parents:  # sweep.json of thousands of jobs takes long to read
+            return self._parents.get(folder)
         about = read_about(folder)
-        if self.recorder is None or about.get("parent_run"):
-            return about.get("parent_run")
+        parent: str | None = about.get("parent_run")
+        if parent is None and not self._is_paused():
+            parent = self._new_parent(folder, about)
+        if parent is not None:
+            self._parents[folder] = parent
+        return parent
+
+    def _new_parent(self, folder: Path, about: Mapping[str, Any]) -> str | None:
+        """Create the parent run, or find it by its ticket."""
         ticket = Ticket(about["ticket"], now(), is_retry=bool(about.get("parent_asked")))
         note(folder, parent_asked=True)
         # A search has no jobs yet when its parent is opened.
@@ -72,8 +94,8 @@ class Delivery:
 
     def reopen_parent(self, folder: Path) -> None:
         """Set the parent run of a sweep that is resumed to RUNNING."""
-        about = note(folder, ended=None)
-        if self.recorder is not None and about.get("parent_run"):
+        about = read_about(folder)
+        if not self.is_off and about.get("parent_run"):
             with self._logged_errors():
                 self.recorder.reopen(about["parent_run"])
 
@@ -86,13 +108,13 @@ class Delivery:
 
         about = read_about(folder)
         ended, parent = about.get("ended"), about.get("parent_run")
-        if self.recorder is None or (ended or {}).get("recorded"):
+        if self.is_off or (ended or {}).get("recorded"):
             return True
         if ended and parent and not self._is_paused():
+            report = None if ended["report"] is None else Path(ended["report"])
+            sweep = None if report is None else read_sweep(folder)
+            runs = {} if sweep is None else _runs_of(sweep)
             with self._logged_errors():
-                report = None if ended["report"] is None else Path(ended["report"])
-                sweep = None if report is None else read_sweep(folder)
-                runs = {} if sweep is None else _runs_of(sweep)
                 self.recorder.finish_sweep(parent, ended["status"], ended.get("time") or now(), sweep, runs, report)
                 note(folder, ended=ended | {"recorded": True})
                 return True

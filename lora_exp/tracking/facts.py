@@ -35,7 +35,7 @@ def metrics_of(result: RunResult) -> dict[str, float]:
     """The numbers of the run. Errors are rates from 0 to 1, times are seconds.
 
     The error on the target comes first, because MLflow's compare page draws the first metric. A diverged run has no
-    errors, accuracies or forgetting, so that they are never compared with those of sound runs.
+    errors, accuracies or forgetting, so that they are never compared with those of finished runs.
     """
     out = result.outcome
     found: dict[str, float] = {}
@@ -148,7 +148,7 @@ class Links:
 
 
 def metrics_of_sweep(frame: pd.DataFrame) -> dict[str, float]:
-    """`jobs_<status>`, and of the sound runs `mean_*`, `lowest_*` and `pareto_runs`. Errors are rates from 0 to 1."""
+    """`jobs_<status>`, and of the finished runs `mean_*`, `lowest_*` and `pareto_runs`. Errors are rates, 0 to 1."""
     from lora_exp.storage.table import both_errors, finished, pareto_front
 
     found = {f"jobs_{status}": float(count) for status, count in frame["status"].value_counts().items()}

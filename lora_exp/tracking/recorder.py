@@ -1,4 +1,4 @@
-"""Write runs to MLflow. Only the process that launches jobs does.
+"""Write runs to MLflow. Of all processes of a run or a sweep one alone does (`sweeps/recording.py`).
 
 A run is created after its result is on disk, and is closed at once, so that a killed job leaves no run RUNNING. Only
 the parent run of a sweep stays open while the sweep goes on.

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from numpy.typing import NDArray
 
 from lora_exp import numerics
 from lora_exp.adapters.initialisation import Factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import adapter_plan
-from lora_exp.config.spec import DataSpec, RunSpec, digest
+from lora_exp.config.spec import DataSpec, RunSpec
 from lora_exp.errors import reason
 from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.data import ImageData, load, pictures
-from lora_exp.storage.provenance import code_version, provenance
+from lora_exp.model.data import ImageData, load
+from lora_exp.storage import keys
+from lora_exp.storage.promises import promise
+from lora_exp.storage.provenance import provenance
 from lora_exp.storage.result import RESULT, RunResult
 from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import Failure, Stopped
@@ -106,11 +107,6 @@ class Laboratory:
         self.data(spec.data)
         adapter_plan(spec.adapter, layer_shapes(spec.model), spec.finetune.seed)
 
-    def test_pictures(self, spec: RunSpec) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the test images as pixels [N, 28, 28] uint8, and their labels [N], for figures."""
-        test = self.data(spec.data).test
-        return pictures(test), test.labels.cpu().numpy()
-
     def packs(self, specs: Sequence[RunSpec], jobs: Jobs) -> list[list[RunSpec]]:
         """Divide jobs that share a base into packs."""
         planned = plan_packs([jobs[spec].size for spec in specs], self.executor.workers, self.executor.memory)
@@ -122,16 +118,15 @@ class Laboratory:
 
     def base_key(self, spec: RunSpec) -> str:
         """Hash everything that determines a base: the store's key of it."""
-        return digest([spec.base_spec_key, *self.circumstances(spec, "bases")])
+        return keys.base_key(spec, self.data(spec.data).sha256, self.device.type)
 
     def result_key(self, spec: RunSpec) -> str:
         """Hash everything that determines a result: the store's key of it."""
-        return digest([spec.key, *self.circumstances(spec)])
+        return keys.result_key(spec, self.data(spec.data).sha256, self.device.type)
 
-    def circumstances(self, spec: RunSpec, kind: str = "results") -> list[str]:
-        """List what determines a result besides its spec: data, code, torch version, device type, code path of MKL."""
-        code_path = numerics.requested() if self.device.type == "cpu" else ""
-        return [self.data(spec.data).sha256, code_version(kind), torch.__version__, self.device.type, code_path]
+    def circumstances(self, spec: RunSpec) -> list[str]:
+        """List what determines a result besides its spec: see `keys.circumstances`."""
+        return keys.circumstances("results", self.data(spec.data).sha256, self.device.type)
 
     def _with_halving(self, halving: HalvingSettings, specs: Sequence[RunSpec], work: ResultWork) -> Iterator[Done]:
         """Yield the jobs that are stopped or fail at a rung, then those that run to their end."""
@@ -199,8 +194,9 @@ class ResultWork:
     def facts(self) -> dict[str, Any]:
         """The provenance of the results."""
         laboratory, layers = self._laboratory, self._base.model.layers
-        promise = _promise(tuple(tuple(layer.weight.shape) for layer in layers), laboratory.device)
-        return provenance(str(laboratory.device), laboratory.threads, promise, self.data.sha256)
+        shapes = tuple(tuple(layer.weight.shape) for layer in layers)
+        promised = promise(laboratory.store, shapes, laboratory.device)
+        return provenance(str(laboratory.device), laboratory.threads, promised, self.data.sha256)
 
     def results(self, pack: Sequence[RunSpec], progress: Progress | None) -> Iterator[tuple[str, Files]]:
         """Train and judge a pack in this process; yield the store's key and the files of each result."""
@@ -236,4 +232,3 @@ class ResultWork:
 
 
 _read_once = functools.lru_cache(maxsize=2)(load)
-_promise = functools.cache(numerics.promise)  # it can take a second

@@ -18,10 +18,9 @@ from lora_exp.adapters.pack import AdapterPack, Trained
 from lora_exp.adapters.plan import AdapterPlan
 from lora_exp.config.spec import FinetuneSpec
 from lora_exp.model.base import BaseModel
-from lora_exp.numerics import generator
+from lora_exp.numerics import adam_step, generator
 from lora_exp.training.checkpoint import Checkpoint, common_steps
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants (Kingma & Ba 2014, Algorithm 1)
 Moments = list[list[Trained]]  # first or second moments of every trained part of every job, without padding
 
 
@@ -186,20 +185,5 @@ class _Adam:
         by_job = self.active.trained(grads)
         for rate, places in self.by_rate.items():
             values, first, second = self.tensors[rate]
-            # The kernel behind torch.optim.Adam(fused=True), called on views of the stacks. The optimizer class allows
-            # neither views that shrink nor one step counter for many tensors.
-            torch._fused_adam_(
-                values,
-                [by_job[row][at].rows for row, at in places],
-                first,
-                second,
-                [],
-                [torch.tensor(float(number), device=values[0].device)] * len(values),
-                amsgrad=False,
-                lr=rate,
-                beta1=BETA1,
-                beta2=BETA2,
-                weight_decay=0.0,
-                eps=EPSILON,
-                maximize=False,
-            )
+            grads_of_rate = [by_job[row][at].rows for row, at in places]
+            adam_step(values, grads_of_rate, first, second, rate, number)

@@ -1,0 +1,87 @@
+"""The Hydra application: what `lora-exp` does with overrides and Hydra's flags."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from lora_exp.config.compose import compose_config, config_folder, error_line, one_line_errors, read, register
+from lora_exp.config.hydra_rules import check_overrides
+from lora_exp.errors import LoraExpError
+
+
+def run_application() -> None:
+    """Run the command line in `sys.argv`. Raises LoraExpError for bad input, and JobsFailed when jobs failed."""
+    raised: list[Exception] = []
+
+    def run(config: DictConfig) -> float | None:
+        from lora_exp.sweeps import job  # loads torch
+
+        return job.run(config)
+
+    def alone(config: DictConfig) -> None:
+        try:
+            run(config)
+        except Exception as error:  # Hydra would print it
+            raised.append(error)
+
+    try:
+        given = _given()
+        application = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
+        if given.help or given.hydra_help or given.cfg or given.info or given.shell_completion:
+            with one_line_errors(OSError):
+                register()
+                check_overrides(given.overrides)
+                application(run)()
+        else:
+            is_sweep = _is_sweep(given.overrides, given.multirun)
+            if not (given.run or is_sweep):
+                sys.argv.insert(1, "--run")  # Hydra would compose the config once more to find this out
+            application(run if is_sweep else alone)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise LoraExpError(error_line(error)) from error
+    if raised:
+        raise raised[0]
+
+
+def _given() -> argparse.Namespace:
+    """The command line as Hydra reads it.
+
+    Raises LoraExpError for options that do not exist, and for those that choose another config: it could run code.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = parser.allow_abbrev = False
+    given = argparse.Namespace()
+    with one_line_errors():
+        unknown = parser.parse_known_args(namespace=given)[1]
+    if unknown:
+        raise LoraExpError(
+            f"{unknown[0]}: no such option, or an override separated from the others; --help lists the options"
+        )
+    for name in ("config_dir", "config_name", "config_path", "experimental_rerun"):
+        if getattr(given, name) is not None:
+            raise LoraExpError(f"--{name.replace('_', '-')}: can't be chosen; configs are those in {config_folder()}")
+    if sum(map(bool, (given.run, given.multirun, given.cfg, given.info, given.shell_completion))) > 1:
+        raise LoraExpError("only one of --run, --multirun, --cfg, --info and --shell-completion can be chosen")
+    if given.resolve and not (given.cfg or given.help):
+        raise LoraExpError("--resolve: needs --cfg or --help")
+    return given
+
+
+def _is_sweep(overrides: list[str], multirun: bool) -> bool:
+    """Whether the command is a sweep. A single run is checked here, before Hydra makes its folder."""
+    config = compose_config(overrides, multirun)
+    if multirun or config.hydra.mode == RunMode.MULTIRUN:
+        return True
+    spec, settings = read(config)
+    from lora_exp.sweeps.job import check
+
+    check([spec], settings)
+    return False

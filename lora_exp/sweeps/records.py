@@ -1,0 +1,95 @@
+"""What is kept of runs besides their folders: runs in MLflow, figures, and the report of a sweep.
+
+All of it is made from what lies on disk. The methods are the requests that the launching process makes of two
+processes: see `recording.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Tracking:
+    """The runs of a process in MLflow. A store that fails is no error: see `tracking/delivery.py`."""
+
+    def load(self) -> None:
+        """Import MLflow."""
+        from lora_exp.tracking.connection import load_library
+
+        load_library()
+
+    def open(self, tracking: Mapping[str, Any], directory: str) -> None:
+        """Record in the store of these settings; their relative paths start at `directory`."""
+        from lora_exp.config.settings import TrackingSettings
+        from lora_exp.tracking.delivery import Delivery
+
+        os.chdir(directory)
+        self._delivery = Delivery(TrackingSettings(**tracking))
+
+    def begin(self, sweep: str, resumed: bool) -> None:
+        """Open the parent run of the sweep in that folder."""
+        if resumed:
+            self._delivery.reopen_parent(Path(sweep))
+        self._delivery.open_parent(Path(sweep))
+
+    def record(self, folder: str, sweep: str | None) -> None:
+        """Record what a job's folder holds, below the parent run of its sweep, if any."""
+        self._delivery.deliver(Path(folder), None if sweep is None else self._delivery.open_parent(Path(sweep)))
+
+    def complete(self, sweep: str) -> bool:
+        """Record every job that is missing and close the parent run; return whether nothing is missing."""
+        from lora_exp.storage.sweep_file import read_about
+
+        folder, parent = Path(sweep), self._delivery.open_parent(Path(sweep))
+        jobs = [folder / str(job) for job in range(len(read_about(folder)["jobs"]))]
+        return self._delivery.deliver_all(jobs, parent) == 0 and self._delivery.close_parent(folder)
+
+    def close(self, sweep: str) -> None:
+        """Close the parent run of an interrupted sweep."""
+        self._delivery.close_parent(Path(sweep))
+
+
+class Reports:
+    """The figures and reports of a process's runs. Each raises LoraExpError when it can't be written."""
+
+    def load(self) -> None:
+        """Import what they need, also the libraries that they load on use."""
+        for name in ("report.write", "report.terminal", "report.search_section", "model.data"):
+            importlib.import_module(f"lora_exp.{name}")
+        for name in ("pyarrow.parquet", "plotly.offline", "PIL.PngImagePlugin", "matplotlib.backends.backend_agg"):
+            importlib.import_module(name)
+
+    def draw(self, folder: str, data: str, data_root: str) -> None:
+        """Draw the figures of the run in a folder, whose data set is `data`."""
+        from safetensors.numpy import load_file
+
+        from lora_exp.model.data import test_pictures
+        from lora_exp.report.figures import run_figures
+        from lora_exp.storage.result import PREDICTIONS, read
+
+        place = Path(folder)
+        pictures, labels = test_pictures(data, Path(data_root))
+        run_figures(read(place), load_file(place / PREDICTIONS), pictures, labels, place / "figures")
+
+    def report(self, sweep: str, out: str, claim: str | None, data: str, data_root: str, terminal: bool) -> str:
+        """Write the report of a sweep into `out`; return what to print: the table, the verdict, where everything is."""
+        from lora_exp.model.data import test_pictures
+        from lora_exp.report import write
+        from lora_exp.report.search_section import search_verdict
+        from lora_exp.report.terminal import next_text, sweep_text
+        from lora_exp.storage.sweep_folder import read_sweep
+
+        done = read_sweep(Path(sweep))
+        judged = write.judged_claim(done, claim)
+        write.write_report(done, Path(out), *test_pictures(data, Path(data_root)), judged)
+        lines = [write.verdict(done.frame)]
+        if judged is not None:
+            lines.append(judged.sentence)
+        if done.search is not None:
+            lines.append(search_verdict(done, done.search))
+        lines += [f"report   {Path(out) / 'report.html'}", f"runs     {sweep}"]
+        return sweep_text(done.frame, terminal) + "\n".join(lines) + f"\n{next_text(done)}"
