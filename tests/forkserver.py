@@ -50,7 +50,7 @@ LOADED = (
     *("torch._dynamo", "torch.optim"),
 )
 # Environment variables that are read before or during these imports.
-READ_AT_START = re.compile(r"PYTHON(?!PATH$)|LANG|LC_|HOME$|TMPDIR$|XDG_|OMP_|MKL_|OPENBLAS_|TORCH|MPL|MLFLOW_")
+READ_AT_START = re.compile(r"PYTHON(?!PATH$)|LANG|LC_|HOME$|TMPDIR$|XDG_|OMP_|MKL_|OPENBLAS_|TORCH_|MPL|MLFLOW_")
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 24, 1, 2
 PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
 
