@@ -1,14 +1,14 @@
-# make sweep: the first thing to try.  make test: all that CI checks.
+# make sweep: the first thing to try.  make test, make test-long: what CI checks.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINIMUM := .venv-minimum
 AUDIT := .venv-audit
-TESTS := python -m pytest --numprocesses 2 --dist worksteal
+TESTS := python -m pytest --numprocesses 2 --dist worksteal --durations 25
 # Threads that wait actively would take the core that the other half of the tests needs.
-test minimum: export OMP_WAIT_POLICY := PASSIVE
+test test-long minimum: export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: sweep test minimum audit setup browser example clean
+.PHONY: sweep test test-long minimum audit setup browser example clean
 
 sweep: setup
 	$(BIN)/lora-exp experiment=rank_by_digit
@@ -18,6 +18,10 @@ test: setup browser
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/$(TESTS)
+
+# Tests that are slow by nature: CONTRIBUTING.md lists them, each with the promise that it holds.
+test-long: setup browser
+	$(BIN)/$(TESTS) -m 'long and not gpu'
 
 # The tests with each library at the oldest version that pyproject.toml allows; torch and the test tools are those of
 # .venv.

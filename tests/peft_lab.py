@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import forkserver
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -44,7 +45,9 @@ class Lab:
     sweeps: dict[str, Path]
 
     def lora_exp(self, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        return in_a_process(self.folder, "-m", "lora_exp", *arguments, code=code)
+        done = forkserver.run([str(argument) for argument in arguments], self.folder)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
 
     @property
     def places(self) -> list[str]:

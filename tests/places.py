@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import psutil
+from forkserver import ROOT, Process, start
 
 from lora_exp import load_sweep
 from lora_exp.storage.sweep_file import SWEEP
@@ -89,20 +87,10 @@ class Place:
         self.computed = folder / "computed.txt"
         (folder / "sitecustomize.py").write_text(HOOK)
 
-    def start(self, *arguments: str, new_session: bool = False, **environment: str) -> subprocess.Popen[str]:
-        paths = [str(self.folder), str(Path(__file__).parent.parent)]  # this checkout, even if another is installed
+    def start(self, *arguments: str, new_session: bool = False, **environment: str) -> Process:
+        paths = [str(self.folder), str(ROOT)]  # this checkout, even if another is installed
         given = {"PYTHONPATH": os.pathsep.join(paths), "COMPUTED": str(self.computed), **environment}
-        return subprocess.Popen(
-            [sys.executable, "-m", "lora_exp", *arguments],
-            cwd=self.folder,
-            env=os.environ | given,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=new_session,
-            # In the background of a script, processes and their children ignore SIGINT.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        return start(arguments, self.folder, os.environ | given, new_session=new_session)
 
     def run(self, *arguments: str, code: int = 0, **environment: str) -> tuple[str, str]:
         process = self.start(*arguments, **environment)
@@ -140,7 +128,7 @@ def prepared(folder: Path, data_root: Path) -> Place:
     return Place(folder)
 
 
-def busy(process: subprocess.Popen[str], name: str, seconds: float) -> psutil.Process:
+def busy(process: Process, name: str, seconds: float) -> psutil.Process:
     """Wait for a descendant of `process` with `name` in its command line that has used so many seconds of CPU time."""
     while True:
         assert process.poll() is None, process.communicate()

@@ -6,7 +6,6 @@ was computed is never lost.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forkserver import Process, start
 
 from lora_exp import load_sweep
 from lora_exp.config.settings import TrackingSettings
@@ -31,17 +31,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:D
 QUICK = ("model=tiny", "data.limit=2000", "finetune.steps=2")
 OFF = (*QUICK, "tracking=off")
 SWEEP = ("-m", *OFF, "adapter.rank=1,2")
-PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 
 
-def start(folder: Path, *arguments: str, unset: str = "", **how: Any) -> subprocess.Popen[str]:
+def interpreter(folder: Path, *arguments: str, unset: str = "", **how: Any) -> subprocess.Popen[str]:
+    """Start a command with an interpreter of its own, whose start is a circumstance too."""
     environment = {name: value for name, value in os.environ.items() if name != unset} | how.pop("env", {})
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
     command = [sys.executable, "-m", "lora_exp", *arguments]
     return subprocess.Popen(command, cwd=folder, env=environment, encoding="utf-8", **pipes)
 
 
-def ended(process: subprocess.Popen[str], *codes: int) -> tuple[str, str]:
+def ended(process: Process, *codes: int) -> tuple[str, str]:
     """What a process wrote, having ended as it may."""
     out, err = process.communicate(timeout=300)
     out, err = out or "", err or ""
@@ -53,7 +53,7 @@ def ended(process: subprocess.Popen[str], *codes: int) -> tuple[str, str]:
 
 
 def lora_exp(folder: Path, *arguments: str, codes: tuple[int, ...] = (0,), **how: Any) -> tuple[str, str]:
-    return ended(start(folder, *arguments, **how), *codes)
+    return ended(start(arguments, folder, **how), *codes)
 
 
 def results(lab: Path) -> int:
@@ -72,18 +72,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageD
 
 @pytest.fixture
 def closed(tmp_path: Path) -> Iterator[Path]:
-    """A folder that is there, and can't be written to by a process under `bound`."""
+    """A folder that is there, and can't be written to by a process that is `bound`."""
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o500)
     yield folder
     folder.chmod(0o700)
-
-
-def bound() -> None:
-    """In a child, before it starts: permissions bind root too, whose privilege to pass them by is dropped."""
-    if os.geteuid() == 0:
-        for privilege in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
-            assert ctypes.CDLL(None, use_errno=True).prctl(PR_CAPBSET_DROP, privilege, 0, 0, 0) == 0
 
 
 PLACES = [
@@ -109,14 +102,14 @@ def test_a_place_that_can_not_be_written_to_is_one_line(
     flags = ["-m"] if "-m" in arguments else []
     filled = [argument.format(place) for argument in arguments if argument != "-m"]
     before = results(lab)
-    _, err = lora_exp(lab, *flags, *OFF, *filled, codes=(1, 2), preexec_fn=bound)
+    _, err = lora_exp(lab, *flags, *OFF, *filled, codes=(1, 2), bound=True)
     assert str(place) in err
     assert results(lab) >= before
     assert kind == "closed" or place.read_text() == "mine"
 
 
 def test_a_working_folder_that_can_not_be_written_to_is_one_line(closed: Path, data_root: Path) -> None:
-    _, err = lora_exp(closed, *OFF, f"data.root={data_root}", codes=(2,), preexec_fn=bound)
+    _, err = lora_exp(closed, *OFF, f"data.root={data_root}", codes=(2,), bound=True)
     assert "must be a folder that can be written to" in err
 
 
@@ -133,7 +126,7 @@ def test_a_report_takes_the_place_of_reports_only(lab: Path) -> None:
 
 def removed_while_running(folder: Path, place: str, *arguments: str, codes: tuple[int, ...]) -> tuple[str, str]:
     """Run, and remove what matches `place` as soon as it is there (a base is being trained then)."""
-    process = start(folder, *arguments)
+    process = start(arguments, folder)
     until = time.monotonic() + 120
     while not (found := list(folder.glob(place))):
         assert process.poll() is None and time.monotonic() < until, process.communicate()
@@ -178,7 +171,8 @@ def test_a_clock_that_goes_backwards_costs_nothing(lab: Path, tmp_path: Path) ->
         "time.time = lambda: time.time_ns() / 10**9\n"
     )
     paths = os.pathsep.join([str(tmp_path), *sys.path[1:]])
-    out, _ = lora_exp(lab, "-m", *QUICK, "adapter.rank=1,3", "report.name=back", env={"PYTHONPATH": paths})
+    command = ("-m", *QUICK, "adapter.rank=1,3", "report.name=back")
+    out, _ = ended(interpreter(lab, *command, env={"PYTHONPATH": paths}), 0)
     assert "Mean of 2 finished runs" in out
 
 
@@ -246,7 +240,7 @@ def test_a_very_long_config_is_on_record_whole_or_its_cut_is_stated(lab: Path) -
 
 def test_sweeps_that_start_at_once_get_folders_of_their_own(lab: Path) -> None:
     before = set(lab.glob("runs/*/*/sweep.json")), set(lab.glob("multirun_reports/*"))
-    racers = [start(lab, "-m", *OFF, f"adapter.rank={rank},{rank + 10}") for rank in range(1, 5)]
+    racers = [start(["-m", *OFF, f"adapter.rank={rank},{rank + 10}"], lab) for rank in range(1, 5)]
     for racer in racers:
         ended(racer, 0)
     folders = set(lab.glob("runs/*/*/sweep.json")) - before[0]
@@ -267,7 +261,7 @@ def test_sweeps_that_start_at_once_get_folders_of_their_own(lab: Path) -> None:
 )
 def test_an_odd_environment_changes_nothing(lab: Path, unset: str, environment: Mapping[str, str]) -> None:
     before = set(lab.glob("multirun_reports/*/report.md"))
-    out, _ = lora_exp(lab, "-m", *QUICK, "adapter.rank=1,2", unset=unset, env=dict(environment))
+    out, _ = ended(interpreter(lab, "-m", *QUICK, "adapter.rank=1,2", unset=unset, env=dict(environment)), 0)
     assert "Mean of 2 finished runs" in out
     assert len(set(lab.glob("multirun_reports/*/report.md")) - before) == 1
 
@@ -276,16 +270,16 @@ def test_a_terminal_without_unicode_gets_escapes(lab: Path, tmp_path: Path) -> N
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "data").symlink_to((lab / "cache" / "data").resolve())
-    out, _ = lora_exp(tmp_path, "-m", *OFF, "adapter=lora,full", env=ascii_only)
+    out, _ = ended(interpreter(tmp_path, "-m", *OFF, "adapter=lora,full", env=ascii_only), 0)
     assert "Mean of 2 finished runs" in out
-    _, err = lora_exp(lab, *OFF, env=ascii_only, codes=(2,))
+    _, err = ended(interpreter(lab, *OFF, env=ascii_only), 2)
     assert "working folder" in err
 
 
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["stdin", "stdout", "stderr"])
 def test_a_closed_stream_stops_nothing(lab: Path, number: int) -> None:
     before = set(lab.glob("multirun_reports/*/report.md"))
-    lora_exp(lab, "-m", *QUICK, "adapter.rank=1,2", preexec_fn=lambda: os.close(number))
+    ended(interpreter(lab, "-m", *QUICK, "adapter.rank=1,2", preexec_fn=lambda: os.close(number)), 0)
     assert len(set(lab.glob("multirun_reports/*/report.md")) - before) == 1
 
 
@@ -293,13 +287,12 @@ def test_a_closed_stream_stops_nothing(lab: Path, number: int) -> None:
 @pytest.mark.parametrize("reader", ["closed at once", "one line", "full disk"])
 def test_output_that_nobody_reads_stops_nothing(lab: Path, arguments: list[str], reader: str) -> None:
     before = set(lab.glob("runs/*/*/**/result.json"))
-    command = [sys.executable, "-m", "lora_exp", *arguments]
     if reader == "full disk":
         with Path("/dev/full").open("w") as full:
-            process = subprocess.Popen(command, cwd=lab, stdout=full, stderr=subprocess.PIPE, encoding="utf-8")
+            process = interpreter(lab, *arguments, stdout=full)
         ended(process, 0, 1)
     else:
-        process = subprocess.Popen(command, cwd=lab, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+        process = interpreter(lab, *arguments)
         assert process.stdout is not None and process.stderr is not None
         if reader == "one line":
             process.stdout.readline()
@@ -317,5 +310,5 @@ def test_a_working_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
     def remove() -> None:
         (tmp_path / "gone").rmdir()
 
-    _, err = lora_exp(tmp_path / "gone", *OFF, codes=(2,), preexec_fn=remove)
+    _, err = ended(interpreter(tmp_path / "gone", *OFF, preexec_fn=remove), 2)
     assert "working folder" in err

@@ -1,6 +1,7 @@
 """python -m pytest tests/test_cli.py
 
-The application as its users run it: real subprocesses, real training, real records.
+The application as its users run it: real processes, real training, real records. The first command is started by an
+interpreter of its own, the others by `forkserver.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import forkserver
 import pytest
 from safetensors.numpy import load_file
 
@@ -22,11 +24,15 @@ QUICK = ("model=tiny", "data.limit=3000", "finetune.steps=20")
 
 
 def lora_exp(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_exp", *arguments], cwd=folder, capture_output=True, text=True, timeout=300
-    )
+    done = forkserver.run(arguments, folder)
     assert done.returncode == code, done.stdout + done.stderr
     return done
+
+
+def interpreter(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a shell does: with an interpreter of its own."""
+    command = [sys.executable, "-m", "lora_exp", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,8 @@ def newest(folder: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def run(lab: Path) -> Path:
-    lora_exp(lab, *QUICK, "adapter.rank=3", "finetune.digit=9")
+    done = interpreter(lab, *QUICK, "adapter.rank=3", "finetune.digit=9")
+    assert done.returncode == 0, done.stderr
     return newest(lab, RESULT)
 
 
@@ -60,7 +67,7 @@ def test_help_and_config_and_refusals_answer_at_once(lab: Path, arguments: list[
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        lora_exp(lab, *arguments, code=code)
+        assert interpreter(lab, *arguments).returncode == code
         times.append(time.perf_counter() - started)
     # No speed test: ten times what it takes, so that an import of torch for nothing is noticed.
     assert min(times) < 8

@@ -108,6 +108,7 @@ def each_once(server: Server, place: Place) -> None:
     assert points == (1,) and inputs == (2 * len(names),)
 
 
+@pytest.mark.long
 def test_a_server_that_is_away_for_half_a_minute_gets_all_runs_and_for_good_what_sync_brings(
     server: Server, place: Place
 ) -> None:

@@ -5,12 +5,11 @@ A run that diverged, at whichever step, has no errors: it is never the best, nev
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forkserver
 import numpy as np
 import pandas as pd
 import pytest
@@ -135,16 +134,8 @@ def real(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: Image
     folder = tmp_path_factory.mktemp("diverged")
     (folder / "cache").mkdir()
     (folder / "cache" / "data").symlink_to(data_root)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "lora_exp", "-m", "model=tiny", "data.limit=2000", "hydra.sweep.dir=sweep"),
-            *("finetune.learning_rate=1e-3,1e10,1e30", "finetune.steps=1,2,5", "report.name=report"),
-        ],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    sweep = ("finetune.learning_rate=1e-3,1e10,1e30", "finetune.steps=1,2,5", "report.name=report")
+    done = forkserver.run(["-m", "model=tiny", "data.limit=2000", "hydra.sweep.dir=sweep", *sweep], folder)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     diverged = [path for path in (folder / "sweep").glob("*/result.json") if read(path.parent).diverged]

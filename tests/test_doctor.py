@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import forkserver
 import pytest
 import torch
 
@@ -32,14 +33,12 @@ KEY = "ab" * 32
 
 def examine(folder: Path, *arguments: str, code: int, package: Path = ROOT) -> list[str]:
     """What is printed, all of it; a traceback or a line of another form is none of it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_exp", "doctor", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(package)},
-    )
+    if package == ROOT:
+        done = forkserver.run(["doctor", *arguments], folder)
+    else:
+        command = [sys.executable, "-m", "lora_exp", "doctor", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(package)}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
@@ -84,9 +83,7 @@ def test_an_empty_folder_is_well_too(tmp_path: Path) -> None:
 
 
 def test_an_override_that_is_not_allowed_is_refused(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_exp", "doctor", "store.foldr=x"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = forkserver.run(["doctor", "store.foldr=x"], tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("lora-exp: store.foldr: no such key")
 
 
@@ -98,7 +95,7 @@ def test_a_damaged_record_is_found_at_once_and_a_damaged_file_by_the_full_look(f
     assert f"results {KEY}: a.bin is damaged; mend: lora-exp store verify" in "\n".join(lines)
     (path / ENTRY).write_bytes(b"{")
     assert f"results {KEY}: {ENTRY} is damaged" in "\n".join(examine(folder, code=1))
-    subprocess.run([sys.executable, "-m", "lora_exp", "store", "verify"], cwd=folder, capture_output=True)
+    forkserver.run(["store", "verify"], folder)
     assert "1 set aside" in "\n".join(examine(folder, "--full", code=0))
 
 
@@ -125,8 +122,7 @@ def test_a_database_that_cannot_be_used_is_found(folder: Path, content: bytes | 
 
 
 def test_a_database_with_damaged_pages_is_found(folder: Path) -> None:
-    run = [sys.executable, "-m", "lora_exp", "model=tiny", "data.limit=1000", "finetune.steps=3"]
-    subprocess.run(run, cwd=folder, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert forkserver.run(["model=tiny", "data.limit=1000", "finetune.steps=3"], folder).returncode == 0
     assert "mlflow.db: intact, 1 runs" in "\n".join(examine(folder, code=0))
     with (folder / "mlflow.db").open("r+b") as file:
         file.seek(4096)

@@ -45,7 +45,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: Imag
 
 @pytest.mark.parametrize(
     ("executor", "worker"),
-    [(PROCESSES, "lora_exp.executors.worker"), (SLURM, "submitit.core._submit")],
+    [(PROCESSES, "lora_exp.executors.worker"), pytest.param(SLURM, "submitit.core._submit", marks=LONG)],
     ids=["own", "slurm"],
 )
 def test_a_sweep_whose_worker_is_killed_has_the_bits_of_a_local_one(
@@ -61,6 +61,7 @@ def test_a_sweep_whose_worker_is_killed_has_the_bits_of_a_local_one(
     assert place.statuses() == {"FINISHED": 17}
 
 
+@LONG
 def test_a_sweep_on_ray_has_the_bits_of_a_local_one_and_listens_on_this_machine_only(place: Place, local: Path) -> None:
     process = place.start(*SWEEP, *RAY)
     assert process.poll() is None

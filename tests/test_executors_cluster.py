@@ -39,6 +39,7 @@ def trains(node: Any) -> bool:
     return any("ray::trained_apart" in " ".join(child.cmdline()) for child in psutil.Process(raylet.pid).children())
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # warnings of Ray
 def test_a_sweep_survives_a_node_and_has_the_bits_of_a_local_one(
     tmp_path: Path, data_root: Path, mnist: ImageData, cluster: Any

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forkserver
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -41,8 +40,7 @@ def folder(tmp_path: Path, data_root: Path, mnist: ImageData) -> Path:
 
 
 def lora_exp(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "lora_exp", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = forkserver.run(arguments, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

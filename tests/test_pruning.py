@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import forkserver
 import pytest
 
 from lora_exp.commands.store import verify_lines
@@ -45,9 +46,7 @@ def names(store: Store) -> set[str]:
 
 
 def command(*arguments: str, code: int = 0) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_exp", "store", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    done = forkserver.run(["store", *arguments], ROOT)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return (done.stdout or done.stderr).splitlines()

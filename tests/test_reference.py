@@ -5,10 +5,9 @@ The reference numbers of the project, from the real command on all of MNIST.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
+import forkserver
 import pytest
 
 from lora_exp.model.data import ImageData
@@ -16,8 +15,7 @@ from lora_exp.storage.result import ADAPTER, RESULT, RunResult, read
 
 
 def run(folder: Path, *arguments: str) -> tuple[RunResult, Path]:
-    command = [sys.executable, "-m", "lora_exp", *arguments, "tracking=off"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    done = forkserver.run([*arguments, "tracking=off"], folder)
     assert done.returncode == 0, done.stderr
     place = max(folder.glob(f"runs/*/*/{RESULT}"), key=lambda path: path.stat().st_mtime).parent
     return read(place), place

@@ -105,6 +105,7 @@ def answer_of(address: str, request: bytes) -> object:
         return json.load(answer)
 
 
+@pytest.mark.long
 def test_a_served_model_answers_a_json_request(place: Place) -> None:
     printed, _ = place.run("register", "mlp", "--name", "served")
     [line] = [line for line in printed.splitlines() if line.startswith("serve ")]

@@ -37,19 +37,20 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mni
     return place.sweep()
 
 
-def test_a_sweep_killed_at_twenty_moments_ends_as_one_that_was_not(place: Place, uninterrupted: Path) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_a_sweep_killed_at_any_moment_ends_as_one_that_was_not(place: Place, uninterrupted: Path, kills: int) -> None:
     moments = random.Random(0)
     arguments = ["-m", *QUICK, "finetune.steps=400", *JOBS]
-    for kill in range(20):
+    at_start = kills // 10  # the others while it works, whatever the machine is busy with besides
+    for kill in range(kills):
         process = place.start(*arguments)
         begun = time.time()
-        # Two while it starts, the others while it works, whatever the machine is busy with besides.
-        while kill > 1 and process.poll() is None and place.last_change() < begun:
+        while kill >= at_start and process.poll() is None and place.last_change() < begun:
             time.sleep(0.05)
         time.sleep(moments.uniform(0.0, 2.5))
         process.kill()
         process.communicate()
-        if kill > 1:
+        if kill >= at_start:
             arguments = ["resume", str(place.sweep())]
     out, _ = place.run("resume", str(place.sweep()))
     assert "Mean of 40 finished runs" in out

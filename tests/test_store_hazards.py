@@ -8,18 +8,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import shutil
 import sqlite3
 import struct
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import forkserver
 import pytest
 import torch
+from forkserver import Process
 from safetensors.torch import load, save
 
 from lora_exp.commands.store import verify_lines
@@ -61,10 +60,8 @@ def numbers(laboratory: Laboratory) -> dict[RunSpec, tuple[object, bytes]]:
     return found
 
 
-def start(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "lora_exp", *arguments, *QUICK]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=folder, text=True, **pipes, **options)
+def start(folder: Path, *arguments: str, **limits: int) -> Process:
+    return forkserver.start([*arguments, *QUICK], folder, stderr=subprocess.STDOUT, **limits)
 
 
 def trainings(log: str) -> int:
@@ -142,14 +139,14 @@ def test_a_base_whose_checksums_hold_but_whose_content_does_not_is_set_aside_in_
 
 
 @contextlib.contextmanager
-def full_disk(folder: Path) -> Iterator[dict[str, Any]]:
+def full_disk(folder: Path) -> Iterator[dict[str, int]]:
     """`folder` is on a full disk; where none may be mounted, no process can write a file as large as it must.
 
     Yields how to start a process that meets that.
     """
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
-        yield {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, FULL))}
+        yield {"file_size": FULL}
         return
     try:
         ballast = folder / "ballast"
@@ -181,8 +178,7 @@ def test_a_full_disk_is_one_clear_line_and_with_room_the_same_command_works(fold
 
 
 def test_a_file_that_may_not_grow_is_told_as_a_full_disk_is(folder: Path) -> None:
-    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, FULL))}
-    failed = start(folder, "tracking=off", "finetune.digit=5", **limit)
+    failed = start(folder, "tracking=off", "finetune.digit=5", file_size=FULL)
     said = failed.communicate(timeout=120)[0]
     assert failed.returncode == 1 and "make room" in said and "Traceback" not in said, said
     assert list((folder / "cache" / "store" / "partial").iterdir()) == []
