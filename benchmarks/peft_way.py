@@ -1,4 +1,4 @@
-"""python benchmarks/peft_way.py DIR [--fused]: one base, then 50 adapters of PEFT's, one after another."""
+"""python benchmarks/peft_way.py DIR RANKS [--fused]: one base, then an adapter of PEFT's for each rank and digit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ base = Net()
 fit(base, train_x, train_y)
 base_seconds = time.perf_counter() - started
 errors = []
-for rank in (1, 2, 4, 8, 16):
+for rank in map(int, sys.argv[2].split(",")):
     for digit in range(10):
         config = LoraConfig(r=rank, lora_alpha=1, target_modules=["linear1", "linear2", "linear3"])
         adapted = get_peft_model(base, config)

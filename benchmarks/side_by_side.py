@@ -1,6 +1,6 @@
-"""python benchmarks/side_by_side.py [--folder DIR] [--demo-runs 3] [--repeats 1]
+"""python benchmarks/side_by_side.py [--folder DIR] [--ranks 1 2 4 8 16] [--demo-runs 3] [--repeats 1]
 
-The same 50 jobs three ways, in turn, each in processes of its own: rank 1,2,4,8,16 x digits 0 to 9 on the reference
+The same jobs three ways, in turn, each in processes of its own: by default rank 1,2,4,8,16 x digits 0 to 9 on the reference
 model, batch 10, one pass over the digit, base included. (demo) one process a configuration with its own base,
 parametrized layers and DataLoaders, measured on a few configurations and multiplied; (peft) one base, then one PEFT
 adapter after another, tensors in memory, with PyTorch's default Adam and once more with fused Adam; (ours) the
@@ -22,7 +22,7 @@ from pathlib import Path
 import lora_exp
 
 HERE = Path(__file__).parent
-RANKS, DIGITS = (1, 2, 4, 8, 16), tuple(range(10))
+DIGITS = tuple(range(10))
 DEMO = ((1, 2), (4, 7), (16, 9))  # (rank, digit)
 
 
@@ -37,28 +37,35 @@ def timed(command: list[str], folder: Path) -> tuple[float, str]:
     return seconds, done.stdout
 
 
-def demo(folder: Path, runs: int) -> tuple[float, dict[tuple[int, int], float]]:
-    """Median seconds of a configuration times 50, and the target errors."""
+def demo(folder: Path, ranks: list[int], runs: int) -> tuple[float, dict[tuple[int, int], float]]:
+    """Median seconds of a configuration times the number of jobs, and the target errors."""
     seconds, errors = [], {}
     for rank, digit in DEMO[:runs]:
         took, printed = timed([sys.executable, str(HERE / "demo_way.py"), str(folder), str(rank), str(digit)], folder)
         seconds.append(took)
         errors[rank, digit] = json.loads(printed.splitlines()[-1])["target_error"]
         print(f"  demo rank {rank} digit {digit}: {took:.1f} s  {printed.splitlines()[-1]}", flush=True)
-    return statistics.median(seconds) * len(RANKS) * len(DIGITS), errors
+    return statistics.median(seconds) * len(ranks) * len(DIGITS), errors
 
 
-def peft(folder: Path, fused: bool) -> tuple[float, float, dict[tuple[int, int], float]]:
+def peft(folder: Path, ranks: list[int], fused: bool) -> tuple[float, float, dict[tuple[int, int], float]]:
     """Seconds with the base, without it, and the target errors."""
-    took, printed = timed([sys.executable, str(HERE / "peft_way.py"), str(folder), *(["--fused"] * fused)], folder)
+    command = [
+        sys.executable,
+        str(HERE / "peft_way.py"),
+        str(folder),
+        ",".join(map(str, ranks)),
+        *(["--fused"] * fused),
+    ]
+    took, printed = timed(command, folder)
     found = json.loads(printed.splitlines()[-1])
     return took, took - found["base_seconds"], {(r, d): e for r, d, e in found["errors"]}
 
 
-def ours(folder: Path) -> tuple[float, float, dict[tuple[int, int], float]]:
+def ours(folder: Path, ranks: list[int]) -> tuple[float, float, dict[tuple[int, int], float]]:
     """Seconds with an empty store, with the base in it, and the target errors."""
     seconds = []
-    command = [sys.executable, "-m", "lora_exp", "-m", f"adapter.rank={','.join(map(str, RANKS))}"]
+    command = [sys.executable, "-m", "lora_exp", "-m", f"adapter.rank={','.join(map(str, ranks))}"]
     command += ["finetune.digit=range(0,10)", "finetune.epochs=1", f"store.folder={folder / 'store'}"]
     for _ in range(2):
         seconds.append(timed(command, folder)[0])
@@ -72,7 +79,8 @@ def ours(folder: Path) -> tuple[float, float, dict[tuple[int, int], float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="a working folder, kept (default: a temporary one)")
-    parser.add_argument("--demo-runs", type=int, default=3, choices=(1, 2, 3))
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--demo-runs", type=int, default=3, choices=(0, 1, 2, 3), help="0 leaves this way out")
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
     root = (options.folder or Path(tempfile.mkdtemp())).absolute()
@@ -83,19 +91,21 @@ def main() -> None:
         folder.mkdir(parents=True)
         # The data are prepared before anything is timed.
         subprocess.run([sys.executable, str(HERE / "prepare.py"), str(folder)], check=True)
-        with_base, warm, errors["ours"] = ours(folder)
+        with_base, warm, errors["ours"] = ours(folder, options.ranks)
         rows.setdefault("ours", []).append(with_base)
         rows.setdefault("ours, base in store", []).append(warm)
         print(f"  ours {with_base:.1f} s, with the base in the store {warm:.1f} s", flush=True)
         for name, fused in (("peft", False), ("peft, fused Adam", True)):
-            took, alone, errors[name] = peft(folder, fused)
+            took, alone, errors[name] = peft(folder, options.ranks, fused)
             rows.setdefault(name, []).append(took)
             rows.setdefault(f"{name}, base not counted", []).append(alone)
             print(f"  {name} {took:.1f} s, base not counted {alone:.1f} s", flush=True)
-        total, errors["demo"] = demo(folder, options.demo_runs)
-        rows.setdefault("demo (multiplied)", []).append(total)
+        if options.demo_runs:
+            total, errors["demo"] = demo(folder, options.ranks, options.demo_runs)
+            rows.setdefault("demo (multiplied)", []).append(total)
     medians = {name: statistics.median(values) for name, values in rows.items()}
-    print(f"\n50 jobs, seconds, median of n={options.repeats} (demo: median of {options.demo_runs} jobs x 50)")
+    jobs = len(options.ranks) * len(DIGITS)
+    print(f"\n{jobs} jobs, seconds, median of n={options.repeats} (demo: median of {options.demo_runs} jobs x {jobs})")
     for name, value in medians.items():
         base = medians["ours, base in store" if "not counted" in name else "ours"]
         print(f"{name:32s} {value:9.1f}   {value / base:6.2f} times ours")
