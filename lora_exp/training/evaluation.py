@@ -5,6 +5,7 @@ Shapes: P jobs of the pack, N test images, c images of a chunk, C classes.
 
 from __future__ import annotations
 
+from concurrent import futures
 from dataclasses import dataclass
 
 import torch
@@ -41,16 +42,24 @@ def class_errors(predictions: Predictions, labels: torch.Tensor) -> ClassErrors:
     return ClassErrors.of(table.tolist(), float(predictions.losses.double().mean()))
 
 
-def frozen_first_layer(base: BaseModel, images: torch.Tensor) -> torch.Tensor | None:
+def frozen_first_layer(base: BaseModel, images: torch.Tensor, threads: int = 1) -> torch.Tensor | None:
     """Compute the frozen product of the first layer [N, O], a constant of base and data that all jobs share.
 
-    None for a convolution: on one-channel images its product is cheaper than the memory to store it.
+    None for a convolution: on one-channel images its product is cheaper than the memory to store it. So many `threads`
+    compute chunks of images next to each other, each chunk on one thread: on two the bits of few images could differ.
     """
     layer = base.layers[0]
     if layer.shape.convolution is not None:
         return None
-    with torch.no_grad(), on_threads(1):  # on two threads the bits of few images could differ
-        return frozen_product(images, layer.weight, layer.bias)
+    product_NO = images.new_empty(len(images), len(layer.weight))
+
+    def compute(at: slice) -> None:
+        with torch.no_grad():
+            product_NO[at] = frozen_product(images[at], layer.weight, layer.bias)
+
+    with on_threads(1), futures.ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(compute, _cut(len(images), CHUNK_ROWS)))
+    return product_NO
 
 
 def predict_base(base: BaseModel, split: Split) -> Predictions:
@@ -78,10 +87,13 @@ def predict_pack(
 
 
 def _chunks(base: BaseModel, split: Split, jobs: int) -> list[slice]:
-    """Cut the split into slices. A short rest joins its neighbour, because products of few rows use other kernels."""
+    """Cut the split into slices of about CHUNK_ROWS rows of a product."""
     positions = max(layer.shape.positions for layer in base.layers)
-    size = max(MIN_ROWS, CHUNK_ROWS // (jobs * positions))
-    count = len(split.labels)
+    return _cut(len(split.labels), max(MIN_ROWS, CHUNK_ROWS // (jobs * positions)))
+
+
+def _cut(count: int, size: int) -> list[slice]:
+    """Cut into slices. A short rest joins its neighbour, because products of few rows use other kernels."""
     starts = list(range(0, count, size))
     if len(starts) > 1 and count - starts[-1] < MIN_ROWS:
         del starts[-1]

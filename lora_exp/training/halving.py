@@ -18,8 +18,9 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lora_exp.config.settings import HalvingSettings
 from lora_exp.config.spec import RunSpec, digest
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import error_of
@@ -29,9 +30,6 @@ from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.evaluation import class_errors
 from lora_exp.training.executor import Files, Pack, PackTask, Progress
 from lora_exp.training.pack import PackTrainer
-
-if TYPE_CHECKING:
-    from lora_exp.config.settings import HalvingSettings
 
 CHECKPOINT, RUNG = "checkpoint.safetensors", "rung.json"
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,7 +16,12 @@ from lora_exp import numerics
 from lora_exp.adapters.initialisation import Factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import adapter_plan
+<<<<<<< ours
 from lora_exp.config.spec import DataSpec, RunSpec
+=======
+from lora_exp.config.settings import HalvingSettings
+from lora_exp.config.spec import DataSpec, RunSpec, digest
+>>>>>>> theirs
 from lora_exp.errors import reason
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.data import ImageData, load
@@ -32,10 +37,6 @@ from lora_exp.training.executor import Executor, Files, Pack, PackTask, Progress
 from lora_exp.training.halving import HalvingTrainer
 from lora_exp.training.pack import PackTrainer, PlannedJob, plan_jobs
 from lora_exp.training.packing import plan_packs
-
-if TYPE_CHECKING:
-    from lora_exp.config.settings import HalvingSettings
-
 
 Jobs = Mapping[RunSpec, PlannedJob]
 Done = tuple[RunSpec, Files | Failure | Stopped]
@@ -188,7 +189,7 @@ class ResultWork:
     @functools.cached_property
     def trainer(self) -> PackTrainer:
         """What trains packs in this process and its forks."""
-        return PackTrainer(self._base, self.data, self.jobs)
+        return PackTrainer(self._base, self.data, self.jobs, self._laboratory.threads)
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
@@ -222,7 +223,7 @@ class ResultWork:
             specs=[dataclasses.asdict(spec) for spec in pack],
             keys=[laboratory.result_key(spec) for spec in pack],
             circumstances=laboratory.circumstances(pack[0]),
-            base_key=laboratory.base_key(pack[0]),
+            base_key=self._base_key,
             store=str(laboratory.store.root),
             data_root=str(laboratory.data_root),
             device=laboratory.device.type,

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,6 @@ from lora_exp.training.evaluation import Predictions, class_errors, frozen_first
 from lora_exp.training.loop import Job, TrainingImages, batch_order, fine_tune, step_count
 from lora_exp.training.packing import JobSize, job_size
 
-Progress = Callable[[int], object]
 Evaluated = list[tuple[RunResult, dict[str, bytes]]]
 
 
@@ -53,16 +52,22 @@ def plan_jobs(specs: Sequence[RunSpec], data: ImageData) -> dict[RunSpec, Planne
 
 
 class PackTrainer:
-    """Trains and evaluates packs of one base. All packs share its data and the first layer's frozen products."""
+    """Trains and evaluates packs of one base. All packs share its data and the first layer's frozen products.
 
-    def __init__(self, base: TrainedBase, data: ImageData, jobs: Mapping[RunSpec, PlannedJob]) -> None:
+    So many `threads` compute these products, before any pack trains.
+    """
+
+    def __init__(
+        self, base: TrainedBase, data: ImageData, jobs: Mapping[RunSpec, PlannedJob], threads: int = 1
+    ) -> None:
         self.base, self.data, self.jobs = base, data, jobs
         self._of_classes = functools.cache(data.train.of_classes)
         self._sha256 = base.model.sha256()
-        self._first_test = frozen_first_layer(base.model, data.test.images)
-        held_out = data.validation
-        self._first_validation = None if held_out is None else frozen_first_layer(base.model, held_out.images)
-        self._images, self._index = self._drawn_images()
+        first = functools.partial(frozen_first_layer, base.model, threads=threads)
+        self._first_test = first(data.test.images)
+        self._first_validation = None if data.validation is None else first(data.validation.images)
+        pixels, labels, self._index = self._drawn_images()
+        self._images = TrainingImages(pixels, labels, first(pixels))
 
     def train(
         self, pack: Sequence[RunSpec], progress: Progress | None, checkpoints: Sequence[Checkpoint] = ()
@@ -126,8 +131,8 @@ class PackTrainer:
     def _loop_jobs(self, pack: Sequence[RunSpec]) -> list[Job]:
         return [Job(self.jobs[spec].plan, spec.finetune.learning_rate, self._index[self._order(spec)]) for spec in pack]
 
-    def _drawn_images(self) -> tuple[TrainingImages, torch.Tensor]:
-        """Collect the training images that any job draws, and the index of each image of the split among them.
+    def _drawn_images(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Collect the training images that any job draws, their labels, and the index of each image of the split.
 
         Each job's order is drawn here and again in its pack: that is cheaper than to keep thousands of orders.
         """
@@ -139,8 +144,7 @@ class PackTrainer:
         index = torch.full((len(is_drawn),), -1)
         index[drawn] = torch.arange(len(drawn))
         drawn = drawn.to(train.labels.device)
-        pixels = train.images[drawn]
-        return TrainingImages(pixels, train.labels[drawn], frozen_first_layer(self.base.model, pixels)), index
+        return train.images[drawn], train.labels[drawn], index
 
     def _scaling(self, spec: RunSpec) -> dict[str, float]:
         plans = zip(self.base.model.layers, self.jobs[spec].plan.layers, strict=True)
