@@ -1,6 +1,6 @@
 """python benchmarks/side_by_side.py [--folder DIR] [--ranks 1 2 4 8 16] [--demo-runs 3] [--repeats 1]
 
-The same jobs three ways, in turn, each in processes of its own: by default rank 1,2,4,8,16 x digits 0 to 9 on the reference
+The same jobs three ways, in turn, each in processes of its own: rank 1,2,4,8,16 x digits 0 to 9 on the reference
 model, batch 10, one pass over the digit, base included. (demo) one process a configuration with its own base,
 parametrized layers and DataLoaders, measured on a few configurations and multiplied; (peft) one base, then one PEFT
 adapter after another, tensors in memory, with PyTorch's default Adam and once more with fused Adam; (ours) the
