@@ -211,6 +211,12 @@ class _Server:
                 stderr=STDOUT,
                 pass_fds=[theirs.fileno()],
             )
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        """End the process, and with it the commands that still run."""
+        self.channel.close()
+        self.process.wait()
 
     def offers(self, environment: Mapping[str, str]) -> bool:
         """Whether a fork finds what an interpreter would that is started in this environment."""

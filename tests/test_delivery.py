@@ -1,6 +1,7 @@
 """python -m pytest tests/test_delivery.py
 
-Every run reaches MLflow once, also when its server goes away: a real server, stopped, and a proxy that loses an answer.
+Every run reaches MLflow once, also when its server goes away. The long tests have a real server, stopped, and a proxy
+that loses an answer.
 """
 
 from __future__ import annotations
@@ -19,12 +20,19 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from made_results import made_run, pictures_and_labels, write_sweep
+from mlflow import MlflowClient
 from places import QUICK, Place, free_port
 
 from lora_exp import load_sweep
+from lora_exp.config.settings import TrackingSettings
 from lora_exp.model.data import ImageData
+from lora_exp.storage.sweep_file import note, read_about
+from lora_exp.tracking.delivery import Delivery
+from lora_exp.tracking.recorder import Recorder, Ticket
 
 
 class Server:
@@ -108,6 +116,37 @@ def each_once(server: Server, place: Place) -> None:
     assert points == (1,) and inputs == (2 * len(names),)
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # of MLflow 3.17
+@pytest.mark.parametrize("lost", range(2), ids=["the parent", "a job"])
+def test_a_store_that_answers_too_late_has_each_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    settings = TrackingSettings("sqlite", f"sqlite:///{tmp_path}/mlflow.db", f"{tmp_path}/artifacts")
+    labels = pictures_and_labels()[1][:500]
+    sweep = write_sweep(tmp_path / "sweep", [made_run(labels, rank=rank) for rank in (1, 2)])
+    note(sweep, ticket=Ticket.new().name)  # as a real sweep has
+    answers = iter(range(10))
+
+    def losing_an_answer(client: Any, *arguments: Any) -> Any:
+        run = create_run(client, *arguments)
+        if next(answers) == lost:
+            raise ConnectionError("the server has gone away")
+        return run
+
+    create_run = MlflowClient.create_run
+    monkeypatch.setattr(MlflowClient, "create_run", losing_an_answer)
+    jobs = [sweep / "0", sweep / "1"]
+    missing = []
+    for _ in range(3):  # each is a process that goes on
+        delivery = Delivery(settings)
+        missing.append(delivery.deliver_all(jobs, delivery.open_parent(sweep)))
+    assert missing[0] > 0 and missing[1:] == [0, 0]
+    recorder = Recorder.open(settings)
+    runs = recorder.client.search_runs([recorder.experiment_id])
+    assert sorted(run.data.tags["kind"] for run in runs) == ["run", "run", "sweep"]
+    assert {read_about(sweep)["parent_run"]} == {run.info.run_id for run in runs if run.data.tags["kind"] == "sweep"}
+
+
 @pytest.mark.long
 def test_a_server_that_is_away_for_half_a_minute_gets_all_runs_and_for_good_what_sync_brings(
     server: Server, place: Place
@@ -136,6 +175,7 @@ def test_a_server_that_is_away_for_half_a_minute_gets_all_runs_and_for_good_what
     each_once(server, place)
 
 
+@pytest.mark.long
 def test_a_run_whose_creation_was_carried_out_but_not_answered_is_there_once(server: Server, place: Place) -> None:
     with lossy(server.port, b"runs/create", skip=1) as (port, lost):
         tracking = ("tracking=server", f"tracking.uri=http://127.0.0.1:{port}")

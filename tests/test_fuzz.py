@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forkserver
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -499,14 +499,8 @@ def test_real_processes_refuse_in_one_line_too(lab: Path) -> None:
     environment = os.environ | {"SECRET": SECRET, "PYTHONPATH": str(lab)}
 
     def process(arguments: list[str]) -> Ended:
-        done = subprocess.run(
-            [sys.executable, "-m", "lora_exp", *arguments],
-            cwd=lab,
-            env=environment,
-            capture_output=True,
-            timeout=120,
-        )
-        return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+        done = forkserver.run(arguments, lab, environment)
+        return Ended(done.returncode, done.stdout, done.stderr)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ends = list(pool.map(process, commands))

@@ -20,7 +20,10 @@ from playwright.sync_api import Browser, Page, expect
 from lora_exp.model.data import ImageData
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+]
 JOBS = ("adapter.rank=1,2", "adapter.alpha=1,8", "finetune.digit=3,4")
 SCRIPTED = (
     "<html><body><p>no script</p><script>document.body.innerHTML = '<p>drawn</p>'</script><!--{}--></body></html>"

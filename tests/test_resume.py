@@ -62,7 +62,9 @@ def test_a_sweep_killed_at_any_moment_ends_as_one_that_was_not(place: Place, uni
 
 
 def test_ctrl_c_ends_within_five_seconds_and_says_how_to_go_on(place: Place) -> None:
-    process = place.start("-m", *QUICK, "finetune.steps=4000", *JOBS)
+    # Three batch sizes, hence a pack that waits while others train.
+    jobs = ("finetune.steps=2000", "adapter.rank=1,2", "finetune.digit=1,2,3", "finetune.batch_size=10,20,30")
+    process = place.start("-m", *QUICK, *jobs)
     while not list(place.folder.glob(f"runs/*/*/*/{RESULT}")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
