@@ -9,6 +9,7 @@ import torch
 from conftest import SMALL, MakeJob, TrainPack, in_trainer_order
 from torch.nn import functional
 
+from lora_exp import numerics
 from lora_exp.adapters.initialisation import initial_factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan
@@ -187,3 +188,18 @@ def test_predicting_leaves_the_frozen_product_as_it_is(small_base: BaseModel, sp
     kept = first.clone()
     predict_pack(small_base, tuned.pack, split, first)
     assert torch.equal(first, kept)
+
+
+def test_the_first_layers_products_have_the_same_bits_on_any_number_of_threads(
+    small_base: BaseModel, mnist: ImageData, any_pack: None
+) -> None:
+    images = mnist.train.images[
+        : 2 * evaluation.CHUNK_ROWS + numerics.MIN_ROWS - 1
+    ]  # the last chunk is long, not short
+    one, two, five = (frozen_first_layer(small_base, images, threads) for threads in (1, 2, 5))
+    assert one is not None and two is not None and five is not None
+    assert torch.equal(one, two) and torch.equal(one, five)
+    layer = small_base.layers[0]
+    with numerics.on_threads(1):
+        whole = numerics.frozen_product(images, layer.weight, layer.bias)
+    assert torch.equal(one, whole)

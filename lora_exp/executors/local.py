@@ -17,7 +17,8 @@ from typing import ClassVar
 import torch
 
 from lora_exp.errors import reason
-from lora_exp.training.executor import Pack, Progress, Work
+from lora_exp.training.executor import Pack, Work
+from lora_exp.training.loop import Progress
 
 
 @dataclass(frozen=True)

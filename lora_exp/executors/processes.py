@@ -18,7 +18,8 @@ from multiprocessing.connection import Connection, wait
 
 from lora_exp.executors.local import exit_reason
 from lora_exp.executors.remote import PackEnd, WorkerPool
-from lora_exp.training.executor import PackTask, Progress
+from lora_exp.training.executor import PackTask
+from lora_exp.training.loop import Progress
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,8 @@ from lora_exp.errors import LoraExpError
 from lora_exp.executors.remote import PackEnd, Resources, WorkerPool, loaded
 from lora_exp.numerics import requested
 from lora_exp.storage.store import Store
-from lora_exp.training.executor import Files, PackTask, Progress
+from lora_exp.training.executor import Files, PackTask
+from lora_exp.training.loop import Progress
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from lora_exp.config.settings import ExecutorSettings
 from lora_exp.errors import LoraExpError
-from lora_exp.training.executor import Files, Pack, PackTask, Progress, Work
+from lora_exp.training.executor import Files, Pack, PackTask, Work
+from lora_exp.training.loop import Progress
 
 # A single job is tried so often when its worker is lost: the first losses may not be its fault.
 TRIES = 3

@@ -22,7 +22,8 @@ from lora_exp.config.settings import ExecutorSettings
 from lora_exp.errors import LoraExpError
 from lora_exp.executors.remote import PackEnd, Resources, WorkerPool, loaded
 from lora_exp.storage.store import Store
-from lora_exp.training.executor import PackTask, Progress
+from lora_exp.training.executor import PackTask
+from lora_exp.training.loop import Progress
 
 WORKERS = 8  # packs that train at a time by default
 # Seconds between two polls of the jobs, and seconds within which a network file system must show another node's files.

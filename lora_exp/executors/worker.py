@@ -24,8 +24,9 @@ from lora_exp.executors.local import LocalExecutor
 from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import write_whole
 from lora_exp.training.base import read_base
-from lora_exp.training.executor import Files, PackTask, Progress
+from lora_exp.training.executor import Files, PackTask
 from lora_exp.training.laboratory import Laboratory, ResultWork
+from lora_exp.training.loop import Progress
 
 # The names of what `Laboratory.circumstances` lists.
 CIRCUMSTANCES = ("data", "code of lora_exp", "torch", "device", "MKL_CBWR")

@@ -16,14 +16,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lora_exp.config.spec import RunSpec
+from lora_exp.training.loop import Progress
 
 log = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 Files = Mapping[str, bytes]
 Pack = list[RunSpec]
-# Called with the number of job-steps made since the last call.
-Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)

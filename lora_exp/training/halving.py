@@ -28,7 +28,8 @@ from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import Stopped
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.evaluation import class_errors
-from lora_exp.training.executor import Files, Pack, PackTask, Progress
+from lora_exp.training.executor import Files, Pack, PackTask
+from lora_exp.training.loop import Progress
 from lora_exp.training.pack import PackTrainer
 
 CHECKPOINT, RUNG = "checkpoint.safetensors", "rung.json"

@@ -16,12 +16,8 @@ from lora_exp import numerics
 from lora_exp.adapters.initialisation import Factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import adapter_plan
-<<<<<<< ours
-from lora_exp.config.spec import DataSpec, RunSpec
-=======
 from lora_exp.config.settings import HalvingSettings
-from lora_exp.config.spec import DataSpec, RunSpec, digest
->>>>>>> theirs
+from lora_exp.config.spec import DataSpec, RunSpec
 from lora_exp.errors import reason
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.data import ImageData, load
@@ -33,8 +29,9 @@ from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import Failure, Stopped
 from lora_exp.training.base import TrainedBase, trained_base
 from lora_exp.training.checkpoint import Checkpoint
-from lora_exp.training.executor import Executor, Files, Pack, PackTask, Progress, Work, train_in_parts
+from lora_exp.training.executor import Executor, Files, Pack, PackTask, Work, train_in_parts
 from lora_exp.training.halving import HalvingTrainer
+from lora_exp.training.loop import Progress
 from lora_exp.training.pack import PackTrainer, PlannedJob, plan_jobs
 from lora_exp.training.packing import plan_packs
 

@@ -21,6 +21,8 @@ from lora_exp.model.base import BaseModel
 from lora_exp.numerics import adam_step, generator
 from lora_exp.training.checkpoint import Checkpoint, common_steps
 
+# Called with the number of job-steps made since the last call.
+Progress = Callable[[int], object]
 Moments = list[list[Trained]]  # first or second moments of every trained part of every job, without padding
 
 
@@ -95,7 +97,7 @@ def fine_tune(
     base: BaseModel,
     jobs: Sequence[Job],
     data: TrainingImages,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress | None = None,
     checkpoints: Sequence[Checkpoint] = (),
 ) -> FineTuned:
     """Train every job of the pack for its own number of steps; call `progress` with the number of job-steps done.
@@ -143,7 +145,7 @@ def _train_stage(
     order_TPB: torch.Tensor,
     data: TrainingImages,
     steps_before: int,
-    progress: Callable[[int], object] | None,
+    progress: Progress | None,
 ) -> torch.Tensor:
     """Train the active jobs for the steps of `order_TPB`; return their losses [T, P] on the CPU."""
     steps, jobs, batch = order_TPB.shape

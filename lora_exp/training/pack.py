@@ -25,7 +25,7 @@ from lora_exp.storage.result import ADAPTER, PREDICTIONS, ClassErrors, Outcome, 
 from lora_exp.training.base import TrainedBase
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.evaluation import Predictions, class_errors, frozen_first_layer, other_classes, predict_pack
-from lora_exp.training.loop import Job, TrainingImages, batch_order, fine_tune, step_count
+from lora_exp.training.loop import Job, Progress, TrainingImages, batch_order, fine_tune, step_count
 from lora_exp.training.packing import JobSize, job_size
 
 Evaluated = list[tuple[RunResult, dict[str, bytes]]]
