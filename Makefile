@@ -56,7 +56,7 @@ browser:
 
 # The example report, which is kept in git.
 example: setup
-	$(BIN)/lora-exp experiment=rank_by_digit report.name=example
+	$(BIN)/lora-exp experiment=rank_by_digit device.portable=true report.name=example
 
 clean:
 	rm -rf $(VENV) $(MINIMUM) $(AUDIT) cache runs mlflow.db mlartifacts .pytest_cache .mypy_cache .ruff_cache

@@ -11,14 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_exp.config.spec import digest
+from lora_exp.errors import LoraExpError
 
 if TYPE_CHECKING:
     import torch
+
+
+# The requests of `device.portable=true`, to MKL and to torch's own kernels.
+PORTABLE = {"MKL_CBWR": "AVX2,STRICT", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
 def request_reproducible_products() -> None:
@@ -26,18 +33,44 @@ def request_reproducible_products() -> None:
     os.environ.setdefault("MKL_CBWR", f"{widest_code_path()},STRICT")
 
 
+def request_portable_kernels() -> None:
+    """Request the kernels that every x86-64 processor with AVX2 has: `device.portable=true`.
+
+    Raises LoraExpError on other processors, and when torch, which reads the request once, is loaded already.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise LoraExpError(f"device.portable=true: is for x86-64 processors only, and this is {platform.machine()}")
+    if kernels() == " ".join(PORTABLE.values()):
+        return
+    if "torch" in sys.modules:
+        wanted = " ".join(f"{name}={value}" for name, value in PORTABLE.items())
+        raise LoraExpError(f"device.portable=true: torch is loaded already, with other kernels; start with {wanted}")
+    os.environ |= PORTABLE
+
+
 def requested() -> str:
     """Return the request in force: the value of MKL_CBWR."""
     return os.environ.get("MKL_CBWR", "")
 
 
+def kernels() -> str:
+    """Return which kernels MKL and torch use on this machine's CPU, such as `AVX2,STRICT avx2`: bits depend on both."""
+    has_wide = {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= _flags()
+    return f"{requested()} {os.environ.get('ATEN_CPU_CAPABILITY') or ('avx512' if has_wide else 'avx2')}"
+
+
 def widest_code_path() -> str:
     """Return AVX512 if the processor has it, else AVX2."""
+    return "AVX512" if {"avx512f", "avx512vl"} <= _flags() else "AVX2"
+
+
+def _flags() -> set[str]:
+    """The features of the processor; none where Linux does not list them."""
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not Linux
-        return "AVX2"
-    return "AVX512" if "avx512f" in flags and "avx512vl" in flags else "AVX2"
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
 # Below 4 rows (10 if two threads share a narrow product) some processors use other kernels in spite of the request.

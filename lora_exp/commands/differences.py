@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ABSENT = "absent"
+RATES = (
+    "accuracy",
+    "error_rates",
+    "forgetting",
+    *(f"{whose}_error{when}" for whose in ("target", "other") for when in ("", "_before")),
+)
 
 
 class Difference(NamedTuple):
@@ -73,6 +79,23 @@ def differing_bits(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[Di
         else:
             texts = [_shown(_array(values[name])) if name in values else ABSENT for values in (stored, now)]
             found.append(Difference(name, *texts))
+    return found
+
+
+def rates(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a run's measurements that are rates from 0 to 1, or differences of rates, by name."""
+    return {name: value for name, value in measured.items() if name.rpartition(".")[2] in RATES}
+
+
+def differing_rates(stored: Mapping[str, Any], now: Mapping[str, Any], tolerance: float) -> list[Difference]:
+    """The rates that differ by more than `tolerance`, or that only one side has."""
+    import numpy as np
+
+    found = []
+    for name in dict.fromkeys([*stored, *now]):
+        before, after = (np.asarray(values.get(name, np.nan), dtype=float) for values in (stored, now))
+        if before.shape != after.shape or not np.allclose(before, after, rtol=0, atol=tolerance, equal_nan=True):
+            found.append(Difference(name, *(str(np.round(side, 4)) for side in (before, after))))
     return found
 
 

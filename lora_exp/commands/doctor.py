@@ -125,7 +125,7 @@ def _products(device: str) -> Iterator[Finding]:
         promise = numerics.promise([(layer.outputs, layer.inputs) for layer in shapes], torch_device(device))
         models.setdefault(promise, []).append(path.stem)
     for promise, names in models.items():
-        yield Finding(f"{promise}: {', '.join(names)}; MKL_CBWR={numerics.requested()}")
+        yield Finding(f"{promise}: {', '.join(names)}; kernels {numerics.kernels()}")
 
 
 def _executor(settings: Settings) -> Iterator[Finding]:

@@ -39,10 +39,14 @@ def _optional_count() -> Any:
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """The device, and how many packs train at a time on a CPU (`threads`; null: one per core)."""
+    """The device, and how many packs train at a time on a CPU (`threads`; null: one per core).
+
+    With `portable` a CPU uses the kernels that all x86-64 processors with AVX2 have, also where it has wider ones.
+    """
 
     name: str = one_of(DEVICES, default="auto")
     threads: int | None = _optional_count()
+    portable: bool = flag(default=False)
 
 
 @dataclass(frozen=True)

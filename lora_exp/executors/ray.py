@@ -24,7 +24,7 @@ from typing import Any
 from lora_exp.config.settings import ExecutorSettings
 from lora_exp.errors import LoraExpError
 from lora_exp.executors.remote import PackEnd, Resources, WorkerPool, loaded
-from lora_exp.numerics import requested
+from lora_exp.numerics import PORTABLE
 from lora_exp.storage.store import Store
 from lora_exp.training.executor import Files, PackTask
 from lora_exp.training.loop import Progress
@@ -123,8 +123,8 @@ class RayPool(WorkerPool):
         """Connect to Ray, or start it. Raises LoraExpError when it can't be reached."""
         ray = self._loaded()
         on_terminate = signal.getsignal(signal.SIGTERM)
-        # Workers need MKL_CBWR before they import torch.
-        environment = {"env_vars": {"MKL_CBWR": requested()}}
+        # Workers need these before they import torch.
+        environment = {"env_vars": {name: os.environ[name] for name in PORTABLE if name in os.environ}}
         where = {"include_dashboard": False} if self._address is None else {"address": self._address}
         try:
             ray.init(**where, logging_level="error", log_to_driver=False, runtime_env=environment)

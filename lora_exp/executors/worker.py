@@ -29,7 +29,7 @@ from lora_exp.training.laboratory import Laboratory, ResultWork
 from lora_exp.training.loop import Progress
 
 # The names of what `Laboratory.circumstances` lists.
-CIRCUMSTANCES = ("data", "code of lora_exp", "torch", "device", "MKL_CBWR")
+CIRCUMSTANCES = ("data", "code of lora_exp", "torch", "device", "kernels")
 
 
 def trained_into_store(task: PackTask, progress: Progress | None) -> str | None:
@@ -103,7 +103,7 @@ def _check_same(expected: list[str], found: list[str]) -> None:
             )
     # MKL falls back without notice to another code path where the processor lacks the requested one.
     if "AVX512" in numerics.requested() and numerics.widest_code_path() != "AVX512":
-        raise LoraExpError(f"{where} would compute other bits: it has no AVX-512; start with MKL_CBWR=AVX2,STRICT")
+        raise LoraExpError(f"{where} would compute other bits: it has no AVX-512; use device.portable=true")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ def result_key(spec: RunSpec, data_sha256: str, device: str) -> str:
 
 
 def circumstances(kind: str, data_sha256: str, device: str) -> list[str]:
-    """List what determines an entry besides its spec: data, code, torch version, device type, code path of MKL."""
-    code_path = numerics.requested() if device == "cpu" else ""
-    return [data_sha256, code_version(kind), torch_version(), device, code_path]
+    """List what determines an entry besides its spec: data, code, torch version, device type, kernels of the CPU."""
+    kernels = numerics.kernels() if device == "cpu" else ""
+    return [data_sha256, code_version(kind), torch_version(), device, kernels]
 
 
 def only_device(name: str) -> str | None:

@@ -152,6 +152,7 @@ def provenance(device: str, threads: int, promise: str, data_sha256: str) -> dic
         "threads": threads,
         "torch_threads": torch.get_num_threads(),  # the number that bases train on
         "mkl_cbwr": numerics.requested(),
+        "kernels": numerics.kernels(),
         "promise": promise,
         "data_sha256": data_sha256,
     }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lora_exp.config.compose import read
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.model.data import prepared_sha256
+from lora_exp.numerics import request_portable_kernels
 from lora_exp.storage.keys import only_device, result_key
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
 from lora_exp.storage.result import read as read_result
@@ -109,6 +110,8 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
 
     Raises LoraExpError, with a one-line message.
     """
+    if settings.device.portable:
+        request_portable_kernels()
     check_tracking(settings.tracking)
     if not settings.sweep.plan:
         recording().open(settings.tracking)
