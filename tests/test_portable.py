@@ -25,7 +25,7 @@ from lora_exp.storage.provenance import processor
 from lora_exp.storage.result import read
 
 TINY = ("model=tiny", "data.limit=2000", "base.batch_size=50", "adapter.rank=3", "finetune.steps=30")
-SPEC = RunSpec(ModelSpec((64,)), DataSpec("mnist"), BaseSpec(), AdapterSpec(), FinetuneSpec())
+SPEC = RunSpec(ModelSpec((64,)), DataSpec("mnist"), BaseSpec(), AdapterSpec(), FinetuneSpec((2,)))
 # The beginnings of the hashes of base and adapter, made by a processor without AVX-512.
 GOLDEN = {"2.14.1": ("b143d875a010", "bf177b1fa1ee")}
 
