@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,19 @@ import pandas as pd
 import pytest
 import torch
 from conftest import MakeJob, in_trainer_order
-from places import QUICK, Place
+from places import QUICK, Place, comparable, prepared
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.executors.local import LocalExecutor
+from lora_exp.executors.worker import trained_into_store
 from lora_exp.model.base import BaseModel
 from lora_exp.storage.result import error_of, read
+from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import Stopped
 from lora_exp.storage.sweep_folder import load_sweep, read_sweep
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.halving import rungs, select, survivors
+from lora_exp.training.laboratory import Laboratory, ResultWork
 from lora_exp.training.loop import TrainingImages, fine_tune
 
 GRID = ("adapter.rank=1,2,4", "finetune.learning_rate=0.0003,0.001,0.003", "finetune.digit=3,4")
@@ -109,6 +114,39 @@ def test_jobs_that_went_on_have_the_bits_of_the_whole_grid(place: Place) -> None
     kept = halved[halved["status"] == "finished"]
     assert sorted(kept["digit"]) == ["3", "4"]
     assert whole["status"].eq("finished").all()
+
+
+@pytest.mark.parametrize(
+    "executor",
+    [
+        ["executor=processes", "executor.workers=2"],
+        pytest.param(["executor=ray"], marks=pytest.mark.long),
+        pytest.param(["executor=slurm", "executor.cluster=local"], marks=pytest.mark.long),
+    ],
+    ids=lambda executor: executor[0],
+)
+def test_every_executor_stops_the_same_jobs_and_makes_the_same_bits(
+    place: Place, tmp_path: Path, data_root: Path, executor: list[str]
+) -> None:
+    elsewhere = prepared(tmp_path, data_root)
+    elsewhere.run("-m", *HALVED, *GRID, *executor, "tracking=off")
+    ours, theirs = (comparable(own.folder / "halved") for own in (place, elsewhere))
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+    for job in ours["job"][ours["status"] == "finished"]:
+        one, other = (own.folder / "halved" / str(job) / "adapter.safetensors" for own in (place, elsewhere))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_worker_resumes_jobs_from_their_checkpoints(place: Place, tmp_path: Path, data_root: Path) -> None:
+    store = Store(Path(shutil.copytree(place.folder / "cache" / "store", tmp_path / "store")))
+    device = torch.device("cpu")
+    laboratory = Laboratory(store, place.folder / "cache" / "data", device, 1, LocalExecutor(1, 0))
+    specs = [result.spec for result in read_sweep(place.folder / "halved").results.values()]
+    work = ResultWork(laboratory, specs, laboratory.base(specs[0]))
+    for begin, stop, steps in ((0, 10, 10), (10, 30, 20), (90, None, 10)):
+        made: list[int] = []
+        assert trained_into_store(replace(work.task(specs), begin=begin, stop=stop), made.append) is None
+        assert sum(made) == steps * len(specs)
 
 
 def test_losers_are_those_that_shorter_runs_say_on_validation_images(place: Place) -> None:

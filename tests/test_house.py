@@ -41,7 +41,7 @@ FACES = {
     "storage": "result table sweep_file sweep_folder store keys pruning promises provenance",
     "model": "data architecture base",
     "adapters": "plan pack adapted peft initialisation",
-    "training": "laboratory executor base packing pack loop",
+    "training": "laboratory executor base packing pack loop halving checkpoint",
     "executors": "choice",
     "report": "write terminal figures search_section",
     "tracking": "connection recorder reader delivery registry",

@@ -27,6 +27,7 @@ from lora_exp.executors.remote import PackEnd, Resources, WorkerPool, loaded
 from lora_exp.numerics import PORTABLE
 from lora_exp.storage.store import Store
 from lora_exp.training.executor import Files, PackTask
+from lora_exp.training.halving import stored_checkpoints
 from lora_exp.training.loop import Progress
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ class RayPool(WorkerPool):
         data = Path(task.data_root) / f"{task.specs[0]['data']['name']}.safetensors"
         prepared = [self._put("data", data.name, data.read_bytes)]  # in a list Ray does not fetch it for each task
         base = self._put("base", task.base_key, functools.partial(_base, task))
-        ref = self._train.options(**options).remote(task, base, prepared)
+        checkpoints = stored_checkpoints(Store(Path(task.store)), task.keys, task.begin)
+        ref = self._train.options(**options).remote(task, base, checkpoints, prepared)
         self._running[ref] = number
         return number
 

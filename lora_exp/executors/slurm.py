@@ -21,7 +21,7 @@ from typing import Any
 from lora_exp.config.settings import ExecutorSettings
 from lora_exp.errors import LoraExpError
 from lora_exp.executors.remote import PackEnd, Resources, WorkerPool, loaded
-from lora_exp.storage.store import Store
+from lora_exp.storage.store import EntryId, Store
 from lora_exp.training.executor import PackTask
 from lora_exp.training.loop import Progress
 
@@ -113,17 +113,17 @@ class SlurmPool(WorkerPool):
         except UncompletedJobError:
             return PackEnd(number, f"its Slurm job {job.job_id} ended early ({job.state}); its log: {log}", lost=True)
         if why is None:
-            _wait_until_visible(Store(Path(task.store)), task.keys)
+            _wait_until_visible(Store(Path(task.store)), task.entries)
             for path in self._folder.glob(f"{job.job_id}_*"):
                 path.unlink(missing_ok=True)
         return PackEnd(number, why)
 
 
-def _wait_until_visible(store: Store, keys: list[str]) -> None:
-    """Wait until this machine sees the results that another one wrote."""
+def _wait_until_visible(store: Store, entries: list[EntryId]) -> None:
+    """Wait until this machine sees the entries that another one wrote."""
     deadline = time.monotonic() + PATIENCE
-    for key in keys:
-        while not store.has("results", key) and time.monotonic() < deadline:
+    for kind, key in entries:
+        while not store.has(kind, key) and time.monotonic() < deadline:
             with contextlib.suppress(OSError):
-                list(store.folder("results", key).parent.iterdir())  # makes a network file system refresh its cache
+                list(store.folder(kind, key).parent.iterdir())  # makes a network file system refresh its cache
             time.sleep(0.2)

@@ -10,7 +10,7 @@ import json
 import platform
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from lora_exp.executors.local import LocalExecutor
 from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import write_whole
 from lora_exp.training.base import read_base
+from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.executor import Files, PackTask
+from lora_exp.training.halving import keep_rung, rung_files, stored_checkpoints
 from lora_exp.training.laboratory import Laboratory, ResultWork
 from lora_exp.training.loop import Progress
 
@@ -41,17 +43,23 @@ def trained_into_store(task: PackTask, progress: Progress | None) -> str | None:
             raise LoraExpError(
                 f"store.folder={task.store}: has no base on {platform.node()}; all nodes must see the same store"
             )
-        for key, files in _results(task, base, progress):
-            store.put("results", key, files, [("bases", task.base_key)])
+        for key, files in _made(task, base, stored_checkpoints(store, task.keys, task.begin), progress):
+            if task.stop is None:
+                store.put("results", key, files, [("bases", task.base_key)])
+            else:
+                keep_rung(store, key, files)
     except BaseException as error:
         return reason(error)
     return None
 
 
-def trained_apart(task: PackTask, base: Files, prepared: list[Any]) -> tuple[str | None, dict[str, Files]]:
+def trained_apart(
+    task: PackTask, base: Files, checkpoints: list[bytes], prepared: list[Any]
+) -> tuple[str | None, dict[str, Files]]:
     """Train a pack where the store is not at hand, as a task of Ray; return the reason if that failed, and its results.
 
-    `prepared` holds a reference to the prepared data set, which is fetched when this node has none.
+    `checkpoints` are those of the step at which its jobs begin, if any. `prepared` holds a reference to the prepared
+    data set, which is fetched when this node has none.
     """
     found: dict[str, Files] = {}
     try:
@@ -61,7 +69,7 @@ def trained_apart(task: PackTask, base: Files, prepared: list[Any]) -> tuple[str
 
             data.parent.mkdir(parents=True, exist_ok=True)
             write_whole(data, ray.get(prepared[0]))
-        found.update(_results(task, base, None))
+        found.update(_made(task, base, checkpoints, None))
     except BaseException as error:
         return reason(error), found
     return None, found
@@ -81,8 +89,10 @@ def serve(connection: Connection) -> None:
         send({"why": trained_into_store(task, lambda steps: send({"steps": steps}))})
 
 
-def _results(task: PackTask, base: Files, progress: Progress | None) -> Iterator[tuple[str, Files]]:
-    """Train the pack on one thread; yield the key and the files of each result.
+def _made(
+    task: PackTask, base: Files, checkpoints: Sequence[bytes], progress: Progress | None
+) -> Iterator[tuple[str, Files]]:
+    """Train the pack on one thread; yield the key and the files of each result, or of each job at a rung.
 
     Raises LoraExpError if this machine would compute other bits than the launching one.
     """
@@ -91,7 +101,11 @@ def _results(task: PackTask, base: Files, progress: Progress | None) -> Iterator
     _check_same(task.circumstances, laboratory.circumstances(specs[0]))
     work = ResultWork(laboratory, specs, read_base(specs[0], laboratory.data(specs[0].data), base, device))
     with numerics.on_threads(1):
-        yield from work.results(specs, progress)
+        begin = list(map(Checkpoint.decode, checkpoints))
+        if task.stop is None:
+            yield from work.results(specs, progress, begin)
+        else:
+            yield from rung_files(work.trainer, specs, task.keys, task.stop, begin, progress)
 
 
 def _check_same(expected: list[str], found: list[str]) -> None:

@@ -122,9 +122,6 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
     if len(specs) == 1 and stored_result(specs[0], settings) is not None:
         return  # nothing will be computed
     laboratory = open_laboratory(settings)
-    if eta is not None and not laboratory.executor.shares_memory:
-        remedy = "works with executor=local only; leave out halving.eta, or the executor"
-        raise LoraExpError(f"executor.kind={settings.executor.kind}: successive halving {remedy}")
     laboratory.executor.check()
     for spec in {(spec.data, spec.model, spec.adapter): spec for spec in specs}.values():
         laboratory.check(spec)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lora_exp.config.spec import RunSpec
+from lora_exp.config.spec import RunSpec, digest
 from lora_exp.training.loop import Progress
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,9 @@ Pack = list[RunSpec]
 class PackTask:
     """A pack as plain values: its specs, the keys of their results, and what else determines both (`circumstances`).
 
+    Its jobs have made `begin` steps before, of which the store has checkpoints. They are trained to the rung at step
+    `stop`, or to their end and judged (None).
+
     `store` and `data_root` are paths as the launching process sees them. `memory` is the expected memory in bytes,
     including libraries and data.
     """
@@ -41,6 +44,20 @@ class PackTask:
     data_root: str
     device: str
     memory: int
+    begin: int = 0
+    stop: int | None = None
+
+    @property
+    def entries(self) -> list[tuple[str, str]]:
+        """The entries of the store that the pack makes: kind and key."""
+        if self.stop is None:
+            return [("results", key) for key in self.keys]
+        return [("rungs", rung_key(key, self.stop)) for key in self.keys]
+
+
+def rung_key(result_key: str, step: int) -> str:
+    """Return the store's key of what halving keeps of a job at a rung."""
+    return digest([result_key, step])
 
 
 class Work(Protocol):

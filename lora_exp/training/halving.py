@@ -12,6 +12,7 @@ same choices.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -21,16 +22,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_exp.config.settings import HalvingSettings
-from lora_exp.config.spec import RunSpec, digest
-from lora_exp.errors import LoraExpError
+from lora_exp.config.spec import RunSpec
+from lora_exp.model.data import ImageData
 from lora_exp.storage.result import error_of
 from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import Stopped
+from lora_exp.training.base import TrainedBase
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.evaluation import class_errors
-from lora_exp.training.executor import Files, Pack, PackTask
+from lora_exp.training.executor import Files, Pack, PackTask, rung_key
 from lora_exp.training.loop import Progress
-from lora_exp.training.pack import PackTrainer
+from lora_exp.training.pack import PackTrainer, PlannedJob
 
 CHECKPOINT, RUNG = "checkpoint.safetensors", "rung.json"
 
@@ -81,18 +83,66 @@ def _group(spec: RunSpec) -> tuple[Any, ...]:
     return (spec.base_spec_key, how.digit, how.seed, how.steps, how.epochs, how.replay)
 
 
+def rung_files(
+    trainer: PackTrainer,
+    pack: Sequence[RunSpec],
+    keys: Sequence[str],
+    stop: int,
+    checkpoints: Sequence[Checkpoint],
+    progress: Progress | None,
+) -> Iterator[tuple[str, Files]]:
+    """Train a pack to the rung at step `stop`; yield its key and the files of each job, whose result has that key."""
+    trained = trainer.train_to_step(pack, stop, progress, checkpoints)
+    for key, (errors, checkpoint) in zip(keys, trained, strict=True):
+        is_finite = math.isfinite(errors.loss) and bool(checkpoint.losses.isfinite().all())
+        rung = {"step": stop, "error_rates": errors.error_rates if is_finite else None}
+        yield rung_key(key, stop), {CHECKPOINT: checkpoint.encode(), RUNG: json.dumps(rung).encode()}
+
+
+def keep_rung(store: Store, key: str, files: Files) -> None:
+    """Store a job's checkpoint and errors at a rung.
+
+    As two entries: errors of all jobs are read, checkpoints of survivors only. The errors mark the rung as done.
+    """
+    store.put("checkpoints", key, {CHECKPOINT: files[CHECKPOINT]})
+    store.put("rungs", key, {RUNG: files[RUNG]})
+
+
+def stored_checkpoints(store: Store, keys: Sequence[str], step: int) -> list[bytes]:
+    """Read the checkpoints at a rung of the jobs whose results have these keys; none when one of them is missing."""
+    found = []
+    for key in keys if step else ():
+        files = store.get("checkpoints", rung_key(key, step))
+        if files is None:
+            return []
+        found.append(files[CHECKPOINT])
+    return found
+
+
 @dataclass(frozen=True)
 class RungWork:
-    """Train packs up to a rung, with `run`. No `PackTask` describes a rung, so an executor must share memory."""
+    """Train packs, whose jobs have made `begin` steps, to the rung at step `stop`; `describe` makes a pack's task."""
 
-    run: Callable[[Pack, Progress], None]
+    trainer: Callable[[], PackTrainer]
+    store: Store
+    describe: Callable[[Pack], PackTask]
+    begin: Mapping[RunSpec, int]
+    stop: int
+
+    def run(self, pack: Pack, progress: Progress) -> None:
+        """Train a pack in this process and store what it makes."""
+        task = self.task(pack)
+        checkpoints = list(map(Checkpoint.decode, stored_checkpoints(self.store, task.keys, task.begin)))
+        for key, files in rung_files(self.trainer(), pack, task.keys, self.stop, checkpoints, progress):
+            self.keep(key, files)
 
     def task(self, pack: Pack) -> PackTask:
-        """Raise LoraExpError."""
-        raise LoraExpError("halving.eta: successive halving works with executor=local only")
+        """Describe a pack to a process that shares no memory with this one."""
+        return dataclasses.replace(self.describe(pack), begin=self.begin[pack[0]], stop=self.stop)
 
     def keep(self, key: str, files: Files) -> None:
-        """Never called, since `task` made no task."""
+        """Store what one job made."""
+        keep_rung(self.store, key, files)
 
 
 @dataclass(frozen=True)
@@ -100,11 +150,16 @@ class HalvingTrainer:
     """Trains the jobs of one base from rung to rung.
 
     `key` hashes what determines a job's result. `packs` groups jobs into packs. `train_packs` trains them and yields
-    each job with what the given function finds in the store for it (see `Laboratory`).
+    each job with what the given function finds in the store for it (see `Laboratory`). `trainer` and `describe` are
+    those of `RungWork`.
     """
 
     settings: HalvingSettings
-    trainer: PackTrainer
+    base: TrainedBase
+    data: ImageData
+    jobs: Mapping[RunSpec, PlannedJob]
+    trainer: Callable[[], PackTrainer]
+    describe: Callable[[Pack], PackTask]
     store: Store
     key: Callable[[RunSpec], str]
     packs: Callable[[Sequence[RunSpec]], list[list[RunSpec]]]
@@ -117,7 +172,7 @@ class HalvingTrainer:
         """
         first, eta, objective = self.settings.first, self.settings.eta, self.settings.objective
         assert eta is not None, "the laboratory calls this only with halving"
-        steps = {spec: self.trainer.jobs[spec].size.steps for spec in specs}
+        steps = {spec: self.jobs[spec].size.steps for spec in specs}
         reached = dict.fromkeys(specs, 0)
         all_stopped: dict[RunSpec, Stopped] = {}
         for step in rungs(first, eta, max(steps.values())):
@@ -128,16 +183,6 @@ class HalvingTrainer:
             reached |= dict.fromkeys(continuing, step)
         return {spec: reached[spec] for spec in specs if spec in reached}, all_stopped
 
-    def checkpoints(self, pack: Sequence[RunSpec], step: int) -> list[Checkpoint]:
-        """Read the checkpoints of a pack at a rung; none when the store lacks one of them."""
-        found = []
-        for spec in pack:
-            files = self.store.get("checkpoints", self._rung_key(spec, step)) if step else None
-            if files is None:
-                return []
-            found.append(Checkpoint.decode(files[CHECKPOINT]))
-        return found
-
     def _errors_at(self, step: int, reached: Mapping[RunSpec, int]) -> dict[RunSpec, float]:
         """Train the jobs that have not reached a rung yet; return the objective of every job there."""
         found = {spec: files for spec in reached if (files := self._find(spec, step)) is not None}
@@ -146,15 +191,13 @@ class HalvingTrainer:
         for last in sorted(set(reached.values())):  # the jobs of a pack continue from the same step
             packs += self.packs([spec for spec in missing if reached[spec] == last])
 
-        def run(pack: list[RunSpec], progress: Progress) -> None:
-            self._train_to_rung(pack, reached[pack[0]], step, progress)
-
+        work = RungWork(self.trainer, self.store, self.describe, reached, step)
         job_steps = sum(step - reached[spec] for spec in missing)
         find, what = functools.partial(self._find, step=step), f"jobs at step {step}"
-        for spec, files in self.train_packs(packs, RungWork(run), find, job_steps, what):
+        for spec, files in self.train_packs(packs, work, find, job_steps, what):
             if isinstance(files, Mapping):
                 found[spec] = files
-        predictions, split = self.trainer.base.validation, self.trainer.data.validation
+        predictions, split = self.base.validation, self.data.validation
         assert predictions is not None and split is not None, "the settings were checked before"
         before = class_errors(predictions, split.labels).error_rates
         errors = {}
@@ -164,19 +207,5 @@ class HalvingTrainer:
             errors[spec] = math.nan if rates is None else error_of(self.settings.objective, target, before, rates)
         return errors
 
-    def _train_to_rung(self, pack: list[RunSpec], start: int, step: int, progress: Progress) -> None:
-        """Train a pack from its last rung to step `step`, and store each job's checkpoint and errors."""
-        checkpoints = self.checkpoints(pack, start)
-        trained = self.trainer.train_to_step(pack, step, progress, checkpoints)
-        for spec, (errors, checkpoint) in zip(pack, trained, strict=True):
-            is_finite = math.isfinite(errors.loss) and bool(checkpoint.losses.isfinite().all())
-            rung = {"step": step, "error_rates": errors.error_rates if is_finite else None}
-            # Two entries: errors of all jobs are read, checkpoints of survivors only. The errors mark the rung as done.
-            self.store.put("checkpoints", self._rung_key(spec, step), {CHECKPOINT: checkpoint.encode()})
-            self.store.put("rungs", self._rung_key(spec, step), {RUNG: json.dumps(rung).encode()})
-
     def _find(self, spec: RunSpec, step: int) -> Files | None:
-        return self.store.get("rungs", self._rung_key(spec, step))
-
-    def _rung_key(self, spec: RunSpec, step: int) -> str:
-        return digest([self.key(spec), step])
+        return self.store.get("rungs", rung_key(self.key(spec), step))

@@ -30,7 +30,7 @@ from lora_exp.storage.sweep_file import Failure, Stopped
 from lora_exp.training.base import TrainedBase, trained_base
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.executor import Executor, Files, Pack, PackTask, Work, train_in_parts
-from lora_exp.training.halving import HalvingTrainer
+from lora_exp.training.halving import HalvingTrainer, stored_checkpoints
 from lora_exp.training.loop import Progress
 from lora_exp.training.pack import PackTrainer, PlannedJob, plan_jobs
 from lora_exp.training.packing import plan_packs
@@ -129,7 +129,11 @@ class Laboratory:
     def _with_halving(self, halving: HalvingSettings, specs: Sequence[RunSpec], work: ResultWork) -> Iterator[Done]:
         """Yield the jobs that are stopped or fail at a rung, then those that run to their end."""
         rungs = HalvingTrainer(
-            *(halving, work.trainer, self.store, self.result_key),
+            *(halving, work.base, work.data, work.jobs),
+            trainer=lambda: work.trainer,
+            describe=work.task,
+            store=self.store,
+            key=self.result_key,
             packs=lambda own: self.packs(own, work.jobs),
             train_packs=self._train,
         )
@@ -144,7 +148,7 @@ class Laboratory:
             else:
                 yield spec, files
         for last, own in sorted(missing.items()):  # the jobs of a pack resume from the same step
-            work.begin = functools.partial(rungs.checkpoints, step=last)
+            work.begin = last
             yield from self._train_packs(own, work, last)
 
     def _train_packs(
@@ -173,38 +177,42 @@ class Laboratory:
 class ResultWork:
     """Train and judge packs of jobs that share a base, and store their results.
 
-    `begin` returns the checkpoints from which the jobs of a pack resume; none: they start from the first step.
+    The jobs resume from the checkpoints that the store has of step `begin`; without them, from the first step.
     """
 
     def __init__(self, laboratory: Laboratory, specs: Sequence[RunSpec], base: TrainedBase) -> None:
-        self._laboratory, self._base = laboratory, base
+        self._laboratory, self.base = laboratory, base
         self._base_key = laboratory.base_key(specs[0])
         self.data = laboratory.data(specs[0].data)
         self.jobs = plan_jobs(specs, self.data)
-        self.begin: Callable[[Pack], Sequence[Checkpoint]] = lambda _: ()
+        self.begin = 0
 
     @functools.cached_property
     def trainer(self) -> PackTrainer:
         """What trains packs in this process and its forks."""
-        return PackTrainer(self._base, self.data, self.jobs, self._laboratory.threads)
+        return PackTrainer(self.base, self.data, self.jobs, self._laboratory.threads)
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
         """The provenance of the results."""
-        laboratory, layers = self._laboratory, self._base.model.layers
+        laboratory, layers = self._laboratory, self.base.model.layers
         shapes = tuple(tuple(layer.weight.shape) for layer in layers)
         promised = promise(laboratory.store, shapes, laboratory.device)
         return provenance(str(laboratory.device), laboratory.threads, promised, self.data.sha256)
 
-    def results(self, pack: Sequence[RunSpec], progress: Progress | None) -> Iterator[tuple[str, Files]]:
+    def results(
+        self, pack: Sequence[RunSpec], progress: Progress | None, checkpoints: Sequence[Checkpoint] = ()
+    ) -> Iterator[tuple[str, Files]]:
         """Train and judge a pack in this process; yield the store's key and the files of each result."""
-        for result, files in self.trainer.train(pack, progress, self.begin(list(pack))):
+        for result, files in self.trainer.train(pack, progress, checkpoints):
             whole = dataclasses.replace(result, provenance=self.facts)
             yield self._laboratory.result_key(result.spec), files | {RESULT: whole.to_json().encode()}
 
     def run(self, pack: Pack, progress: Progress) -> None:
         """Train and judge a pack in this process and store its results."""
-        for key, files in self.results(pack, progress):
+        keys = [self._laboratory.result_key(spec) for spec in pack]
+        checkpoints = list(map(Checkpoint.decode, stored_checkpoints(self._laboratory.store, keys, self.begin)))
+        for key, files in self.results(pack, progress, checkpoints):
             self.keep(key, files)
 
     def keep(self, key: str, files: Files) -> None:
@@ -226,6 +234,7 @@ class ResultWork:
             device=laboratory.device.type,
             # The images, and as much again for the first layer's products.
             memory=LIBRARIES_MEMORY + 2 * images + sum(self.jobs[spec].size.memory for spec in pack),
+            begin=self.begin,
         )
 
 
