@@ -213,10 +213,13 @@ def _loaded(text: str) -> DictConfig:
 def plain(config: DictConfig) -> dict[str, Any]:
     """The application's own part of a config as dicts, lists and scalars, interpolations resolved."""
     with one_line_errors():
-        own = without_hydra(config) if "hydra" in config else config
-        plain = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
-    return typing.cast("dict[str, Any]", plain)
+        own = {str(key): config[key] for key in config if key != "hydra"}
+        return {key: _plain_value(value) for key, value in own.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    is_config = OmegaConf.is_config(value)
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if is_config else value
 
 
 def _no_such_group(key: str) -> str:

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_exp.config.compose import read
+from lora_exp.config.compose import read, without_hydra
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.model.data import prepared_sha256
 from lora_exp.numerics import request_portable_kernels
@@ -50,7 +50,7 @@ def run(config: DictConfig) -> float:
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     sweep_folder = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
     saved = folder / (hydra.output_subdir or "") / "config.yaml"  # to compose the text again would take 3 ms per job
-    text = saved.read_text(encoding="utf-8") if saved.is_file() else OmegaConf.to_yaml(config)
+    text = saved.read_text(encoding="utf-8") if saved.is_file() else OmegaConf.to_yaml(without_hydra(config))
     # A sweep prunes the store itself, after its last job.
     with kept_within(open_store(settings), settings.store.limit) if sweep_folder is None else nullcontext():
         stored = stored_result(spec, settings) if sweep_folder is None else None  # else halving may have stopped it
