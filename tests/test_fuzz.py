@@ -487,7 +487,7 @@ def test_a_config_file_may_do_no_more_than_a_command(
         shutil.copytree(config_folder(), conf)
     (conf / "experiment" / "hostile.yaml").write_text(f"# @package _global_\n{preset}\n")
     monkeypatch.setattr("lora_exp.config.compose.config_folder", lambda: conf)
-    monkeypatch.setattr("lora_exp.__main__.config_folder", lambda: conf)
+    monkeypatch.setattr("lora_exp.sweeps.application.config_folder", lambda: conf)
     sweep = ["-m", *QUICK, "experiment=digit_9,hostile"]
     ended = command(sweep if multirun else [*QUICK, "experiment=hostile"])
     assert ended.code == 2
