@@ -167,7 +167,7 @@ def after_lines(count: int, act: Callable[[], None]) -> Callable[[FrameType, str
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal left
-        if frame.f_code.co_filename not in STEPS or frame.f_code.co_name == "_locked":
+        if frame.f_code.co_filename not in STEPS or frame.f_code.co_name == "locked":
             return None
         if event == "line":
             left -= 1
