@@ -29,8 +29,13 @@ PORTABLE = {"MKL_CBWR": "AVX2,STRICT", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
 def request_reproducible_products() -> None:
-    """Request one code path from MKL, unless the user has requested one; call before torch is imported."""
+    """Request one code path from MKL, unless the user has requested one; call before torch is imported.
+
+    MKL's own memory manager is switched off: its list of buffers by thread has been seen to become a ring after forks,
+    and a pack in a forked process then searched it for ever (oneMKL 2024.0, in `sgesdd`).
+    """
     os.environ.setdefault("MKL_CBWR", f"{widest_code_path()},STRICT")
+    os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")
 
 
 def request_portable_kernels() -> None:
