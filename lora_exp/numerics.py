@@ -159,6 +159,29 @@ def rowwise_product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     return (_with_min_rows(flat) @ matrix)[: len(flat)].view(*rows.shape[:-1], -1)
 
 
+def stacked_product(rows: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Compute rows [n, B, I] times factors [n, I, O], job by job.
+
+    A single row of a single job is computed twice: for it alone, MKL's code for AVX-512 has another kernel.
+    """
+    import torch
+
+    if rows.shape[:2] == (1, 1):
+        return torch.bmm(rows.expand(2, -1, -1), factors.expand(2, -1, -1))[:1]
+    return torch.bmm(rows, factors)
+
+
+def add_stacked_product(sums: torch.Tensor, rows: torch.Tensor, factors: torch.Tensor) -> None:
+    """Add `stacked_product` to sums [n, B, O] in place."""
+    import torch
+
+    if rows.shape[:2] == (1, 1):
+        twice = (each.expand(2, -1, -1) for each in (sums, rows, factors))
+        sums.copy_(torch.baddbmm(*twice)[:1])
+    else:
+        torch.baddbmm(sums, rows, factors, out=sums)
+
+
 def _with_min_rows(rows: torch.Tensor) -> torch.Tensor:
     """Repeat the first row until there are MIN_ROWS: products of fewer rows use other kernels, whose bits differ."""
     import torch

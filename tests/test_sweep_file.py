@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
+import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
@@ -138,3 +140,17 @@ def test_a_failure_comes_back_from_its_file_and_a_damaged_one_says_so(tmp_path: 
     for text in ("", "[]", "{}", '{"error": "x", "stopped": {}}', '{"error": "x", "overrides": 3}'):
         (tmp_path / FAILURE).write_text(text)
         assert read_failure(tmp_path).error.startswith(f"{FAILURE} can't be read: ")
+
+
+def test_half_written_files_of_a_killed_process_are_removed_when_the_sweep_goes_on(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / "3").mkdir()
+    left, written, elsewhere = (
+        tmp_path / "3" / f"adapter.safetensors.{of}.tmp"
+        for of in (f"{platform.node()}-{ended.pid}", f"{platform.node()}-{os.getpid()}", f"another-{ended.pid}")
+    )
+    for path in (left, written, elsewhere):
+        path.write_bytes(b"half")
+    begin_sweep(tmp_path, "sweep", [["adapter.rank=1"]])
+    assert [path.exists() for path in (left, written, elsewhere)] == [False, True, True]

@@ -194,8 +194,9 @@ def test_a_mixed_pack_has_the_logits_and_gradients_of_plain_torch_models(
     images = noise(len(plans), BATCH, 784, dtype=dtype)
     onwards = noise(len(plans), BATCH, 10, dtype=dtype, seed=3)
     stacks = [stack.requires_grad_() for stack in pack.stacks()]
-    first = frozen_first_layer(base, images)
-    found = pack.logits(base, images, None if first is None else first.clone(), training=True)
+    first = frozen_first_layer(base, images.flatten(0, 1))
+    own_first = None if first is None else first.view(*images.shape[:2], -1)
+    found = pack.logits(base, images, own_first, training=True)
     grads = torch.autograd.grad(found, stacks, onwards.clone())
 
     reference = [{name: double(value) for name, value in own.items()} for own in factors]

@@ -23,7 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lora_exp.numerics import rowwise_product
+from lora_exp.numerics import add_stacked_product, rowwise_product, stacked_product
 
 Tensors = tuple[Tensor, ...]
 Gradients = tuple[Tensors, Tensors]
@@ -82,22 +82,22 @@ class LowRank:
     def forward(self, layer: AdaptedLayer, hidden: Tensor, outputs: Tensor) -> Tensors:
         """outputs + scaling (hidden A') B'."""
         dropped = hidden if layer.mask is None else hidden * layer.mask
-        inner = torch.bmm(dropped, layer.parts["A"].transpose(1, 2)).mul_(layer.scaling)
-        torch.baddbmm(outputs, inner, layer.parts["B"], out=outputs)
+        inner = stacked_product(dropped, layer.parts["A"].transpose(1, 2)).mul_(layer.scaling)
+        add_stacked_product(outputs, inner, layer.parts["B"])
         return inner, dropped
 
     def gradients(self, layer: AdaptedLayer, hidden: Tensor, grad: Tensor, saved: Tensors) -> Gradients:
         inner, dropped = saved
-        grad_inner = torch.bmm(grad, layer.parts["B"].transpose(1, 2)).mul_(layer.scaling)
+        grad_inner = stacked_product(grad, layer.parts["B"].transpose(1, 2)).mul_(layer.scaling)
         return (torch.bmm(grad_inner.transpose(1, 2), dropped), torch.bmm(inner.transpose(1, 2), grad)), (grad_inner,)
 
     def input_gradient(self, layer: AdaptedLayer, grad: Tensor, carried: Tensors, grad_hidden: Tensor) -> None:
         """Add the gradient through A and the dropout before it."""
         (grad_inner,) = carried
         if layer.mask is None:
-            torch.baddbmm(grad_hidden, grad_inner, layer.parts["A"], out=grad_hidden)
+            add_stacked_product(grad_hidden, grad_inner, layer.parts["A"])
         else:
-            grad_hidden += torch.bmm(grad_inner, layer.parts["A"]).mul_(layer.mask)
+            grad_hidden += stacked_product(grad_inner, layer.parts["A"]).mul_(layer.mask)
 
 
 LOW_RANK = LowRank()

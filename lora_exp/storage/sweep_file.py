@@ -74,11 +74,12 @@ def begin_sweep(
 ) -> dict[str, Any]:
     """Write `sweep.json`, unless it exists, with the command, its folder and each job's overrides; return its content.
 
-    What it says of an earlier end is removed. A search begins without jobs; `search` holds its settings. It may go on
-    with more trials than it had.
+    What it says of an earlier end is removed, and so are the half-written files of killed processes. A search begins
+    without jobs; `search` holds its settings. It may go on with more trials than it had.
     Raises LoraExpError when the folder holds a sweep of other jobs, or another search.
     """
     path, planned = folder / SWEEP, [list(overrides) for overrides in jobs]
+    _remove_half_written(folder)
     if path.exists():
         about = read_about(folder)
         if about["jobs"][: len(planned)] != planned or not _is_same_search(about.get("search"), search):
@@ -188,6 +189,19 @@ def _from_json(values: Mapping[str, Any]) -> Stopped:
     """Raises KeyError or TypeError for other values than those that `_to_json` makes."""
     numbers = {name: math.nan if values[name] is None else float(values[name]) for name in ("error", "limit")}
     return Stopped(**{**values, **numbers})
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Remove what `write_whole` left in a folder when its process, on this machine, was killed."""
+    for path in folder.rglob("*.tmp"):
+        _, marker, process = path.stem.rpartition(f".{platform.node()}-")
+        if marker and process.isdigit():
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                path.unlink(missing_ok=True)
+            except PermissionError:
+                pass  # it lives, and is somebody else's
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
