@@ -44,7 +44,6 @@ def main() -> None:
     except KeyboardInterrupt:
         _stop("interrupted; finished jobs are kept, and the same command takes them from the store", 130)
     finally:
-        recording().stop()  # started, but not needed: a fork holds what this process has open
         gc.freeze()  # no search for garbage at exit
 
 

@@ -106,8 +106,9 @@ def promise(shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
             # The forward product of each layer, and the backward product of all but the first.
             shared = (weight.t(), weight) if position else (weight.t(),)
             frozen = (_depends_on_others(torch.mm, factor, random) for factor in shared)
-            low_rank = (_depends_on_others(_stacked, factor, random) for factor in (a.t(), b, b.t(), a))
-            if any(frozen) or any(low_rank):
+            factors = (a.t(), b, b.t(), a)
+            low_rank = (_depends_on_others(_stacked, factor, random) for factor in factors)
+            if any(frozen) or any(low_rank) or any(_differs_alone(factor, random) for factor in factors):
                 return SAME_PACK
     return ANY_PACK
 
@@ -127,7 +128,21 @@ def _depends_on_others(
 def _stacked(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Compute the product for a stack of jobs, one for every ten rows, and return that of the last job."""
     jobs = len(rows) // 10
-    return rows.expand(jobs, -1, -1).bmm(factor.expand(jobs, -1, -1))[-1]
+    return stacked_product(rows.expand(jobs, -1, -1), factor.expand(jobs, -1, -1))[-1]
+
+
+def _differs_alone(factor: torch.Tensor, random: torch.Generator) -> bool:
+    """Whether one row of one job, as with a batch size of 1, has other bits alone than in a stack of jobs."""
+    import torch
+
+    row, found = torch.randn(1, 1, len(factor), generator=random), []
+    for jobs in (1, 7):
+        rows, factors = row.expand(jobs, -1, -1), factor.expand(jobs, -1, -1)
+        product = stacked_product(rows, factors)
+        total = product.clone()
+        add_stacked_product(total, rows, factors)
+        found.append(torch.cat([product[-1], total[-1]]))
+    return not torch.equal(*found)
 
 
 @contextlib.contextmanager
@@ -160,13 +175,10 @@ def rowwise_product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
 
 def stacked_product(rows: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Compute rows [n, B, I] times factors [n, I, O], job by job.
-
-    A single row of a single job is computed twice: for it alone, MKL's code for AVX-512 has another kernel.
-    """
+    """Compute rows [n, B, I] times factors [n, I, O], job by job; a lone row of a lone job is computed twice."""
     import torch
 
-    if rows.shape[:2] == (1, 1):
+    if _is_lone(rows):
         return torch.bmm(rows.expand(2, -1, -1), factors.expand(2, -1, -1))[:1]
     return torch.bmm(rows, factors)
 
@@ -175,11 +187,16 @@ def add_stacked_product(sums: torch.Tensor, rows: torch.Tensor, factors: torch.T
     """Add `stacked_product` to sums [n, B, O] in place."""
     import torch
 
-    if rows.shape[:2] == (1, 1):
+    if _is_lone(rows):
         twice = (each.expand(2, -1, -1) for each in (sums, rows, factors))
         sums.copy_(torch.baddbmm(*twice)[:1])
     else:
         torch.baddbmm(sums, rows, factors, out=sums)
+
+
+def _is_lone(rows: torch.Tensor) -> bool:
+    """Whether this is one row of one job: for it MKL's code for AVX-512 has another kernel, whose bits differ."""
+    return rows.shape[0] == 1 and rows.shape[1] == 1
 
 
 def _with_min_rows(rows: torch.Tensor) -> torch.Tensor:

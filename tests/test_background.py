@@ -156,3 +156,14 @@ def test_it_ends_when_the_launching_process_is_killed() -> None:
     launching.kill()
     launching.communicate()
     assert psutil.wait_procs([process], timeout=60)[1] == []
+
+
+def test_a_fork_holds_open_nothing_that_its_parent_has_open(background: Background, tmp_path: Path) -> None:
+    background.stop()
+    reading, writing = os.pipe()
+    background.ask_first("begin", folder=str(tmp_path))
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert pipe.read() == ""  # the fork does not keep the pipe from ending
+    background.ask("note", text="alive")
+    assert background.finish() == "noted alive"

@@ -36,6 +36,13 @@ def test_importing_any_module_requests_one_code_path(module: str) -> None:
     assert request in ("AVX512,STRICT", "AVX2,STRICT")
 
 
+def test_the_memory_manager_in_which_forked_packs_hung_is_off_unless_the_user_wants_it() -> None:
+    code = "import lora_exp, os; print(os.environ['MKL_DISABLE_FAST_MM'])"
+    clean = {"MKL_DISABLE_FAST_MM": ""}
+    assert in_a_fresh_process(f"import os; del os.environ['MKL_DISABLE_FAST_MM']; {code}", **clean) == "1"
+    assert in_a_fresh_process(code, MKL_DISABLE_FAST_MM="0") == "0"
+
+
 def test_the_request_is_made_before_torch_is_loaded() -> None:
     assert in_a_fresh_process("import lora_exp, sys; print('torch' in sys.modules)") == "False"
 

@@ -5,6 +5,7 @@ Each file is written whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -79,7 +80,7 @@ def begin_sweep(
     Raises LoraExpError when the folder holds a sweep of other jobs, or another search.
     """
     path, planned = folder / SWEEP, [list(overrides) for overrides in jobs]
-    _remove_half_written(folder)
+    remove_half_written(folder)
     if path.exists():
         about = read_about(folder)
         if about["jobs"][: len(planned)] != planned or not _is_same_search(about.get("search"), search):
@@ -191,17 +192,21 @@ def _from_json(values: Mapping[str, Any]) -> Stopped:
     return Stopped(**{**values, **numbers})
 
 
-def _remove_half_written(folder: Path) -> None:
-    """Remove what `write_whole` left in a folder when its process, on this machine, was killed."""
+def remove_half_written(folder: Path) -> None:
+    """Remove what `write_whole` left in a folder, or below it, when its process, on this machine, was killed."""
     for path in folder.rglob("*.tmp"):
         _, marker, process = path.stem.rpartition(f".{platform.node()}-")
-        if marker and process.isdigit():
-            try:
-                os.kill(int(process), 0)
-            except ProcessLookupError:
-                path.unlink(missing_ok=True)
-            except PermissionError:
-                pass  # it lives, and is somebody else's
+        if marker and process.isdigit() and not _is_alive(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    with contextlib.suppress(PermissionError):  # it is alive, and somebody else's
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
+    return True
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

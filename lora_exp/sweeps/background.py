@@ -182,8 +182,8 @@ def _started(descriptor: int, factory: str, library: str) -> int:
             return process
         try:
             os.setpgid(0, 0)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(2, 1)
+            _let_go(kept={1, 2, descriptor})
             _main(descriptor, parent, factory)
         finally:
             os._exit(1)
@@ -192,6 +192,17 @@ def _started(descriptor: int, factory: str, library: str) -> int:
     command = [sys.executable, "-m", __name__, str(descriptor), str(parent), factory]
     # In a process group of its own, so that Ctrl-C reaches the launching process alone.
     return os.posix_spawn(sys.executable, command, os.environ, file_actions=streams, setpgroup=0)
+
+
+def _let_go(kept: set[int]) -> None:
+    """Put the null device in the place of every other descriptor that a fork has of its parent.
+
+    A pipe that a fork holds open too never ends. Closed numbers would be used anew, while objects that the fork has of
+    its parent still refer to them.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in {0, *map(int, os.listdir("/dev/fd"))} - {*kept, null}:  # noqa: PTH208 - the numbers are names
+        os.dup2(null, descriptor, inheritable=False)
 
 
 def _main(descriptor: int, parent: int, factory: str) -> None:

@@ -19,7 +19,7 @@ from lora_exp.storage.keys import only_device, result_key
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
 from lora_exp.storage.result import read as read_result
 from lora_exp.storage.store import Store
-from lora_exp.storage.sweep_file import FAILURE, Failure, Stopped, write_failure, write_whole
+from lora_exp.storage.sweep_file import FAILURE, Failure, Stopped, remove_half_written, write_failure, write_whole
 from lora_exp.sweeps.recording import recording
 from lora_exp.tracking.connection import check as check_tracking
 
@@ -51,6 +51,8 @@ def run(config: DictConfig) -> float:
     sweep_folder = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
     saved = folder / (hydra.output_subdir or "") / "config.yaml"  # to compose the text again would take 3 ms per job
     text = saved.read_text(encoding="utf-8") if saved.is_file() else OmegaConf.to_yaml(without_hydra(config))
+    if sweep_folder is None:
+        remove_half_written(folder)
     # A sweep prunes the store itself, after its last job.
     with kept_within(open_store(settings), settings.store.limit) if sweep_folder is None else nullcontext():
         stored = stored_result(spec, settings) if sweep_folder is None else None  # else halving may have stopped it

@@ -102,11 +102,6 @@ class Recording:
                 log.warning("%s", error)
         self._tracking.stop()
 
-    def stop(self) -> None:
-        """End both processes at once."""
-        self._tracking.stop()
-        self._reports.stop()
-
 
 @functools.cache
 def recording() -> Recording:
