@@ -63,7 +63,8 @@ def test_a_sweep_whose_worker_is_killed_has_the_bits_of_a_local_one(
 
 @LONG
 def test_a_sweep_on_ray_has_the_bits_of_a_local_one_and_listens_on_this_machine_only(place: Place, local: Path) -> None:
-    process = place.start(*SWEEP, *RAY)
+    # Nothing listens there: a sweep that joined the cluster that its surroundings name would fail.
+    process = place.start(*SWEEP, *RAY, RAY_ADDRESS="127.0.0.1:1")
     assert process.poll() is None
     busy(process, "ray::", 1.0)
     heard = {

@@ -127,7 +127,9 @@ class RayPool(WorkerPool):
         on_terminate = signal.getsignal(signal.SIGTERM)
         # Workers need these before they import torch.
         environment = {"env_vars": {name: os.environ[name] for name in PORTABLE if name in os.environ}}
-        where = {"include_dashboard": False} if self._address is None else {"address": self._address}
+        # Without "local" Ray would join a cluster that runs on this machine, or that RAY_ADDRESS names.
+        alone = {"address": "local", "include_dashboard": False}
+        where = alone if self._address is None else {"address": self._address}
         try:
             ray.init(**where, logging_level="error", log_to_driver=False, runtime_env=environment)
         except (ConnectionError, RuntimeError, ValueError) as error:
