@@ -11,10 +11,12 @@ import contextlib
 import functools
 import itertools
 import math
+import os
 import platform
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,8 @@ class SlurmPool(WorkerPool):
         number, memory = next(self._numbers), self._memory or task.memory
         self._executor.update_parameters(**self._parameters, mem_gb=max(1, math.ceil(memory / 2**30)))
         try:
-            self._running[number] = (self._executor.submit(trained_into_store, task, None), task)
+            with _without_stderr() if self._cluster == "local" else contextlib.nullcontext():
+                self._running[number] = (self._executor.submit(trained_into_store, task, None), task)
         except FailedJobError as error:
             raise LoraExpError(f"executor=slurm: Slurm refuses the job ({' '.join(str(error).split())})") from error
         return number
@@ -127,3 +130,19 @@ def _wait_until_visible(store: Store, entries: list[EntryId]) -> None:
             with contextlib.suppress(OSError):
                 list(store.folder(kind, key).parent.iterdir())  # makes a network file system refresh its cache
             time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Start processes without a stderr in a `with` block: at Ctrl-C submitit's local ones write a traceback to it.
+
+    What their tasks write goes to the log of the job in any case.
+    """
+    own, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
+        os.close(null)
