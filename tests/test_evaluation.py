@@ -203,3 +203,20 @@ def test_the_first_layers_products_have_the_same_bits_on_any_number_of_threads(
     with numerics.on_threads(1):
         whole = numerics.frozen_product(images, layer.weight, layer.bias)
     assert torch.equal(one, whole)
+
+
+def test_the_base_predicts_on_one_thread_whatever_the_process_has(
+    small_base: BaseModel, mnist: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MKL's first `exp` on two threads once had 12 right bits on the second: 227 of 10,000 confidences differed."""
+    found, as_before = [], evaluation._predictions
+
+    def predictions(*given: torch.Tensor) -> evaluation.Predictions:
+        found.append(torch.get_num_threads())
+        return as_before(*given)
+
+    monkeypatch.setattr(evaluation, "_predictions", predictions)
+    with numerics.on_threads(2):
+        predict_base(small_base, mnist.test)
+        found.append(torch.get_num_threads())
+    assert found == [1, 2]

@@ -63,8 +63,8 @@ def frozen_first_layer(base: BaseModel, images: torch.Tensor, threads: int = 1) 
 
 
 def predict_base(base: BaseModel, split: Split) -> Predictions:
-    """Predict with the base alone."""
-    with torch.no_grad():
+    """Predict with the base alone, on one thread: on two, narrow products and MKL's `exp` can have other bits."""
+    with torch.no_grad(), on_threads(1):
         logits_NC = torch.cat([plain_logits(base, split.images[at]) for at in _chunks(base, split, 1)])
         return _predictions(logits_NC, split.labels)
 
