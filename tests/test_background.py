@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from lora_exp.errors import LoraExpError
-from lora_exp.sweeps.background import STARTS, Background
+from lora_exp.sweeps.background import GRACE, STARTS, Background
 
 LAUNCHING = """
 import sys
@@ -137,16 +137,24 @@ def test_a_request_that_always_kills_it_is_given_up(background: Background) -> N
     assert raised.value.exit_code == 1
 
 
-def test_an_urgent_request_drops_those_before_it(background: Background, tmp_path: Path) -> None:
+def test_an_urgent_request_drops_those_before_it_that_are_not_carried_out_soon(
+    background: Background, tmp_path: Path
+) -> None:
     background.ask("note", text="first")
     background.finish()
     background.ask("wait_for", name="go on")
+    background.ask("note", text="kept")
+    background.ask("wait_for", name="later")
     for _ in range(50):
         background.ask("note", text="dropped")
     background.ask("close", folder=str(tmp_path))
     (tmp_path / "go on").touch()
+    while notes(tmp_path) != ["first", "kept"]:
+        time.sleep(0.01)
+    time.sleep(GRACE)
+    (tmp_path / "later").touch()
     background.finish()
-    assert notes(tmp_path) == ["first"]
+    assert notes(tmp_path) == ["first", "kept"]
 
 
 def test_it_ends_when_the_launching_process_is_killed() -> None:

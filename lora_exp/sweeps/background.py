@@ -11,10 +11,12 @@ import atexit
 import importlib
 import json
 import logging
+import math
 import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections import deque
 from multiprocessing.connection import Connection
@@ -26,7 +28,8 @@ log = logging.getLogger(__name__)
 
 STARTS = 3  # of a process, before a request that kills it is given up
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-URGENT = "close"  # the request that drops those before it
+URGENT = "close"  # the request that drops those before it which are not carried out
+GRACE = 1.0  # so many seconds after it came
 
 
 class Background:
@@ -141,6 +144,7 @@ def serve(connection: Connection, factory: str) -> None:
     logging.getLogger().handlers = [_Forwarding(send)]
     waiting: deque[dict[str, Any]] = deque()
     is_loaded = False
+    deadline = math.inf  # of the requests before an urgent one
     while True:
         if not waiting and not is_loaded and not connection.poll():
             target.load()
@@ -150,9 +154,11 @@ def serve(connection: Connection, factory: str) -> None:
                 waiting.append(json.loads(connection.recv_bytes()))
             except EOFError:
                 return
-        while waiting[-1]["request"] == URGENT and len(waiting) > 1:  # the process is to end within seconds
-            waiting.popleft()
-            send(answer=None)
+        if waiting[-1]["request"] == URGENT:  # the process is to end within seconds
+            deadline = min(deadline, time.monotonic() + GRACE)
+            while len(waiting) > 1 and time.monotonic() > deadline:
+                waiting.popleft()
+                send(answer=None)
         message = waiting.popleft()
         try:
             send(answer=getattr(target, message.pop("request"))(**message))
