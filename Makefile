@@ -20,8 +20,10 @@ test: setup browser
 	$(BIN)/$(TESTS)
 
 # Tests that are slow by nature: CONTRIBUTING.md lists them, each with the promise that it holds.
+# The reference's base trains on two threads, which would take five times as long beside other tests.
 test-long: setup browser
-	$(BIN)/$(TESTS) -m 'long and not gpu'
+	$(BIN)/python -m pytest --durations 5 -m 'long and not gpu' tests/test_reference.py
+	$(BIN)/$(TESTS) -m 'long and not gpu' --ignore tests/test_reference.py
 
 # The tests with each library at the oldest version that pyproject.toml allows; torch and the test tools are those of
 # .venv.

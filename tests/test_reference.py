@@ -1,6 +1,6 @@
-"""python -m pytest tests/test_reference.py
+"""python -m pytest tests/test_reference.py -m "long or not long"
 
-The reference numbers of the project, from the real command on all of MNIST.
+The reference numbers of the project, from the real command: on all of MNIST, and quickly on a part of it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,15 @@ from pathlib import Path
 
 import forkserver
 import pytest
+from places import prepared
 
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, RESULT, RunResult, read
+
+PART = "data.limit=2000"
+# A base of this size trains on two threads, which takes five times as long beside another process: `make test-long`
+# trains it while nothing else runs.
+WHOLE = "data.limit=null"
 
 
 def run(folder: Path, *arguments: str) -> tuple[RunResult, Path]:
@@ -21,17 +27,21 @@ def run(folder: Path, *arguments: str) -> tuple[RunResult, Path]:
     return read(place), place
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Path:
-    folder = tmp_path_factory.mktemp("reference")
-    (folder / "cache").mkdir()
-    (folder / "cache" / "data").symlink_to(data_root)
-    return folder
+@pytest.fixture(scope="module", params=[PART, pytest.param(WHOLE, marks=pytest.mark.long)])
+def images(request: pytest.FixtureRequest) -> str:
+    """The override that says how many training images there are."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def reference(lab: Path) -> tuple[RunResult, Path]:
-    return run(lab, "experiment=reference")
+def lab(images: str, tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Path:
+    """A folder, and so a store, for each number of images."""
+    return prepared(tmp_path_factory.mktemp("reference"), data_root).folder
+
+
+@pytest.fixture(scope="module")
+def reference(lab: Path, images: str) -> tuple[RunResult, Path]:
+    return run(lab, "experiment=reference", images)
 
 
 def test_the_reference_has_the_stated_parameters(reference: tuple[RunResult, Path]) -> None:
@@ -46,11 +56,11 @@ def test_the_reference_has_the_stated_parameters(reference: tuple[RunResult, Pat
 
 
 def test_the_reference_mends_digit_2_at_the_price_of_others_and_leaves_the_base_alone(
-    reference: tuple[RunResult, Path],
+    reference: tuple[RunResult, Path], images: str
 ) -> None:
     out = reference[0].outcome
     assert out.steps == 100
-    assert out.before.accuracy > 0.94
+    assert out.before.accuracy > (0.94 if images == WHOLE else 0.8)
     assert out.after.errors[2] < out.before.errors[2] / 2
     assert out.forgetting > 0
     assert out.base_unchanged and out.base_sha256_before == out.base_sha256_after
@@ -58,18 +68,19 @@ def test_the_reference_mends_digit_2_at_the_price_of_others_and_leaves_the_base_
 
 
 def test_the_reference_in_a_store_of_its_own_but_on_the_same_base_gives_the_same_bits(
-    reference: tuple[RunResult, Path], lab: Path
+    reference: tuple[RunResult, Path], lab: Path, images: str
 ) -> None:
     results = list((lab / "cache" / "store" / "results").glob("*/*"))
     assert len(results) == 1
     results[0].rename(lab / "set aside")
-    again, place = run(lab, "experiment=reference", "device.threads=1")
+    again, place = run(lab, "experiment=reference", images, "device.threads=1")
     assert again.outcome == reference[0].outcome
     assert (place / ADAPTER).read_bytes() == (reference[1] / ADAPTER).read_bytes()
 
 
-def test_rectified_logits_leave_dead_output_units(lab: Path) -> None:
-    out = run(lab, "experiment=historical", "data.limit=3000", "model=small")[0].outcome
+def test_rectified_logits_leave_dead_output_units(tmp_path: Path, data_root: Path, mnist: ImageData) -> None:
+    folder = prepared(tmp_path, data_root).folder
+    out = run(folder, "experiment=historical", "data.limit=3000", "model=small")[0].outcome
     answered = [sum(row[digit] for row in out.before.confusion) for digit in range(10)]
     dead = [digit for digit in range(1, 10) if answered[digit] == 0]
     assert dead and out.before.accuracy < 0.8
