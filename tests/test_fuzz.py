@@ -341,10 +341,11 @@ def jobs(lab: Path) -> JobConfigs:
     return JobConfigs(loader, loader.load_configuration("config", list(QUICK), RunMode.MULTIRUN))
 
 
-def test_a_thousand_override_lists_are_specs_or_refused(jobs: JobConfigs, lab: Path) -> None:
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.long)])
+def test_override_lists_are_specs_or_refused(jobs: JobConfigs, lab: Path, count: int) -> None:
     seen: list[bool] = []
 
-    @settings(FUZZ, max_examples=1000)
+    @settings(FUZZ, max_examples=count)
     @given(st.lists(OF_A_JOB, max_size=4), st.one_of(*[st.none()] * 5, BROKEN))
     def check(sound: list[str], broken: str | None) -> None:
         overrides = [*QUICK, *sound, *([] if broken is None else [broken])]
@@ -362,13 +363,14 @@ def test_a_thousand_override_lists_are_specs_or_refused(jobs: JobConfigs, lab: P
         assert_unharmed(lab)
 
     check()
-    assert len(seen) >= 1000 and 200 < sum(seen) < 900
+    assert len(seen) >= count and 0.2 < sum(seen) / len(seen) < 0.9
 
 
-def test_any_command_runs_or_is_refused_in_one_line(lab: Path) -> None:
+@pytest.mark.parametrize("count", [30, pytest.param(120, marks=pytest.mark.long)])
+def test_any_command_runs_or_is_refused_in_one_line(lab: Path, count: int) -> None:
     ends: list[int | None] = []
 
-    @settings(FUZZ, max_examples=80)
+    @settings(FUZZ, max_examples=count)
     @given(st.lists(FLAG, max_size=1), st.lists(SOUND, max_size=3), st.lists(BROKEN, max_size=1))
     def check(flags: list[str], sound: list[str], broken: list[str]) -> None:
         ended = command([*flags, *QUICK, *sound, *broken])
@@ -495,7 +497,7 @@ def test_a_config_file_may_do_no_more_than_a_command(
 
 
 def test_real_processes_refuse_in_one_line_too(lab: Path) -> None:
-    commands = [arguments for arguments in HOSTILE_COMMANDS[::2] if not any("\0" in text for text in arguments)]
+    commands = [arguments for arguments in HOSTILE_COMMANDS[::6] if not any("\0" in text for text in arguments)]
     environment = os.environ | {"SECRET": SECRET, "PYTHONPATH": str(lab)}
 
     def process(arguments: list[str]) -> Ended:
@@ -504,7 +506,7 @@ def test_real_processes_refuse_in_one_line_too(lab: Path) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ends = list(pool.map(process, commands))
-    assert len(ends) >= 24
+    assert len(ends) >= 8
     for ended in ends:
         assert ended.code == 2
         assert_sound(ended, lab)
