@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from lora_exp import numerics
 from lora_exp.commands.arguments import add_overrides, parse
-from lora_exp.config.compose import compose_config, config_folder, read
+from lora_exp.config.compose import compose_config, compose_values, config_folder, read, saved_values
 from lora_exp.config.settings import Settings
-from lora_exp.config.spec import DATA_SETS
+from lora_exp.config.spec import DATA_SETS, spec_from
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.data import MNIST_SHA256, damaged_embedded_files, damaged_unpacked_files, read_prepared
 from lora_exp.storage.provenance import processor
@@ -120,8 +120,9 @@ def _products(device: str) -> Iterator[Finding]:
     from lora_exp.executors.choice import torch_device
 
     models: dict[str, list[str]] = {}
+    values = compose_values([])
     for path in sorted((config_folder() / "model").glob("*.yaml")):
-        shapes = layer_shapes(read(compose_config([f"model={path.stem}"]))[0].model)
+        shapes = layer_shapes(spec_from(values | {"model": saved_values(path.read_text())}).model)
         promise = numerics.promise([(layer.outputs, layer.inputs) for layer in shapes], torch_device(device))
         models.setdefault(promise, []).append(path.stem)
     for promise, names in models.items():
