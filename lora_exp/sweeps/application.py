@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import contextlib
+from collections.abc import Iterator
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -41,10 +43,10 @@ def run_application() -> None:
                 check_overrides(given.overrides)
                 application(run)()
         else:
-            is_sweep = _is_sweep(given.overrides, given.multirun)
-            if not (given.run or is_sweep):
-                sys.argv.insert(1, "--run")  # Hydra would compose the config once more to find this out
-            application(run if is_sweep else alone)()
+            mode = _mode(given.overrides, given.multirun)
+            is_sweep = given.multirun or mode == RunMode.MULTIRUN
+            with _mode_is(mode):
+                application(run if is_sweep else alone)()
     except (HydraException, OmegaConfBaseException) as error:
         raise LoraExpError(error_line(error)) from error
     if raised:
@@ -75,13 +77,23 @@ def _given() -> argparse.Namespace:
     return given
 
 
-def _is_sweep(overrides: list[str], multirun: bool) -> bool:
-    """Whether the command is a sweep. A single run is checked here, before Hydra makes its folder."""
+def _mode(overrides: list[str], multirun: bool) -> RunMode | None:
+    """The value of `hydra.mode`. A single run is checked here, before Hydra makes its folder."""
     config = compose_config(overrides, multirun)
-    if multirun or config.hydra.mode == RunMode.MULTIRUN:
-        return True
-    spec, settings = read(config)
-    from lora_exp.sweeps.job import check
+    mode: RunMode | None = config.hydra.mode
+    if not multirun and mode != RunMode.MULTIRUN:
+        spec, settings = read(config)
+        from lora_exp.sweeps.job import check
 
-    check([spec], settings)
-    return False
+        check([spec], settings)
+    return mode
+
+
+@contextlib.contextmanager
+def _mode_is(mode: RunMode | None) -> Iterator[None]:
+    """A block in which Hydra does not compose the config once more to find out `hydra.mode`."""
+    asked, Hydra.get_mode = Hydra.get_mode, lambda *_, **__: mode
+    try:
+        yield
+    finally:
+        Hydra.get_mode = asked
