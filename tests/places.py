@@ -18,8 +18,8 @@ from lora_exp.storage.sweep_file import SWEEP
 
 JOBS = ("adapter.rank=1,2,3,4", "finetune.digit=range(0,10)")
 QUICK = ("model=tiny", "data.limit=3000", "base.batch_size=50")
-# Runs in every process of a sweep: it lists in the file COMPUTED what is put into the store, and makes the job of
-# digit 3 and rank 2 fail in the way that FAULT names.
+# Runs in every process of a sweep: it lists in the file COMPUTED what is put into the store, and makes jobs of rank 2
+# fail in the way that FAULTS names for their digit, as in "3=raise 4=exit".
 HOOK = """
 import os, signal, sys
 
@@ -28,16 +28,17 @@ def install():
     from lora_exp.storage.store import Store
 
     tune, put = pack_module.fine_tune, Store.put
+    faults = dict(part.split("=") for part in os.environ.get("FAULTS", "").split())
 
     def faulty(base, jobs, data, *more):
         for job in jobs:
             digits = set(data.labels[job.order.flatten()].tolist())
-            fault = os.environ.get("FAULT") if (job.plan.layers[0].rank, digits) == (2, {3}) else None
+            fault = faults.get("".join(map(str, digits))) if job.plan.layers[0].rank == 2 else None
             if fault == "raise":
                 raise RuntimeError("out of luck")
             if fault == "exit":
                 sys.exit(3)
-            if fault == "hard exit":
+            if fault == "hard_exit":
                 os._exit(7)
             if fault in ("SIGSEGV", "SIGKILL"):
                 os.kill(os.getpid(), getattr(signal, fault))

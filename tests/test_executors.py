@@ -84,7 +84,7 @@ def test_a_sweep_on_ray_has_the_bits_of_a_local_one_and_listens_on_this_machine_
 @pytest.mark.parametrize(
     ("executor", "fault", "cause"),
     [
-        (PROCESSES, "hard exit", "exit code 7"),
+        (PROCESSES, "hard_exit", "exit code 7"),
         pytest.param(RAY, "SIGKILL", "its worker was lost (WorkerCrashedError", marks=LONG),
         pytest.param(SLURM, "raise", "RuntimeError: out of luck", marks=LONG),
     ],
@@ -94,7 +94,7 @@ def test_a_job_that_fails_takes_no_other_with_it(
     place: Place, executor: tuple[str, ...], fault: str, cause: str
 ) -> None:
     jobs = ("finetune.steps=5", "adapter.rank=1,2", "finetune.digit=3,4")
-    err = place.run("-m", *QUICK, *jobs, *executor, code=1, FAULT=fault)[1]
+    err = place.run("-m", *QUICK, *jobs, *executor, code=1, FAULTS=f"3={fault}")[1]
     table = load_sweep(place.sweep())
     [failed] = table[table["status"] == "failed"].to_dict("records")
     assert cause in failed["error"] and "adapter.rank=2 finetune.digit=3" in failed["overrides"]
