@@ -6,6 +6,7 @@ What may happen to a store in use, with real runs: damage, a full disk, many pro
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -184,7 +185,7 @@ def test_a_file_that_may_not_grow_is_told_as_a_full_disk_is(folder: Path) -> Non
     assert list((folder / "cache" / "store" / "partial").iterdir()) == []
 
 
-def test_four_sweeps_at_once_share_base_store_and_a_fresh_database(folder: Path) -> None:
+def test_four_sweeps_at_once_share_base_store_and_a_fresh_database_and_have_folders_of_their_own(folder: Path) -> None:
     digits = ("1,2", "2,3", "3,4", "4,5")
     sweeps = [start(folder, "-m", f"finetune.digit={swept}", "device.threads=1") for swept in digits]
     said = [sweep.communicate(timeout=300)[0] for sweep in sweeps]
@@ -200,4 +201,7 @@ def test_four_sweeps_at_once_share_base_store_and_a_fresh_database(folder: Path)
     assert verify_lines(store) == (["7 entries checked, 0 damaged"], True)  # base, promise, five digits
     assert list((store.root / "partial").iterdir()) == []
     assert len(list(folder.glob(f"runs/*/*/*/{RESULT}"))) == 8
+    asked = [json.loads(path.read_text())["jobs"] for path in folder.glob("runs/*/*/sweep.json")]
+    assert sorted(jobs[0][0] for jobs in asked) == [f"finetune.digit={swept[0]}" for swept in digits]
+    assert len(list(folder.glob("multirun_reports/*/report.md"))) == 4
     assert not os.path.lexists(folder / "mlflow.db.new")
