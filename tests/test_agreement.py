@@ -15,15 +15,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from places import QUICK, Place
+from places import QUICK, Place, prepared
 
+from lora_exp.model.data import ImageData
 from lora_exp.report.tables import MEASURES
 from lora_exp.storage.sweep_folder import load_sweep
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    place = Place(tmp_path_factory.mktemp("agreement"))
+def place(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Place:
+    place = prepared(tmp_path_factory.mktemp("agreement"), data_root)
     axes = ("adapter.rank=1,2", "finetune.digit=3,8", "finetune.seed=0,1,2")
     (place.folder / "terminal.txt").write_text(place.run("-m", *QUICK, *axes)[0])
     return place

@@ -64,13 +64,13 @@ def sweep(lab: Path) -> tuple[Path, str]:
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["adapter.rank=0"]])
 def test_help_and_config_and_refusals_answer_at_once(lab: Path, arguments: list[str]) -> None:
     code = 2 if "adapter.rank=0" in arguments else 0
-    times = []
-    for _ in range(3):
+    for _ in range(3):  # the machine may be busy
         started = time.perf_counter()
         assert interpreter(lab, *arguments).returncode == code
-        times.append(time.perf_counter() - started)
+        if (took := time.perf_counter() - started) < 8:
+            break
     # No speed test: ten times what it takes, so that an import of torch for nothing is noticed.
-    assert min(times) < 8
+    assert took < 8
 
 
 def test_a_run_leaves_its_result_adapter_predictions_figures_and_config(run: Path) -> None:

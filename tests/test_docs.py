@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from places import QUICK, Place
+from places import QUICK, Place, prepared
 
 from lora_exp.model.data import ImageData
 
@@ -37,28 +37,25 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def train(extended: Path, folder: Path, method: str) -> dict[str, object]:
-    command = [sys.executable, "-m", "lora_exp", f"adapter={method}", "model=tiny", "data.limit=3000"]
-    command += ["finetune.digit=4", "tracking=off", "hydra.run.dir=run"]
+def test_methods_added_as_the_document_says_train(
+    extended: Path, tmp_path: Path, data_root: Path, mnist: ImageData
+) -> None:
+    folder = prepared(tmp_path, data_root).folder
+    parameters = {"half_lora": 784 + 64 + 64 + 10, "ia3": 64 + 10}
+    command = [sys.executable, "-m", "lora_exp", "-m", f"adapter={','.join(parameters)}", "model=tiny"]
+    command += ["data.limit=3000", "finetune.digit=4", "tracking=off", "hydra.sweep.dir=swept"]
     environment = {**os.environ, "PYTHONPATH": str(extended)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads((folder / "run" / "result.json").read_text())["outcome"]
-    return found
+    for job, method in enumerate(parameters):
+        outcome = json.loads((folder / "swept" / str(job) / "result.json").read_text())["outcome"]
+        assert outcome["parameters_adapter"] == parameters[method]
+        assert outcome["target_error"] < outcome["target_error_before"]
+        assert outcome["adapter_off_equals_base"] is True
 
 
-@pytest.mark.parametrize(("method", "parameters"), [("half_lora", 784 + 64 + 64 + 10), ("ia3", 64 + 10)])
-def test_a_method_added_as_the_document_says_trains(
-    extended: Path, tmp_path: Path, method: str, parameters: int
-) -> None:
-    outcome = train(extended, tmp_path, method)
-    assert outcome["parameters_adapter"] == parameters
-    assert outcome["target_error"] < outcome["target_error_before"]
-    assert outcome["adapter_off_equals_base"] is True
-
-
-def test_the_pandas_of_the_reports_document_works(tmp_path: Path) -> None:
-    place = Place(tmp_path)
+def test_the_pandas_of_the_reports_document_works(tmp_path: Path, data_root: Path, mnist: ImageData) -> None:
+    place = prepared(tmp_path, data_root)
     place.run("-m", *QUICK, "adapter.rank=1,2", "finetune.digit=3,4", "finetune.seed=0,1", "hydra.sweep.dir=SWEEP")
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "reports.md").read_text(), re.S)
     environment = os.environ | {"MPLBACKEND": "agg"}

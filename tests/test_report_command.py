@@ -7,17 +7,18 @@ from pathlib import Path
 import made_results as made
 import pandas as pd
 import pytest
-from places import QUICK, Place
+from places import QUICK, Place, prepared
 
+from lora_exp.model.data import ImageData
 from lora_exp.storage.sweep_folder import join, load_sweep, read_sweep
 
 FEW = made.pictures_and_labels()[1][:500]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Place:
     """Two sweeps that share a run: digit 3 at rank 1 with seed 0; the second has a job that diverges."""
-    place = Place(tmp_path_factory.mktemp("two sweeps"))
+    place = prepared(tmp_path_factory.mktemp("two sweeps"), data_root)
     place.run("-m", *QUICK, "finetune.digit=3,4", "adapter.rank=1", "hydra.sweep.dir=runs/a/first")
     rates = ["finetune.learning_rate=0.001,1e30", "adapter.dropout=0,0.1"]
     place.run("-m", *QUICK, "finetune.digit=3", *rates, "hydra.sweep.dir=runs/a/second", code=1)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import made_results as made
 import pytest
-from places import QUICK, Place
+from places import QUICK, prepared
 
+from lora_exp.model.data import ImageData
 from lora_exp.report.terminal import next_text
 from lora_exp.storage.sweep_folder import read_sweep
 
@@ -46,9 +47,9 @@ def test_a_terminal_gets_colours_and_a_pipe_gets_the_same_text_without(tmp_path:
 
 @pytest.mark.parametrize("preset", [False, True])
 def test_the_suggested_sweep_over_seeds_is_one_that_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], preset: bool
+    tmp_path: Path, data_root: Path, mnist: ImageData, capsys: pytest.CaptureFixture[str], preset: bool
 ) -> None:
-    place = Place(tmp_path)
+    place = prepared(tmp_path, data_root)
     asked = ["experiment=rank_by_digit"] if preset else ["-m", "adapter.rank=1,2", "finetune.digit=3"]
     command = [*asked, *QUICK, "finetune.steps=2", "tracking=off", "hydra.sweep.dir=swept"]
     place.run(*command)
