@@ -274,6 +274,8 @@ def test_the_figure_shows_every_comparison_with_its_interval_and_margin(name: st
     drawn = [bars.get_segments()[0] for one in axes for bars in one.collections]
     limits = [(answer.interval.low, answer.interval.high) for answer in verdict.answers]
     assert np.array(drawn)[:, :, 0] == pytest.approx(np.array(limits))
+    told = [text.get_text() for one in axes for text in one.texts]
+    assert told == [f"{answer.outcome} ({100 * answer.interval.confidence:.3g} %)" for answer in verdict.answers]
     margins = {answer.question.measure: answer.question.margin for answer in verdict.answers}
     for one, margin in zip(axes, margins.values(), strict=True):
         assert legend(one) == [f"claimed: below {margin:g}"]

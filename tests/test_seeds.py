@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_aggregation.py: what seeds carry is said, and no more."""
+"""python -m pytest tests/test_seeds.py: what seeds carry is said, and no more."""
 
 from __future__ import annotations
 
