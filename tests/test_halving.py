@@ -36,10 +36,10 @@ from lora_exp.training.base import TrainedBase
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.evaluation import class_errors, other_classes, predict_base
 from lora_exp.training.executor import Pack, Work, rung_key
-from lora_exp.training.halving import CHECKPOINT, RUNG, HalvingTrainer, keep_rung, rungs, select, survivors
+from lora_exp.training.halving import CHECKPOINT, RUNG, HalvingTrainer, keep_rung, rung_files, rungs, select, survivors
 from lora_exp.training.laboratory import Laboratory, ResultWork
 from lora_exp.training.loop import Progress, TrainingImages, fine_tune
-from lora_exp.training.pack import plan_jobs
+from lora_exp.training.pack import PackTrainer, plan_jobs
 
 GRID = ("adapter.rank=1,2,4", "finetune.learning_rate=0.0003,0.001,0.003", "finetune.digit=3,4")
 HALVED = (*QUICK, "data.validation=500", "halving.eta=3", "hydra.sweep.dir=halved")
@@ -83,6 +83,22 @@ def test_jobs_that_are_trained_on_other_images_or_longer_do_not_compete(other: d
     errors = {one: 0.1, two: 0.2, replace(one, finetune=replace(one.finetune, **other)): 0.3}
     continuing, stopped = select(errors, 3, "target_error", 10, dict.fromkeys(errors, 100))
     assert set(continuing) == set(errors) - {two} and set(stopped) == {two}
+
+
+def test_a_stopped_job_is_told_the_highest_error_of_those_that_went_on() -> None:
+    errors = {spec(rank): 0.1 * rank for rank in (1, 2, 3, 4)}
+    _, stopped = select(errors, 2, "target_error", 10, dict.fromkeys(errors, 100))
+    assert {job.adapter.rank: why.limit for job, why in stopped.items()} == {3: errors[spec(2)], 4: errors[spec(2)]}
+
+
+def test_a_job_whose_last_step_diverged_has_no_errors_at_a_rung(small_base: BaseModel, mnist: ImageData) -> None:
+    """All its losses are finite: none of them follows the step that broke it."""
+    wild, sound = (replace(spec(1), model=SMALL, finetune=FinetuneSpec((3,), learning_rate=r)) for r in (1e38, 1e-3))
+    base = TrainedBase(small_base, predict_base(small_base, mnist.test), None, 1)
+    trainer = PackTrainer(base, mnist, plan_jobs([wild, sound], mnist))
+    made = [files for _, files in rung_files(trainer, [wild, sound], ["a", "b"], 1, (), None)]
+    assert all(bool(Checkpoint.decode(files[CHECKPOINT]).losses.isfinite().all()) for files in made)
+    assert [json.loads(files[RUNG])["error_rates"] is None for files in made] == [True, False]
 
 
 def test_a_rung_is_done_only_when_its_checkpoint_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
