@@ -16,6 +16,7 @@ from scipy import stats
 from lora_exp.config.compose import config_folder
 from lora_exp.config.settings import CLAIMS
 from lora_exp.report.claims.catalogue import REGISTRY, judged
+from lora_exp.report.claims.evidence import evidence
 from lora_exp.report.claims.figure import claim_figure
 from lora_exp.report.claims.verdict import Side, Verdict, claim_section
 from lora_exp.report.document import markdown
@@ -214,6 +215,13 @@ def test_seeds_that_only_one_side_has_leave_a_claim_undecided() -> None:
     frame, curves = CASES["rank_saturates"]["pass"]
     verdict = judged("rank_saturates", frame[(frame["rank"] != 64) | (frame["seed"] > 0)], curves)
     assert verdict.note == "Not judged: rank 1 and rank 64 don't have the same seeds and digits."
+
+
+def test_late_loss_is_the_mean_of_the_last_tenth_of_the_steps_and_mean_loss_of_all() -> None:
+    frame, curves = runs(lambda _: {}, rank=[1, 2])
+    found = evidence(frame, curves).frame
+    assert found["late_loss"].tolist() == pytest.approx([np.mean(curves[job][-STEPS // 10 :]) for job in found["job"]])
+    assert found["mean_loss"].tolist() == pytest.approx([np.mean(curves[job]) for job in found["job"]])
 
 
 def test_steps_are_counted_to_the_loss_that_the_slower_method_ends_with() -> None:
