@@ -16,6 +16,7 @@ from scipy import stats
 from lora_exp.config.compose import config_folder
 from lora_exp.config.settings import CLAIMS
 from lora_exp.report.claims.catalogue import REGISTRY, judged
+from lora_exp.report.claims.evidence import evidence
 from lora_exp.report.claims.figure import claim_figure
 from lora_exp.report.claims.verdict import Side, Verdict, claim_section
 from lora_exp.report.document import markdown
@@ -216,6 +217,13 @@ def test_seeds_that_only_one_side_has_leave_a_claim_undecided() -> None:
     assert verdict.note == "Not judged: rank 1 and rank 64 don't have the same seeds and digits."
 
 
+def test_late_loss_is_the_mean_of_the_last_tenth_of_the_steps_and_mean_loss_of_all() -> None:
+    frame, curves = runs(lambda _: {}, rank=[1, 2])
+    found = evidence(frame, curves).frame
+    assert found["late_loss"].tolist() == pytest.approx([np.mean(curves[job][-STEPS // 10 :]) for job in found["job"]])
+    assert found["mean_loss"].tolist() == pytest.approx([np.mean(curves[job]) for job in found["job"]])
+
+
 def test_steps_are_counted_to_the_loss_that_the_slower_method_ends_with() -> None:
     decays = {"lora": 40.0, "lora_plus": 10.0}
     frame, curves = runs(lambda run: {"decay": decays[run["method"]]}, method=list(decays))
@@ -274,6 +282,8 @@ def test_the_figure_shows_every_comparison_with_its_interval_and_margin(name: st
     drawn = [bars.get_segments()[0] for one in axes for bars in one.collections]
     limits = [(answer.interval.low, answer.interval.high) for answer in verdict.answers]
     assert np.array(drawn)[:, :, 0] == pytest.approx(np.array(limits))
+    told = [text.get_text() for one in axes for text in one.texts]
+    assert told == [f"{answer.outcome} ({100 * answer.interval.confidence:.3g} %)" for answer in verdict.answers]
     margins = {answer.question.measure: answer.question.margin for answer in verdict.answers}
     for one, margin in zip(axes, margins.values(), strict=True):
         assert legend(one) == [f"claimed: below {margin:g}"]

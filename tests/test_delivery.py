@@ -7,6 +7,7 @@ that loses an answer.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -19,20 +20,23 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_results import made_run, pictures_and_labels, write_sweep
+from made_results import made_run, pictures_and_labels, write_failure, write_run, write_sweep
 from mlflow import MlflowClient
 from places import QUICK, Place, free_port
 
 from lora_exp import load_sweep
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.model.data import ImageData
-from lora_exp.storage.sweep_file import note, read_about
-from lora_exp.tracking.delivery import Delivery
+from lora_exp.storage.sweep_file import end_sweep, note, read_about
+from lora_exp.tracking.delivery import TICKET, Delivery, is_delivered
 from lora_exp.tracking.recorder import Recorder, Ticket
+
+OF_MLFLOW = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow 3.17
 
 
 class Server:
@@ -116,12 +120,24 @@ def each_once(server: Server, place: Place) -> None:
     assert points == (1,) and inputs == (2 * len(names),)
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # of MLflow 3.17
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> TrackingSettings:
+    """A database, which takes seconds to make."""
+    folder = tmp_path_factory.mktemp("tracking")
+    return TrackingSettings("sqlite", f"sqlite:///{folder}/mlflow.db", f"{folder}/artifacts")
+
+
+@pytest.fixture
+def settings(database: TrackingSettings, request: pytest.FixtureRequest) -> TrackingSettings:
+    """An experiment of the test's own."""
+    return replace(database, experiment=request.node.name)
+
+
+@OF_MLFLOW
 @pytest.mark.parametrize("lost", range(2), ids=["the parent", "a job"])
 def test_a_store_that_answers_too_late_has_each_run_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int
+    settings: TrackingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int
 ) -> None:
-    settings = TrackingSettings("sqlite", f"sqlite:///{tmp_path}/mlflow.db", f"{tmp_path}/artifacts")
     labels = pictures_and_labels()[1][:500]
     sweep = write_sweep(tmp_path / "sweep", [made_run(labels, rank=rank) for rank in (1, 2)])
     note(sweep, ticket=Ticket.new().name)  # as a real sweep has
@@ -136,15 +152,55 @@ def test_a_store_that_answers_too_late_has_each_run_once(
     create_run = MlflowClient.create_run
     monkeypatch.setattr(MlflowClient, "create_run", losing_an_answer)
     jobs = [sweep / "0", sweep / "1"]
-    missing = []
+    missing: list[int] = []
+    ends: dict[Path, int] = {}
     for _ in range(3):  # each is a process that goes on
         delivery = Delivery(settings)
         missing.append(delivery.deliver_all(jobs, delivery.open_parent(sweep)))
+        for job in jobs:
+            if (job / TICKET).exists():  # the first attempt is when the run ended
+                ends.setdefault(job, json.loads((job / TICKET).read_text())["time"])
     assert missing[0] > 0 and missing[1:] == [0, 0]
     recorder = Recorder.open(settings)
     runs = recorder.client.search_runs([recorder.experiment_id])
     assert sorted(run.data.tags["kind"] for run in runs) == ["run", "run", "sweep"]
+    assert {run.info.end_time for run in runs if run.data.tags["kind"] == "run"} == set(ends.values())
     assert {read_about(sweep)["parent_run"]} == {run.info.run_id for run in runs if run.data.tags["kind"] == "sweep"}
+
+
+@OF_MLFLOW
+def test_a_job_that_failed_and_then_finished_is_recorded_as_finished_only(
+    settings: TrackingSettings, tmp_path: Path
+) -> None:
+    folder, delivery = tmp_path / "0", Delivery(settings)
+    write_failure(folder, "no memory", ["adapter.rank=4"])
+    client, experiment = delivery.recorder.client, delivery.recorder.experiment_id
+
+    def statuses() -> list[str]:
+        assert delivery.deliver_all([folder], None) == 0 and is_delivered(folder)
+        return [run.info.status for run in client.search_runs([experiment])]
+
+    assert statuses() == ["FAILED"]
+    result, predictions = made_run(pictures_and_labels()[1][:500])
+    write_run(tmp_path / "again", (result, predictions))
+    for path in (tmp_path / "again").iterdir():
+        path.rename(folder / path.name)
+    assert not is_delivered(folder)
+    assert statuses() == ["FINISHED"] == statuses()
+
+
+@OF_MLFLOW
+def test_a_sweep_that_is_closed_in_the_store_needs_the_store_no_more(
+    settings: TrackingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = write_sweep(tmp_path / "sweep", ["no luck"])
+    note(sweep, ticket=Ticket.new().name)
+    delivery = Delivery(settings)
+    assert delivery.open_parent(sweep) is not None and not delivery.close_parent(sweep)  # it goes on
+    end_sweep(sweep, "FAILED", None)
+    assert delivery.close_parent(sweep)
+    monkeypatch.setattr(Recorder, "finish_sweep", lambda *_: pytest.fail("it is closed once more"))
+    assert Delivery(settings).close_parent(sweep)
 
 
 @pytest.mark.long

@@ -5,31 +5,41 @@ Successive halving: jobs stop because of their validation errors alone, and the 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
 import time
-from dataclasses import replace
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from conftest import MakeJob, in_trainer_order
+from conftest import SMALL, MakeJob, in_trainer_order
 from places import QUICK, Place, comparable, prepared
 
+from lora_exp.config.settings import HalvingSettings
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
 from lora_exp.executors.worker import trained_into_store
 from lora_exp.model.base import BaseModel
+from lora_exp.model.data import ImageData
 from lora_exp.storage.result import error_of, read
-from lora_exp.storage.store import Store
+from lora_exp.storage.store import ENTRY, Store
 from lora_exp.storage.sweep_file import Stopped
 from lora_exp.storage.sweep_folder import load_sweep, read_sweep
+from lora_exp.training.base import TrainedBase
 from lora_exp.training.checkpoint import Checkpoint
-from lora_exp.training.halving import rungs, select, survivors
+from lora_exp.training.evaluation import class_errors, other_classes, predict_base
+from lora_exp.training.executor import Pack, Work, rung_key
+from lora_exp.training.halving import CHECKPOINT, RUNG, HalvingTrainer, keep_rung, rung_files, rungs, select, survivors
 from lora_exp.training.laboratory import Laboratory, ResultWork
-from lora_exp.training.loop import TrainingImages, fine_tune
+from lora_exp.training.loop import Progress, TrainingImages, fine_tune
+from lora_exp.training.pack import PackTrainer, plan_jobs
 
 GRID = ("adapter.rank=1,2,4", "finetune.learning_rate=0.0003,0.001,0.003", "finetune.digit=3,4")
 HALVED = (*QUICK, "data.validation=500", "halving.eta=3", "hydra.sweep.dir=halved")
@@ -60,6 +70,114 @@ def test_jobs_compete_with_those_of_their_own_digit_and_seed_only() -> None:
     continuing, stopped = select(errors, 2, "target_error", 10, dict.fromkeys(errors, 100))
     assert set(continuing) == {spec(1, digit, seed) for digit in (3, 4) for seed in (0, 1)}
     assert stopped[spec(2, 4, 1)] == Stopped(10, 100, "target_error", 4.2, 4.1, 2)
+
+
+def test_of_each_group_the_whole_number_nearest_to_one_in_eta_goes_on_and_at_least_one() -> None:
+    counts = [len(survivors({spec(rank): 0.1 for rank in range(1, count + 1)}, 3)) for count in (1, 2, 4, 5, 7, 8)]
+    assert counts == [1, 1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("other", [{"steps": 50}, {"epochs": 1.0}, {"replay": 0.2}], ids=str)
+def test_jobs_that_are_trained_on_other_images_or_longer_do_not_compete(other: dict[str, float]) -> None:
+    one, two = spec(1), spec(2)
+    errors = {one: 0.1, two: 0.2, replace(one, finetune=replace(one.finetune, **other)): 0.3}
+    continuing, stopped = select(errors, 3, "target_error", 10, dict.fromkeys(errors, 100))
+    assert set(continuing) == set(errors) - {two} and set(stopped) == {two}
+
+
+def test_a_stopped_job_is_told_the_highest_error_of_those_that_went_on() -> None:
+    errors = {spec(rank): 0.1 * rank for rank in (1, 2, 3, 4)}
+    _, stopped = select(errors, 2, "target_error", 10, dict.fromkeys(errors, 100))
+    assert {job.adapter.rank: why.limit for job, why in stopped.items()} == {3: errors[spec(2)], 4: errors[spec(2)]}
+
+
+def test_a_job_whose_last_step_diverged_has_no_errors_at_a_rung(small_base: BaseModel, mnist: ImageData) -> None:
+    """All its losses are finite: none of them follows the step that broke it."""
+    wild, sound = (replace(spec(1), model=SMALL, finetune=FinetuneSpec((3,), learning_rate=r)) for r in (1e38, 1e-3))
+    base = TrainedBase(small_base, predict_base(small_base, mnist.test), None, 1)
+    trainer = PackTrainer(base, mnist, plan_jobs([wild, sound], mnist))
+    made = [files for _, files in rung_files(trainer, [wild, sound], ["a", "b"], 1, (), None)]
+    assert all(bool(Checkpoint.decode(files[CHECKPOINT]).losses.isfinite().all()) for files in made)
+    assert [json.loads(files[RUNG])["error_rates"] is None for files in made] == [True, False]
+
+
+def test_a_rung_is_done_only_when_its_checkpoint_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rung's entry says that a job got there, so a sweep that is killed before it trains to the rung again."""
+    store, key, put = Store(tmp_path), "ab" * 32, Store.put
+    store.prepare()
+
+    def put_one(self: Store, kind: str, *entry: Any) -> None:
+        if list(tmp_path.glob(f"*/*/*/{ENTRY}")):
+            raise OSError("the disk is full")
+        put(self, kind, *entry)
+
+    monkeypatch.setattr(Store, "put", put_one)
+    with pytest.raises(OSError, match="the disk is full"):
+        keep_rung(store, key, {CHECKPOINT: b"weights", RUNG: b"errors"})
+    assert store.get("checkpoints", key) == {CHECKPOINT: b"weights"} and store.get("rungs", key) is None
+
+
+def test_rungs_are_compared_with_the_base_on_validation_images_and_jobs_that_end_before_one_go_on(
+    small_base: BaseModel, mnist: ImageData, tmp_path: Path
+) -> None:
+    """All errors are in the store already, so nothing is trained."""
+    store = Store(tmp_path)
+    store.prepare()
+    longer = [replace(spec(rank), model=SMALL) for rank in (1, 2, 3)]
+    shorter = [replace(own, finetune=replace(own.finetune, steps=10)) for own in longer]
+    for job in longer:
+        rates = [0.1 * job.adapter.rank] * 10
+        store.put("rungs", rung_key(job.key, 10), {RUNG: json.dumps({"step": 10, "error_rates": rates}).encode()})
+    assert mnist.validation is not None
+    before = predict_base(small_base, mnist.validation)
+    trainer = HalvingTrainer(
+        *(
+            HalvingSettings(3, 10, "forgetting"),
+            TrainedBase(small_base, predict_base(small_base, mnist.test), before, 1),
+        ),
+        *(mnist, plan_jobs([*longer, *shorter], mnist), lambda: pytest.fail("trains"), lambda _: pytest.fail("trains")),
+        *(store, lambda job: job.key, lambda _: [], lambda *_: iter(())),
+    )
+    short_first = trainer._errors_at(10, dict.fromkeys(longer, 0))
+    rest = class_errors(before, mnist.validation.labels).error_of(other_classes((3,)))
+    assert list(short_first.values()) == pytest.approx([0.1 - rest, 0.2 - rest, 0.3 - rest])
+    for job in longer[:1]:
+        store.put("rungs", rung_key(job.key, 30), {RUNG: b'{"step": 30, "error_rates": null}'})
+        store.put("rungs", rung_key(job.key, 90), {RUNG: b'{"step": 90, "error_rates": null}'})
+    reached, stopped = trainer.train([*longer, *shorter])
+    assert reached == {longer[0]: 90, **dict.fromkeys(shorter, 0)}
+    assert {job: why.step for job, why in stopped.items()} == {longer[1]: 10, longer[2]: 10}
+
+
+@dataclass
+class Here:
+    """An executor that trains one pack after another in this process, and counts the steps of their jobs."""
+
+    steps: int = 0
+    shares_memory, workers, memory = True, 1, 2**30
+
+    def check(self) -> None:
+        """Need nothing."""
+
+    def train(self, packs: deque[Pack], work: Work, progress: Progress) -> Iterator[tuple[Pack, str | None]]:
+        while packs:
+            pack = packs.popleft()
+            work.run(pack, self.count)
+            yield pack, None
+
+    def count(self, steps: int) -> None:
+        self.steps += steps
+
+
+def test_no_step_of_a_job_is_trained_twice(tmp_path: Path, data_root: Path, mnist: ImageData, one_thread: None) -> None:
+    store, here = Store(tmp_path), Here()
+    store.prepare()
+    data = DataSpec("mnist", validation=500, limit=1000)
+    specs = [replace(spec(rank), data=data, finetune=FinetuneSpec((3,), steps=20)) for rank in (1, 2)]
+    laboratory = Laboratory(store, data_root, torch.device("cpu"), 1, here, HalvingSettings(2, 5, "both_errors"))
+    found = dict(laboratory.run(specs))
+    assert sorted(type(files).__name__ for files in found.values()) == ["Stopped", "dict"]
+    assert here.steps == 2 * 5 + 15  # both to the first rung, and one from there to its end
 
 
 ADAPTERS = [

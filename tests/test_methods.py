@@ -111,6 +111,16 @@ def test_orthogonal_rows_are_orthonormal_in_blocks_of_as_many_as_there_are_input
     assert len(factors_of(AdapterSpec(rank=12, init="orthogonal"), base)["conv1.A"]) == 12
 
 
+def test_an_orthogonal_row_points_to_the_side_of_the_normal_row_that_it_was_made_of() -> None:
+    """As in Gram-Schmidt; QR alone gives signs of its own, so that rows would not be spread evenly (Mezzadri 2007)."""
+    normal, orthogonal = (
+        factors_of(AdapterSpec(rank=9, init=init), untrained(CNN)) for init in ("gaussian", "orthogonal")
+    )
+    for name, rows in normal.items():
+        if name.endswith(".A"):
+            assert bool(((rows * orthogonal[name]).sum(1) > 0).all()), name
+
+
 def test_rows_depend_on_seed_and_layer_and_not_on_the_method() -> None:
     base = untrained(ModelSpec((784, 784)))
     one, other = (factors_of(AdapterSpec(rank=3), base, seed) for seed in (1, 2))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import time
 
 import pytest
 import torch
 from conftest import SMALL
+from safetensors.torch import load
 
 from lora_exp.adapters.initialisation import initial_factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.model.base import BaseModel
 from lora_exp.model.data import ImageData
+from lora_exp.storage.result import ADAPTER, PREDICTIONS
 from lora_exp.training.base import TrainedBase
 from lora_exp.training.evaluation import class_errors, predict_base
 from lora_exp.training.pack import PackTrainer, plan_jobs
@@ -50,6 +53,27 @@ def test_the_times_of_all_jobs_add_up_to_that_of_their_pack(trainer: PackTrainer
     taken = time.perf_counter() - started
     assert 0.1 * taken < sum(run.times["fine_tuning"] + run.times["evaluation"] for run in results) <= taken
     assert all(run.times["base_training"] == 1.5 for run in results)
+
+
+def test_the_numbers_of_a_run_are_those_counted_from_its_predictions(trainer: PackTrainer, mnist: ImageData) -> None:
+    two_digits = dataclasses.replace(PACK[0], finetune=dataclasses.replace(PACK[0].finetune, digit=(2, 7)))
+    pack, labels = [two_digits, *PACK[2:]], mnist.test.labels
+    for result, files in PackTrainer(trainer.base, mnist, plan_jobs(pack, mnist)).train(pack, None):
+        out, target = result.outcome, result.spec.finetune.digit
+        found = load(files[PREDICTIONS])
+        assert torch.equal(found["before_predicted"], trainer.base.test.predicted)
+        assert torch.equal(found["before_confidence"], trainer.base.test.confidence.half())
+        means = {}
+        for when in ("before_predicted", "predicted"):
+            rates = [float((found[when] != labels)[labels == digit].double().mean()) for digit in range(10)]
+            rest = [rate for digit, rate in enumerate(rates) if digit not in target]
+            means[when] = sum(rates[digit] for digit in target) / len(target), sum(rest) / len(rest)
+        assert (out.target_error_before, out.other_error_before) == pytest.approx(means["before_predicted"])
+        assert (out.target_error, out.other_error) == pytest.approx(means["predicted"])
+        assert out.forgetting == pytest.approx(means["predicted"][1] - means["before_predicted"][1], abs=1e-12)
+        assert out.after.accuracy == pytest.approx(float((found["predicted"] == labels).double().mean()))
+        assert out.adapter_sha256 == hashlib.sha256(files[ADAPTER]).hexdigest()
+        assert out.target_error < out.target_error_before and out.forgetting > 0  # it was trained on its own digits
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import forkserver
 import pytest
@@ -64,12 +65,29 @@ def test_what_was_used_longest_ago_goes_first_and_bases_of_results_last(store: S
     assert [entry.key for entry in prune(store, to_size=0, dry_run=True)] == ["b9", "r1", "r2", "r3", "r4", "b1", "b3"]
     assert names(store) == {"r1", "r2", "r3", "r4", "b1", "b3", "b9"}
     sizes = {entry.key: entry.size for entry in entries(store)}
-    removed = prune(store, to_size=sizes["r3"] + sizes["r4"] + sizes["b1"] + sizes["b3"])
+    wanted = sizes["r3"] + sizes["r4"] + sizes["b1"] + sizes["b3"]
+    planned, removed = prune(store, to_size=wanted, dry_run=True), prune(store, to_size=wanted)
+    assert planned == removed
     assert [entry.key for entry in removed] == ["b9", "r1", "r2"]
     assert names(store) == {"r3", "r4", "b1", "b3"}
     assert [entry.key for entry in prune(store, to_size=0)] == ["b1", "r3", "r4", "b3"]
     assert names(store) == set()
     assert list((store.root / "partial").iterdir()) == []
+
+
+def test_an_entry_whose_removal_is_interrupted_is_gone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink, calls = os.unlink, iter(range(100))
+
+    def interrupted(*path: Any, **how: Any) -> None:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        unlink(*path, **how)
+
+    monkeypatch.setattr(os, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune(store, to_size=0)
+    assert names(store) == {"r1", "r2", "r3", "r4", "b1", "b3"}
+    assert verify(store) == (6, [])
 
 
 def test_a_base_is_as_old_as_the_last_use_of_its_results(store: Store) -> None:

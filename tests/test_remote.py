@@ -5,14 +5,20 @@ Lost packs and packs that fail are retried alike for every worker pool.
 
 from __future__ import annotations
 
+import functools
+import io
+import itertools
+import re
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from tqdm import tqdm
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.executors.remote import TRIES, PackEnd, WorkerPool
+from lora_exp.training import executor
 from lora_exp.training.executor import Files, Pack, PackTask, Progress, train_in_parts
 
 SPECS = [
@@ -22,7 +28,10 @@ SPECS = [
 
 @dataclass
 class Pool(WorkerPool):
-    """A pool that trains nothing: packs with a key of `bad` fail, or are lost; the others end well, newest first."""
+    """A pool that trains nothing: packs with a key of `bad` fail, or are lost; the others end well, newest first.
+
+    Packs that fail bring the results of the jobs before the first bad one.
+    """
 
     bad: set[str]
     lost: bool = False
@@ -43,9 +52,10 @@ class Pool(WorkerPool):
 
     def wait(self, progress: Progress) -> PackEnd:
         number, keys = self.running.pop()
-        if self.bad & set(keys):
-            return PackEnd(number, "out of luck", self.lost)
-        return PackEnd(number, files={key: {"result": key.encode()} for key in keys})
+        made = {key: {"result": key.encode()} for key in itertools.takewhile(lambda key: key not in self.bad, keys)}
+        if len(made) < len(keys):
+            return PackEnd(number, "out of luck", self.lost, made)
+        return PackEnd(number, files=made)
 
     def end(self) -> None:
         self.ended = True
@@ -84,8 +94,20 @@ def test_a_pack_that_fails_is_retried_in_halves_until_the_failing_job_is_alone()
     assert set(found) == set(SPECS)
     assert found.pop(SPECS[6]) == (None, "out of luck")
     assert all(files is not None for files, _ in found.values())
-    assert set(pool.started) == {"0,1,2,3", "4,5,6,7", "4,5", "6,7", "6", "7"}
+    assert set(pool.started) == {"0,1,2,3", "4,5,6,7", "6", "7"}  # 4 and 5 were done when their pack failed
     assert set(pool.started.values()) == {1}
+    pool = Pool({"4"})
+    assert [spec for spec, files, _ in train(pool) if files is None] == [SPECS[4]]
+    assert set(pool.started) == {"0,1,2,3", "4,5,6,7", "4,5", "6,7", "4", "5"}
+
+
+def test_a_job_counts_once_in_the_progress_however_often_its_pack_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = io.StringIO()
+    monkeypatch.setattr(executor, "tqdm", functools.partial(tqdm, file=told))
+    monkeypatch.setattr(told, "isatty", lambda: True)
+    assert len(list(train(Pool({"4", "6"})))) == 8
+    counts = [int(count) for count in re.findall(r"(\d+)/8 jobs", told.getvalue())]
+    assert list(dict.fromkeys(counts)) == list(range(9))
 
 
 def test_a_single_job_whose_worker_is_lost_is_tried_several_times() -> None:

@@ -11,6 +11,7 @@ import made_results as made
 import pandas as pd
 import pytest
 
+from lora_exp.report.tables import MEASURES, NONE, means_table, percent
 from lora_exp.report.terminal import sweep_text
 from lora_exp.report.write import judged_claim, verdict, write_report
 from lora_exp.storage.result import PREDICTIONS
@@ -104,6 +105,19 @@ def test_the_verdict_of_one_run_is_its_numbers(tmp_path: Path) -> None:
     assert line.startswith("Digit 2 and 7 at rank 4: ")
     assert f"{100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %" in line
     assert f"{100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %" in line
+
+
+def test_runs_without_a_rank_have_a_mean_of_their_own(tmp_path: Path) -> None:
+    runs = [
+        made.made_run(LABELS, rank=4),
+        made.made_run(LABELS, (3,), method="full"),
+        made.made_run(LABELS, method="full"),
+    ]
+    frame = load_sweep(made.write_sweep(tmp_path / "sweep", runs))
+    headings, cells = means_table(frame, ["rank"])
+    assert [row[: headings.index("runs") + 1] for row in cells] == [["4", "1"], [NONE, "2"]]
+    error = headings.index(MEASURES["target_error"][0])
+    assert cells[1][error] == percent(frame["target_error"][1:].mean())
 
 
 def test_a_diverged_run_is_in_no_mean(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_aggregation.py: what seeds carry is said, and no more."""
+"""python -m pytest tests/test_seeds.py: what seeds carry is said, and no more."""
 
 from __future__ import annotations
 
@@ -111,6 +111,17 @@ def test_seeds_that_a_setting_lacks_are_left_out_of_the_tests_only() -> None:
     assert few.sentences() == [f"All settings have 2 of 5 seeds in common; a test needs at least {LEAST_SEEDS}."]
     apart = compared(whole[(whole["rank"] == 1) == (whole["seed"] > 2)].reset_index(drop=True))
     assert apart.sentences()[0].startswith("No seed and digit are common to all settings")
+
+
+def test_digits_that_a_setting_lacks_are_left_out_of_the_tests_only() -> None:
+    parts = [frame([1, 2], [0, 1, 2], noisy(0.01, 0.02), digit=digit) for digit in ("3", "8")]
+    both = pd.concat(parts, ignore_index=True).assign(job=range(12))
+    both.loc[both["digit"] == "8", "target_error"] += 0.5  # a digit that is hard for all
+    found = compared(both[(both["rank"] == 1) | (both["digit"] == "3")].reset_index(drop=True))
+    easy = {rank: group["target_error"].to_numpy() for rank, group in both[both["digit"] == "3"].groupby("rank")}
+    chance = stats.ttest_rel(easy[1], easy[2]).pvalue
+    assert list(found.rankings[1].chances.values()) == pytest.approx([min(1.0, 3 * chance)])
+    assert [setting.runs for setting in found.settings] == [6, 3]
 
 
 def test_one_seed_tells_nothing_from_chance() -> None:

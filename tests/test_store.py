@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 from lora_exp.errors import LoraExpError
 from lora_exp.storage import leases
 from lora_exp.storage import store as store_module
-from lora_exp.storage.leases import held_and_abandoned, leased_folder
+from lora_exp.storage.leases import held_and_abandoned, leased_folder, locked
 from lora_exp.storage.store import ENTRY, DamagedError, Store
 
 KEY = "ab" * 32
@@ -53,6 +54,45 @@ def test_entries_are_found_by_the_content_of_a_file(store: Store) -> None:
     store.put("results", "12", {"name.txt": b"1"})
     assert list(store.holding("bases", "name.txt", b"1")) == ["ab", "ef"]
     assert list(store.holding("bases", "name.txt", b"3")) == list(store.holding("bases", "other.txt", b"1")) == []
+
+
+def test_an_entry_is_on_disk_with_its_record_last_before_it_is_shown(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that neither a crash of the machine nor a loss of power leaves an entry of half its content."""
+    done: list[int | str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(os.fstat(descriptor).st_ino)
+
+    def noted_rename(self: Path, target: Path) -> Path:
+        done.append("shown")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    store.put("results", KEY, FILES)
+    folder = entry(store)
+    *files, own, parent = (
+        path.stat().st_ino for path in [*(folder / n for n in (*FILES, ENTRY)), folder, folder.parent]
+    )
+    assert done == [*files, own, "shown", parent]
+
+
+def test_of_two_that_find_the_same_damage_both_go_on(store: Store) -> None:
+    store.put("results", KEY, FILES)
+    first, second = (store.set_aside("results", KEY, "a test") for _ in range(2))
+    assert (first / ENTRY).exists() and not second.exists()
+
+
+def test_the_names_of_an_entry_are_told_only_if_all_of_its_files_are_there(store: Store) -> None:
+    store.put("results", KEY, FILES)
+    assert store.names("results", KEY) == list(FILES)
+    (entry(store) / "two.json").unlink()
+    with pytest.raises(DamagedError, match="a file is missing"):
+        store.names("results", KEY)
 
 
 def test_no_partial_entry_is_left_after_a_put(store: Store) -> None:
@@ -303,6 +343,24 @@ def test_what_another_machine_writes_is_left_alone_for_a_day(store: Store) -> No
     os.utime(folder, (time.time() - 90_000,) * 2)
     store.prepare()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("act", ["make one", "look"])
+def test_nobody_looks_while_a_folder_is_made_that_is_not_locked_yet(tmp_path: Path, act: str) -> None:
+    done = threading.Event()
+
+    def other() -> None:
+        if act == "look":
+            held_and_abandoned(tmp_path)
+        else:
+            with leased_folder(tmp_path):
+                pass
+        done.set()
+
+    with locked(tmp_path):
+        threading.Thread(target=other).start()
+        assert not done.wait(0.1)
+    assert done.wait(60)
 
 
 def test_a_folder_moved_elsewhere_outlives_its_block(tmp_path: Path) -> None:

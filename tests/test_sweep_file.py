@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 from lora_exp.errors import LoraExpError
 from lora_exp.storage import sweep_file
+from lora_exp.storage.leases import locked
 from lora_exp.storage.sweep_file import (
     FAILURE,
     SWEEP,
@@ -99,9 +101,25 @@ def test_a_sweep_goes_on_in_its_folder_and_another_one_is_refused_there(tmp_path
     note(tmp_path, parent_run="abc")
     again = begin_sweep(tmp_path, "mine", [["a=1"], ["a=2"]])
     assert again == first | {"parent_run": "abc", "ended": None}
-    with pytest.raises(LoraExpError, match=r"hydra\.sweep\.dir=.*holds another sweep"):
-        begin_sweep(tmp_path, "mine", [["a=1"], ["a=3"]])
+    for others in ([["a=1"], ["a=3"]], [["a=1"], ["a=2"], ["a=3"]], [["a=2"], ["a=1"]]):
+        with pytest.raises(LoraExpError, match=r"hydra\.sweep\.dir=.*holds another sweep"):
+            begin_sweep(tmp_path, "mine", others)
     assert read_about(tmp_path)["jobs"] == [["a=1"], ["a=2"]]
+
+
+def test_facts_of_two_processes_are_both_in_the_record(tmp_path: Path) -> None:
+    about, done = begin_sweep(tmp_path, "mine", [["a=1"]]), threading.Event()
+
+    def other() -> None:
+        note(tmp_path, parent_asked=True)
+        done.set()
+
+    with locked(tmp_path):  # as the first of them does from its reading to its writing
+        threading.Thread(target=other).start()
+        assert not done.wait(0.1)
+        write_json(tmp_path / SWEEP, about | {"parent_run": "abc"})
+    assert done.wait(60)
+    assert read_about(tmp_path) == about | {"parent_run": "abc", "parent_asked": True}
 
 
 def test_a_search_goes_on_with_more_trials_and_another_one_is_refused_there(tmp_path: Path) -> None:
