@@ -2,7 +2,8 @@
 
 By default MKL chooses a kernel by the shape of the product. With conditional numerical reproducibility, requested as
 `MKL_CBWR=<code path>,STRICT` (oneMKL Developer Guide, "Obtaining Numerically Reproducible Results"), and one thread per
-product, the bits of a row don't depend on the other rows. MKL reads the request once, when it is loaded.
+product, the bits of a row don't depend on the other rows. With `MKL_CBWR=COMPATIBLE` they don't either if the number of
+rows is a multiple of four. MKL reads the request once, when it is loaded.
 
 Shapes: I inputs and O outputs of a layer.
 """
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     import torch
 
 
-# The requests of `device.portable=true`, to MKL and to torch's own kernels.
-PORTABLE = {"MKL_CBWR": "AVX2,STRICT", "ATEN_CPU_CAPABILITY": "avx2"}
+CPUINFO = Path("/proc/cpuinfo")
+# The requests of `device.portable=true`, to MKL and to torch's own kernels. On processors of other makers than Intel,
+# MKL takes any request but COMPATIBLE as AUTO: `exp`, small products and decompositions then have other bits there.
+PORTABLE = {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
 def request_reproducible_products() -> None:
@@ -45,7 +48,7 @@ def request_portable_kernels() -> None:
     """
     if platform.machine() not in ("x86_64", "AMD64"):
         raise LoraExpError(f"device.portable=true: is for x86-64 processors only, and this is {platform.machine()}")
-    if kernels() == " ".join(PORTABLE.values()):
+    if all(os.environ.get(name) == value for name, value in PORTABLE.items()):
         return
     if "torch" in sys.modules:
         wanted = " ".join(f"{name}={value}" for name, value in PORTABLE.items())
@@ -59,9 +62,13 @@ def requested() -> str:
 
 
 def kernels() -> str:
-    """Return which kernels MKL and torch use on this machine's CPU, such as `AVX2,STRICT avx2`: bits depend on both."""
+    """Return what decides about the kernels of MKL and torch on this machine's CPU, and so about bits.
+
+    Such as `AVX2,STRICT avx2 AuthenticAMD`: MKL chooses by maker too. `COMPATIBLE avx2` is the same on every processor.
+    """
     has_wide = {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= _flags()
-    return f"{requested()} {os.environ.get('ATEN_CPU_CAPABILITY') or ('avx512' if has_wide else 'avx2')}"
+    chosen = [requested(), os.environ.get("ATEN_CPU_CAPABILITY") or ("avx512" if has_wide else "avx2")]
+    return " ".join(chosen if requested() == PORTABLE["MKL_CBWR"] else [*chosen, maker()]).strip()
 
 
 def widest_code_path() -> str:
@@ -69,17 +76,29 @@ def widest_code_path() -> str:
     return "AVX512" if {"avx512f", "avx512vl"} <= _flags() else "AVX2"
 
 
+def maker() -> str:
+    """Return the maker of the processor, such as `GenuineIntel`; "" where Linux does not tell."""
+    return _about_processor("vendor_id")
+
+
 def _flags() -> set[str]:
     """The features of the processor; none where Linux does not list them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+    return set(_about_processor("flags").split())
+
+
+def _about_processor(field: str) -> str:
+    """What Linux says of the first processor; "" where it doesn't. To read on takes long on a machine with many."""
+    with contextlib.suppress(OSError), CPUINFO.open(encoding="utf-8", errors="replace") as lines:
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+    return ""
 
 
 # Below 4 rows (10 if two threads share a narrow product) some processors use other kernels in spite of the request.
 MIN_ROWS = 16
+# Of rows that are no multiple of this, `MKL_CBWR=COMPATIBLE` computes the last ones with another kernel.
+ROW_MULTIPLE = 4
+# Numbers of rows for `promise` to try: of products that `_whole_rows` completes, and of the chunks of an evaluation.
+ANY_ROWS, CHUNKS = (MIN_ROWS, 20, 33, 70), (MIN_ROWS, 20, 72)
 # Ranks are padded with zeros to a multiple of this. No product then uses a matrix-vector kernel, whose bits differ, and
 # the products of a job have the same shape in every pack.
 RANK_MULTIPLE = 8
@@ -105,23 +124,26 @@ def promise(shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
             a, b = (torch.randn(RANK_MULTIPLE, side, generator=random) for side in (inputs, outputs))
             # The forward product of each layer, and the backward product of all but the first.
             shared = (weight.t(), weight) if position else (weight.t(),)
-            frozen = (_depends_on_others(torch.mm, factor, random) for factor in shared)
+            frozen = (_depends_on_others(rowwise_product, factor, ANY_ROWS, random) for factor in shared)
             factors = (a.t(), b, b.t(), a)
-            low_rank = (_depends_on_others(_stacked, factor, random) for factor in factors)
+            low_rank = (_depends_on_others(_stacked, factor, CHUNKS, random) for factor in factors)
             if any(frozen) or any(low_rank) or any(_differs_alone(factor, random) for factor in factors):
                 return SAME_PACK
     return ANY_PACK
 
 
 def _depends_on_others(
-    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], factor: torch.Tensor, random: torch.Generator
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    factor: torch.Tensor,
+    numbers: Sequence[int],
+    random: torch.Generator,
 ) -> bool:
-    """Whether the bits of a row of `product` depend on the number of rows."""
+    """Whether the bits of a row of `product` differ in products of so many rows."""
     import torch
 
     rows = torch.randn(160, len(factor), generator=random)
     whole = product(rows, factor)
-    cuts = (torch.split(rows, few) for few in (MIN_ROWS, 20, 70))
+    cuts = (torch.split(rows, number) for number in numbers)
     return not all(torch.equal(torch.cat([product(part, factor) for part in parts]), whole) for parts in cuts)
 
 
@@ -132,17 +154,20 @@ def _stacked(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def _differs_alone(factor: torch.Tensor, random: torch.Generator) -> bool:
-    """Whether one row of one job, as with a batch size of 1, has other bits alone than in a stack of jobs."""
+    """Whether a job with a batch size of 1 or 10 has other bits alone than in a stack of jobs."""
     import torch
 
-    row, found = torch.randn(1, 1, len(factor), generator=random), []
-    for jobs in (1, 7):
-        rows, factors = row.expand(jobs, -1, -1), factor.expand(jobs, -1, -1)
-        product = stacked_product(rows, factors)
-        total = product.clone()
-        add_stacked_product(total, rows, factors)
-        found.append(torch.cat([product[-1], total[-1]]))
-    return not torch.equal(*found)
+    for batch_size in (1, 10):
+        batch, found = torch.randn(1, batch_size, len(factor), generator=random), []
+        for jobs in (1, 7):
+            rows, factors = batch.expand(jobs, -1, -1), factor.expand(jobs, -1, -1)
+            product = stacked_product(rows, factors)
+            total = product.clone()
+            add_stacked_product(total, rows, factors)
+            found.append(torch.cat([product[-1], total[-1]]))
+        if not torch.equal(*found):
+            return True
+    return False
 
 
 @contextlib.contextmanager
@@ -163,15 +188,16 @@ def frozen_product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
     import torch
 
     rows = hidden.reshape(-1, hidden.shape[-1])
-    outputs = hidden.new_empty(max(len(rows), MIN_ROWS), len(weight))
-    torch.addmm(bias, _with_min_rows(rows), weight.t(), out=outputs)
+    whole = _whole_rows(rows)
+    outputs = hidden.new_empty(len(whole), len(weight))
+    torch.addmm(bias, whole, weight.t(), out=outputs)
     return outputs[: len(rows)].view(*hidden.shape[:-1], -1)
 
 
 def rowwise_product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Compute rows [..., O] times matrix [O, I]: for example the gradient [..., I] of a frozen layer's input."""
     flat = rows.reshape(-1, rows.shape[-1])
-    return (_with_min_rows(flat) @ matrix)[: len(flat)].view(*rows.shape[:-1], -1)
+    return (_whole_rows(flat) @ matrix)[: len(flat)].view(*rows.shape[:-1], -1)
 
 
 def stacked_product(rows: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
@@ -199,12 +225,12 @@ def _is_lone(rows: torch.Tensor) -> bool:
     return rows.shape[0] == 1 and rows.shape[1] == 1
 
 
-def _with_min_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Repeat the first row until there are MIN_ROWS: products of fewer rows use other kernels, whose bits differ."""
+def _whole_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Repeat the first row until there are MIN_ROWS, and a multiple of ROW_MULTIPLE."""
     import torch
 
-    missing = MIN_ROWS - len(rows)
-    return torch.cat([rows, rows[:1].expand(missing, -1)]) if missing > 0 else rows
+    missing = max(MIN_ROWS - len(rows), -len(rows) % ROW_MULTIPLE)
+    return torch.cat([rows, rows[:1].expand(missing, -1)]) if missing else rows
 
 
 def adam_step(

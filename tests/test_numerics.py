@@ -61,20 +61,18 @@ def test_a_request_of_the_user_is_kept() -> None:
     ],
 )
 def test_the_widest_code_path_of_the_processor_is_requested(
-    flags: str, path: str, monkeypatch: pytest.MonkeyPatch
+    flags: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MKL_CBWR", raising=False)
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: flags)
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
+    monkeypatch.setattr(numerics, "CPUINFO", tmp_path / "cpuinfo")
     numerics.request_reproducible_products()
     assert numerics.requested() == f"{path},STRICT"
 
 
-def test_a_system_without_cpuinfo_gets_the_narrower_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(*_: object, **__: object) -> str:
-        raise FileNotFoundError
-
+def test_a_system_without_cpuinfo_gets_the_narrower_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MKL_CBWR", raising=False)
-    monkeypatch.setattr(Path, "read_text", absent)
+    monkeypatch.setattr(numerics, "CPUINFO", tmp_path / "absent")
     numerics.request_reproducible_products()
     assert numerics.requested() == "AVX2,STRICT"
 
@@ -85,6 +83,17 @@ def test_with_mkl_a_jobs_bits_are_promised_in_any_pack(widths: tuple[int, ...]) 
     threads = torch.get_num_threads()
     assert numerics.promise([(o, i) for i, o in pairwise(widths)], torch.device("cpu")) == numerics.ANY_PACK
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch is not built on MKL")
+def test_with_the_portable_request_a_jobs_bits_are_promised_in_any_pack_too() -> None:
+    """With it MKL computes the last rows of 70 with another kernel."""
+    code = "import lora_exp, torch; from lora_exp import numerics; print(numerics.promise(%s, torch.device('cpu')))"
+    shapes = [(1000, 784), (10, 1000), (8, 9), (32, 144)]
+    assert in_a_fresh_process(code % shapes, **numerics.PORTABLE) == numerics.ANY_PACK
+    product = "import lora_exp, torch; torch.set_num_threads(1); rows, w = torch.randn(72, 784), torch.randn(784, 64); "
+    product += "print(torch.equal((rows @ w)[:70], rows[:70] @ w))"
+    assert in_a_fresh_process(product, **numerics.PORTABLE) == "False"
 
 
 def test_on_other_devices_only_the_same_pack_gives_the_same_bits() -> None:

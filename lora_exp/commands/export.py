@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_exp.commands.arguments import add_overrides, add_run, parse
+from lora_exp.config.compose import saved_settings
 from lora_exp.config.methods import METHODS
 from lora_exp.errors import LoraExpError
+from lora_exp.numerics import request_portable_kernels
 from lora_exp.storage.result import ADAPTER, RunResult, read_run
 
 if TYPE_CHECKING:
     import torch
 
     from lora_exp.adapters.adapted import AdaptedClassifier
+    from lora_exp.config.settings import Settings
     from lora_exp.model.base import BaseModel
 
 BASE, README = "base.safetensors", "README.md"
@@ -52,8 +55,6 @@ def export_peft(folder: Path, out: Path | None, overrides: Sequence[str]) -> Pat
     `overrides` apply to the run's settings. Raises LoraExpError for a run, a base or an override that can't be used,
     for a method that PEFT does not have, and for a place that holds another adapter.
     """
-    from lora_exp.training.base import load_base
-
     result = read_run(folder)
     adapter = result.spec.adapter
     if METHODS[adapter.method].update not in ("low_rank", "dora"):
@@ -62,6 +63,7 @@ def export_peft(folder: Path, out: Path | None, overrides: Sequence[str]) -> Pat
     from safetensors.torch import save
 
     from lora_exp.adapters.peft import ADAPTER_CONFIG, peft_files
+    from lora_exp.training.base import load_base
 
     base = load_base(folder, overrides)
     adapted = adapted_classifier(base, folder)
@@ -83,12 +85,13 @@ def merge(folder: Path, out: Path | None, overrides: Sequence[str]) -> Path:
     The file is a state dict for `plain_module`. `overrides` apply to the run's settings. Raises LoraExpError for a run,
     a base or an override that can't be used.
     """
+    result = read_run(folder)
+    settings_with_kernels(result, overrides)
     from safetensors.torch import save
 
     from lora_exp.adapters.adapted import METADATA
     from lora_exp.training.base import load_base
 
-    result = read_run(folder)
     base = load_base(folder, overrides)
     about = {
         "model": dataclasses.asdict(result.spec.model),
@@ -102,6 +105,17 @@ def merge(folder: Path, out: Path | None, overrides: Sequence[str]) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(save(merged, metadata={METADATA: json.dumps(about, sort_keys=True)}))
     return out
+
+
+def settings_with_kernels(result: RunResult, overrides: Sequence[str]) -> Settings:
+    """Return the settings of a run, with overrides of them, and request its kernels for what is computed of it.
+
+    Merging is a product. Raises LoraExpError as `request_portable_kernels` does: call before torch is imported.
+    """
+    settings = saved_settings(result.provenance["config"], overrides)
+    if settings.device.portable:
+        request_portable_kernels()
+    return settings
 
 
 def adapted_classifier(base: BaseModel, folder: Path) -> AdaptedClassifier:

@@ -13,6 +13,7 @@ from lora_exp.commands.report import sweep_settings, write_again
 from lora_exp.config.compose import compose_import
 from lora_exp.config.spec import RunSpec
 from lora_exp.errors import JobsFailed, LoraExpError
+from lora_exp.numerics import request_portable_kernels
 from lora_exp.storage.result import IMPORTED_FROM
 from lora_exp.storage.sweep_file import add_job, read_about
 
@@ -43,12 +44,14 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
         if key.startswith(("adapter", "finetune")) and not key.startswith("finetune.digit="):
             can = "of adapter and finetune only finetune.digit can be set"
             raise LoraExpError(f"{override}: the adapter is trained already; {can}")
+    spec, settings, folder, config = compose_import(overrides)
+    if settings.device.portable:
+        request_portable_kernels()  # before the imports below load torch
     from lora_exp.adapters.peft import read_folder
     from lora_exp.model.architecture import layer_shapes
     from lora_exp.sweeps.job import check, keep, open_laboratory, with_facts
     from lora_exp.sweeps.recording import recording
 
-    spec, settings, folder, config = compose_import(overrides)
     try:
         adapter = read_folder(source, layer_shapes(spec.model))
     except ValueError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.commands.arguments import add_overrides, add_run, parse
-from lora_exp.config.compose import saved_settings
+from lora_exp.commands.export import adapted_classifier, settings_with_kernels
 from lora_exp.config.fields import is_name
 from lora_exp.config.spec import MEAN, STD
 from lora_exp.errors import LoraExpError
@@ -55,15 +55,14 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
         raise LoraExpError(f"--name {name}: must be a name without slashes and colons, of at most 200 bytes")
     if result.diverged:
         raise LoraExpError(f"{folder}: the run diverged at step {result.outcome.diverged_at}: it classifies nothing")
+    settings = settings_with_kernels(result, overrides)
     from safetensors.numpy import load_file
     from safetensors.torch import save
 
-    from lora_exp.commands.export import adapted_classifier
     from lora_exp.model.base import plain_module
     from lora_exp.model.data import test_pictures
     from lora_exp.training.base import load_base
 
-    settings = saved_settings(result.provenance["config"], overrides)
     recorder = Recorder.open(settings.tracking)
     module = plain_module(adapted_classifier(load_base(folder, overrides), folder).merge())
     layers = [_description(*named) for named in module.named_children()]

@@ -117,10 +117,12 @@ def _compared(stored: StoredRun, values: dict[str, Any], spec: RunSpec, settings
 
 def _other_kernels(stored: StoredRun) -> str | None:
     """Say that the run was computed by other kernels than this machine uses; None when it was not, or not on a CPU."""
-    # Older results tell only what was asked of MKL.
+    # Older results tell only what was asked of MKL, or of MKL and torch but not the maker of the processor.
     name, now = ("kernels", numerics.kernels()) if "kernels" in stored.facts else ("mkl_cbwr", numerics.requested())
-    then = stored.facts.get(name, now)
-    if then == now or not str(stored.facts.get("device", "cpu")).startswith("cpu"):
+    then = str(stored.facts.get(name, now))
+    if then in (now, now.removesuffix(f" {numerics.maker()}")) or not str(stored.facts.get("device", "cpu")).startswith(
+        "cpu"
+    ):
         return None
     return (
         f"the run was computed by other kernels ({then}) than this processor uses ({now}), so other bits are expected; "

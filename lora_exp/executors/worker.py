@@ -112,9 +112,9 @@ def _check_same(expected: list[str], found: list[str]) -> None:
     where = platform.node()
     for name, there, here in zip(CIRCUMSTANCES, expected, found, strict=True):
         if there != here:
-            raise LoraExpError(
-                f"{where} would compute other bits: {name} is {here[:20]}, on the launching machine {there[:20]}"
-            )
+            remedy = "; use device.portable=true" if name == "kernels" else ""
+            both = f"{here[:40]}, on the launching machine {there[:40]}"
+            raise LoraExpError(f"{where} would compute other bits: {name} is {both}{remedy}")
     # MKL falls back without notice to another code path where the processor lacks the requested one.
     if "AVX512" in numerics.requested() and numerics.widest_code_path() != "AVX512":
         raise LoraExpError(f"{where} would compute other bits: it has no AVX-512; use device.portable=true")

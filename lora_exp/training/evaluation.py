@@ -15,7 +15,7 @@ from lora_exp.adapters.pack import AdapterPack
 from lora_exp.config.spec import CLASSES
 from lora_exp.model.base import BaseModel, plain_logits
 from lora_exp.model.data import Split
-from lora_exp.numerics import MIN_ROWS, frozen_product, on_threads
+from lora_exp.numerics import MIN_ROWS, ROW_MULTIPLE, frozen_product, on_threads
 from lora_exp.storage.result import ClassErrors
 
 CHUNK_ROWS = 2000  # rows of one matrix product: enough to run at full speed, few enough to stay in cache
@@ -87,9 +87,10 @@ def predict_pack(
 
 
 def _chunks(base: BaseModel, split: Split, jobs: int) -> list[slice]:
-    """Cut the split into slices of about CHUNK_ROWS rows of a product."""
+    """Cut the split into slices of about CHUNK_ROWS rows of a product, and of whole multiples but for the last."""
     positions = max(layer.shape.positions for layer in base.layers)
-    return _cut(len(split.labels), max(MIN_ROWS, CHUNK_ROWS // (jobs * positions)))
+    images = CHUNK_ROWS // (jobs * positions)
+    return _cut(len(split.labels), max(MIN_ROWS, images - images % ROW_MULTIPLE))
 
 
 def _cut(count: int, size: int) -> list[slice]:
