@@ -16,6 +16,8 @@ from typing import Any
 from lora_exp.config.methods import METHODS
 from lora_exp.config.spec import SPECS, RunSpec, from_dict
 from lora_exp.errors import LoraExpError
+from lora_exp.measures.gains import Gains
+from lora_exp.measures.gains import from_dict as gains_from_dict
 
 RESULT, ADAPTER, PREDICTIONS = "result.json", "adapter.safetensors", "predictions.safetensors"
 # Provenance of an adapter that was trained elsewhere: the folder it came from.
@@ -65,7 +67,8 @@ class Outcome:
 
     `forgetting` is the rise of the error on the classes that are not the target. `layers` has one row a layer with
     its shape and parameter counts. An imported adapter has 0 `steps` and no losses. `diverged_at` is the first step
-    (from 1) whose loss, or the loss after it, was not finite; None for a run that did not diverge.
+    (from 1) whose loss, or the loss after it, was not finite; None for a run that did not diverge. `gains` is None for
+    a diverged run, and in a result that an older version wrote.
     """
 
     before: ClassErrors
@@ -90,6 +93,7 @@ class Outcome:
     diverged_at: int | None = None
     validation_before: ClassErrors | None = None
     validation_after: ClassErrors | None = None
+    gains: Gains | None = None
 
     @property
     def final_loss(self) -> float | None:
@@ -200,6 +204,8 @@ def from_json(text: str) -> RunResult:
         if outcome.get(name) is not None:
             outcome[name] = ClassErrors(**{**outcome[name], "loss": float(outcome[name]["loss"])})
     outcome["loss_curve"] = [float(loss) for loss in outcome["loss_curve"]]
+    if outcome.get("gains") is not None:
+        outcome["gains"] = gains_from_dict(outcome["gains"])
     return RunResult(from_dict(values["spec"]), Outcome(**outcome), values["times"], values["provenance"])
 
 

@@ -1,0 +1,111 @@
+"""What one run gained and what it cost: all measures before and after, paired differences, and the matched shift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lora_exp.measures.classification import Measures, measures
+from lora_exp.measures.logits import Logits
+from lora_exp.measures.paired import Estimate, McNemar, change, mcnemar
+from lora_exp.measures.shift import MatchedShift, halves, matched_shift, mean_weights
+
+VALIDATION_IMAGES, TEST_HALF = "validation images", "half of the test images"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """By what a run is chosen among others, and what it then achieves on images that took no part in the choice.
+
+    `images` says on which images the choice is made; the gained balanced accuracy and the forgetting are rates.
+    """
+
+    images: str
+    gained: float
+    forgetting: float
+    gained_elsewhere: float
+    forgetting_elsewhere: float
+
+
+@dataclass(frozen=True)
+class Gains:
+    """The measures of a run on the test images; differences are rates, above zero where they rose.
+
+    `shift` is None where no moved threshold reaches the recall of the run.
+    """
+
+    before: Measures
+    after: Measures
+    all_images: McNemar
+    target_images: McNemar
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    target_error: Estimate
+    forgetting: Estimate
+    shift: MatchedShift | None
+    choice: Choice
+
+    @property
+    def beyond_shift(self) -> str:
+        """Say how the run compares with a moved threshold of the same recall."""
+        if self.shift is None:
+            return "no moved threshold has its recall"
+        beyond = self.shift.beyond
+        if beyond.low > 0:
+            return f"{100 * beyond.value:.2f} points less forgetting than a moved threshold"
+        if beyond.high < 0:
+            return f"{-100 * beyond.value:.2f} points more forgetting than a moved threshold"
+        return "no better than moving one threshold"
+
+
+def gains(test: Logits, validation: Logits | None, target: Sequence[int]) -> Gains:
+    """Measure a run by the logits of its test images, and of its validation images, if there are any."""
+    classes = range(test.classes)
+    others = [digit for digit in classes if digit not in target]
+    own, rest, every = (mean_weights(test.labels, chosen, test.classes) for chosen in (target, others, classes))
+    is_target = np.isin(test.labels, target)
+    before, after = test.right_before, test.right_after
+    one_group = np.zeros(len(test.labels), dtype=int)
+    return Gains(
+        before=measures(test.labels, test.before, target),
+        after=measures(test.labels, test.after, target),
+        all_images=mcnemar(before, after),
+        target_images=mcnemar(before[is_target], after[is_target]),
+        accuracy=change(before, after, one_group, np.ones(1)),
+        balanced_accuracy=change(before, after, test.labels, every),
+        # An error rises where the rate of right images falls.
+        target_error=change(after, before, test.labels, own),
+        forgetting=change(after, before, test.labels, rest),
+        shift=matched_shift(test, validation, target),
+        choice=_choice(test, validation, others),
+    )
+
+
+def _choice(test: Logits, validation: Logits | None, others: Sequence[int]) -> Choice:
+    second = halves(test.labels)
+    images, chosen, judged = TEST_HALF, test.where(~second), test.where(second)
+    if validation is not None:
+        images, chosen, judged = VALIDATION_IMAGES, validation, test
+    numbers: list[float] = []
+    for on in (chosen, judged):
+        every, rest = (mean_weights(on.labels, own, on.classes) for own in (range(on.classes), others))
+        numbers.append(change(on.right_before, on.right_after, on.labels, every).value)
+        numbers.append(change(on.right_after, on.right_before, on.labels, rest).value)
+    return Choice(images, *numbers)
+
+
+def from_dict(values: Mapping[str, Any]) -> Gains:
+    """The gains that `dataclasses.asdict` was taken of."""
+    shift = values["shift"]
+    return Gains(
+        **{name: Measures(**values[name]) for name in ("before", "after")},
+        **{name: McNemar(**values[name]) for name in ("all_images", "target_images")},
+        **{
+            name: Estimate(**values[name]) for name in ("accuracy", "balanced_accuracy", "target_error", "forgetting")
+        },
+        shift=None if shift is None else MatchedShift(**{**shift, "beyond": Estimate(**shift["beyond"])}),
+        choice=Choice(**values["choice"]),
+    )
