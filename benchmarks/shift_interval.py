@@ -35,7 +35,9 @@ def population(digit: int, steps: int, replay: float) -> Logits:
         data = load(DataSpec("mnist"), Path(folder), torch.device("cpu"))
     used, left = slice(TRAINED_ON), slice(TRAINED_ON, None)
     of_train = Split(data.train.images[used], data.train.labels[used])
-    held = Split(*(torch.cat([getattr(data.train, name)[left], getattr(data.test, name)]) for name in ("images", "labels")))
+    held = Split(
+        *(torch.cat([getattr(data.train, name)[left], getattr(data.test, name)]) for name in ("images", "labels"))
+    )
     base = train(MODEL, BaseSpec(batch_size=50), of_train)
     how = FinetuneSpec(digit=(digit,), steps=steps, replay=replay)
     order = batch_order(how, steps, of_train.of_classes((digit,)), of_train.of_classes(other_classes((digit,))))

@@ -39,13 +39,13 @@ USERS_OF_ASIDE = ("sweeps", "commands", "__main__")
 # What other packages may import of a package.
 FACES = {
     "config": "fields methods spec settings compose hydra_rules",
-    "measures": "logits gains paired",
+    "measures": "logits gains paired shift",
     "storage": "result table sweep_file sweep_folder store keys pruning promises provenance",
     "model": "data architecture base",
     "adapters": "plan pack adapted peft initialisation",
     "training": "laboratory executor base packing pack loop halving checkpoint",
     "executors": "choice",
-    "report": "write terminal figures search_section",
+    "report": "write verdict terminal figures search_section",
     "tracking": "connection recorder reader delivery registry",
     "sweeps": "job sweep search launcher recording application",
     "commands": "",  # the package itself holds the table of commands

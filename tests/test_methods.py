@@ -47,14 +47,14 @@ def untrained(spec: ModelSpec) -> BaseModel:
 
 
 def factors_of(adapter: AdapterSpec, base: BaseModel, seed: int = 0) -> Factors:
-    return initial_factors(adapter_plan(adapter, [layer.shape for layer in base.layers], seed), base)
+    return initial_factors(adapter_plan(adapter, [layer.shape for layer in base.layers], seed, (0,)), base)
 
 
 @pytest.mark.parametrize("rank", [1, 4])
 @pytest.mark.parametrize("spec", [REFERENCE, CNN], ids=["mlp", "cnn"])
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_trained_is_what_is_planned_and_what_the_paper_counts(method: str, spec: ModelSpec, rank: int) -> None:
-    plan = adapter_plan(AdapterSpec(method, rank=rank), layer_shapes(spec), seed=0)
+    plan = adapter_plan(AdapterSpec(method, rank=rank), layer_shapes(spec), seed=0, target=(0,))
     [views] = (pack := AdapterPack.initial([plan], untrained(spec))).trained(pack.stacks())
     counted = [sum(view.rows.numel() for view in views if view.layer == at) for at in range(len(plan.layers))]
     planned = [own.parameters(*sides) for own, sides in zip(plan.layers, SIDES[spec], strict=True)]
@@ -64,7 +64,7 @@ def test_what_is_trained_is_what_is_planned_and_what_the_paper_counts(method: st
 
 def test_lora_on_the_reference_model_trains_6794_parameters_a_rank() -> None:
     for rank in (1, 2, 16):
-        plan = adapter_plan(AdapterSpec(rank=rank), layer_shapes(REFERENCE), seed=0)
+        plan = adapter_plan(AdapterSpec(rank=rank), layer_shapes(REFERENCE), seed=0, target=(0,))
         counts = [own.parameters(*sides) for own, sides in zip(plan.layers, SIDES[REFERENCE], strict=True)]
         assert counts == [1784 * rank, 3000 * rank, 2010 * rank]
         assert sum(counts) == 6794 * rank
@@ -126,7 +126,7 @@ def test_an_adapter_that_was_never_trained_changes_nothing_but_rounding(
     mnist: ImageData, spec: ModelSpec, method: str
 ) -> None:
     base = untrained(spec)
-    plan = adapter_plan(AdapterSpec(method, rank=7, alpha=3.0), layer_shapes(spec), seed=0)
+    plan = adapter_plan(AdapterSpec(method, rank=7, alpha=3.0), layer_shapes(spec), seed=0, target=(0,))
     images = mnist.test.images[:50]
     logits = AdapterPack.initial([plan], base).logits(base, images[None], None)[0]
     torch.testing.assert_close(logits, plain_logits(base, images), rtol=1e-5, atol=1e-5)
@@ -197,17 +197,17 @@ def test_the_last_pattern_that_matches_a_layer_counts() -> None:
         rank_pattern=(("*", 3), ("linear*", 5), ("linear2", 7), ("conv1", 1)),
         alpha_pattern=(("linear?", 10.0), ("linear2", "rank"), ("conv[12]", 4.0)),
     )
-    plan = adapter_plan(adapter, layer_shapes(CNN), seed=0)
+    plan = adapter_plan(adapter, layer_shapes(CNN), seed=0, target=(0,))
     assert [layer.name for layer in layer_shapes(CNN)] == ["conv1", "conv2", "linear1", "linear2"]
     assert [own.rank for own in plan.layers] == [1, 3, 5, 7]
     assert [own.scaling for own in plan.layers] == [4.0, 4 / 3, 2.0, 1.0]
-    rooted = adapter_plan(dataclasses.replace(adapter, method="rslora"), layer_shapes(CNN), seed=0)
+    rooted = adapter_plan(dataclasses.replace(adapter, method="rslora"), layer_shapes(CNN), seed=0, target=(0,))
     assert [own.scaling for own in rooted.layers] == pytest.approx([4.0, 4 / 3**0.5, 10 / 5**0.5, 7**0.5])
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "pissa", "full", "bitfit"])
 def test_only_the_layers_chosen_are_changed(method: str) -> None:
-    plan = adapter_plan(AdapterSpec(method, layers=("conv2", "linear2")), layer_shapes(CNN), seed=0)
+    plan = adapter_plan(AdapterSpec(method, layers=("conv2", "linear2")), layer_shapes(CNN), seed=0, target=(0,))
     assert [own.update != "none" for own in plan.layers] == [False, True, False, True]
     assert {name.split(".")[0] for name in initial_factors(plan, untrained(CNN))} == {"conv2", "linear2"}
 
@@ -222,7 +222,7 @@ def test_only_the_layers_chosen_are_changed(method: str) -> None:
 )
 def test_a_pattern_that_matches_nothing_is_an_error_of_one_line(wrong: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(LoraExpError) as caught:
-        adapter_plan(AdapterSpec(**wrong), layer_shapes(SMALL), seed=0)
+        adapter_plan(AdapterSpec(**wrong), layer_shapes(SMALL), seed=0, target=(0,))
     message = str(caught.value)
     assert message.startswith(f"adapter.{next(iter(wrong))}=") and "\n" not in message
     assert "matches no layer" in message and "linear1, linear2, linear3" in message
@@ -235,7 +235,7 @@ def test_a_rank_above_the_smaller_side_is_warned_of_once_a_layer(
     spec = ModelSpec((83,))  # 10 outputs of the last layer
     adapter = AdapterSpec(method, rank=17)
     with caplog.at_level(logging.WARNING):
-        plans = [adapter_plan(adapter, layer_shapes(spec), seed) for seed in range(3)]
+        plans = [adapter_plan(adapter, layer_shapes(spec), seed, (0,)) for seed in range(3)]
     warned = [record.getMessage() for record in caplog.records]
     assert len(warned) == 1
     assert warned[0].startswith("adapter.rank=17 is above the smaller side of linear2 (10)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,16 @@ from lora_exp.measures.paired import Estimate, McNemar, change, mcnemar
 from lora_exp.measures.shift import MatchedShift, halves, matched_shift, mean_weights
 
 VALIDATION_IMAGES, TEST_HALF = "validation images", "half of the test images"
+
+MEASURES = tuple(field.name for field in dataclasses.fields(Measures) if field.name != "accuracy")
+_ESTIMATES = ("accuracy_gained", "balanced_accuracy_gained", "target_error_change", "forgetting", "beyond_shift")
+# What a run gained, by name; `accuracy` and `forgetting` themselves are among the oldest columns.
+NUMBERS = (
+    *(f"{name}{when}" for name in MEASURES for when in ("_before", "")),
+    *(f"{name}{part}" for name in _ESTIMATES for part in ("", "_low", "_high") if name + part != "forgetting"),
+    *(f"shift_{name}" for name in ("recall", "forgetting", "accuracy", "balanced_accuracy")),
+    *(f"{prefix}{name}" for prefix in ("", "target_") for name in ("mended", "broken", "mcnemar")),
+)
 
 
 @dataclass(frozen=True)
@@ -49,16 +60,27 @@ class Gains:
     choice: Choice
 
     @property
-    def beyond_shift(self) -> str:
-        """Say how the run compares with a moved threshold of the same recall."""
-        if self.shift is None:
-            return "no moved threshold has its recall"
-        beyond = self.shift.beyond
-        if beyond.low > 0:
-            return f"{100 * beyond.value:.2f} points less forgetting than a moved threshold"
-        if beyond.high < 0:
-            return f"{-100 * beyond.value:.2f} points more forgetting than a moved threshold"
-        return "no better than moving one threshold"
+    def beyond(self) -> Estimate | None:
+        """The forgetting of the matched shift minus that of the run; None without a shift of the same recall."""
+        return None if self.shift is None else self.shift.beyond
+
+    def numbers(self) -> dict[str, float | None]:
+        """All numbers of the run by the names that tables and MLflow use, in the order of NUMBERS.
+
+        Those of the shift are None where no shift has the recall of the run.
+        """
+        found: dict[str, float | None] = {}
+        for name in MEASURES:
+            found |= {f"{name}_before": getattr(self.before, name), name: getattr(self.after, name)}
+        estimates = (self.accuracy, self.balanced_accuracy, self.target_error, self.forgetting, self.beyond)
+        for name, estimate in zip(_ESTIMATES, estimates, strict=True):
+            for part, field in (("", "value"), ("_low", "low"), ("_high", "high")):
+                found[name + part] = None if estimate is None else getattr(estimate, field)
+        for name in ("recall", "forgetting", "accuracy", "balanced_accuracy"):
+            found[f"shift_{name}"] = None if self.shift is None else getattr(self.shift, name)
+        for prefix, test in (("", self.all_images), ("target_", self.target_images)):
+            found |= {f"{prefix}mended": test.mended, f"{prefix}broken": test.broken, f"{prefix}mcnemar": test.chance}
+        return {name: found[name] for name in NUMBERS}
 
 
 def gains(test: Logits, validation: Logits | None, target: Sequence[int]) -> Gains:
@@ -99,13 +121,22 @@ def _choice(test: Logits, validation: Logits | None, others: Sequence[int]) -> C
 
 def from_dict(values: Mapping[str, Any]) -> Gains:
     """The gains that `dataclasses.asdict` was taken of."""
+    def measured(name: str) -> Measures:
+        return Measures(**{key: float(own) for key, own in values[name].items()})
+
+    def estimated(name: str) -> Estimate:
+        return Estimate(**values[name])
+
     shift = values["shift"]
     return Gains(
-        **{name: Measures(**values[name]) for name in ("before", "after")},
-        **{name: McNemar(**values[name]) for name in ("all_images", "target_images")},
-        **{
-            name: Estimate(**values[name]) for name in ("accuracy", "balanced_accuracy", "target_error", "forgetting")
-        },
+        before=measured("before"),
+        after=measured("after"),
+        all_images=McNemar(**values["all_images"]),
+        target_images=McNemar(**values["target_images"]),
+        accuracy=estimated("accuracy"),
+        balanced_accuracy=estimated("balanced_accuracy"),
+        target_error=estimated("target_error"),
+        forgetting=estimated("forgetting"),
         shift=None if shift is None else MatchedShift(**{**shift, "beyond": Estimate(**shift["beyond"])}),
         choice=Choice(**values["choice"]),
     )

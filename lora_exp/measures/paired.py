@@ -62,7 +62,9 @@ def change(right_before: Array, right_after: Array, groups: Array, weights: Arra
     The interval of each group is Newcombe's for paired rates (1998, Statistics in Medicine 17, 2635-2650, method 10);
     those of the groups are joined as independent ones are (Zou & Donner 2008, Statistics in Medicine 27, 1693-1702).
     """
-    cells = np.bincount(4 * groups.astype(int) + 2 * right_before + right_after, minlength=4 * len(weights)).reshape(-1, 4)
+    cells = np.bincount(4 * groups.astype(int) + 2 * right_before + right_after, minlength=4 * len(weights)).reshape(
+        -1, 4
+    )
     used = weights != 0
     neither, mended, broken, both = cells[used].T.astype(float)
     count = neither + mended + broken + both

@@ -164,6 +164,17 @@ def matched_shift(test: Logits, validation: Logits | None, target: Sequence[int]
     )
 
 
+def beyond_words(beyond: Estimate | None) -> str:
+    """Say how a run compares with a moved threshold of the same recall."""
+    if beyond is None:
+        return "no moved threshold has its recall"
+    if beyond.low > 0:
+        return f"{100 * beyond.value:.2f} points less forgetting than a moved threshold"
+    if beyond.high < 0:
+        return f"{-100 * beyond.value:.2f} points more forgetting than a moved threshold"
+    return "no better than moving one threshold"
+
+
 def mean_weights(labels: Array, classes: Sequence[int], count: int) -> Array:
     """The weights [C] of the mean over those of `classes` that have images among `labels`; C is `count`."""
     weights = np.zeros(count)

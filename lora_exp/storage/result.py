@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_exp.config.methods import METHODS
 from lora_exp.config.spec import SPECS, RunSpec, from_dict
 from lora_exp.errors import LoraExpError
-from lora_exp.measures.gains import Gains
+from lora_exp.measures.gains import Choice, Gains
 from lora_exp.measures.gains import from_dict as gains_from_dict
+from lora_exp.measures.shift import beyond_words
 
 RESULT, ADAPTER, PREDICTIONS = "result.json", "adapter.safetensors", "predictions.safetensors"
 # Provenance of an adapter that was trained elsewhere: the folder it came from.
@@ -100,6 +100,15 @@ class Outcome:
         """The loss of the last step; None for an imported adapter."""
         return self.loss_curve[-1] if self.loss_curve else None
 
+    @property
+    def choice(self) -> Choice:
+        """By what the run is chosen among others; by its test images where an older version wrote the result."""
+        if self.gains is not None:
+            return self.gains.choice
+        every = range(len(self.after.error_rates))
+        gained = self.before.error_of(every) - self.after.error_of(every)
+        return Choice("the test images", gained, self.forgetting, gained, self.forgetting)
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -161,6 +170,7 @@ class RunResult:
             f"{head}: target error {100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %, "
             f"other digits {100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %, "
             f"{out.parameters_adapter:,} parameters (+{out.overhead_percent:.3f} %)"
+            + ("" if out.gains is None else f"; {beyond_words(out.gains.beyond)}")
         )
 
     def parameters(self) -> dict[str, str]:
@@ -172,7 +182,7 @@ class RunResult:
         for group in reversed(SPECS):
             prefix = "" if group in ("adapter", "finetune") else f"{group}_"
             for name, value in self.settings[group].items():
-                if group != "adapter" or name in ("method", *METHODS[self.spec.adapter.method].keys):
+                if group != "adapter" or name in ("method", *self.spec.adapter.keys):
                     found[SHORT_NAMES.get(prefix + name, prefix + name)] = value
         if not self.imported:
             found["steps"] = self.outcome.steps
@@ -242,6 +252,8 @@ def error_of(objective: str, target: Sequence[int], before: Sequence[float], aft
         return _mean_rate(after, target)
     if objective == "forgetting":
         return _mean_rate(after, rest) - _mean_rate(before, rest)
+    if objective == "balanced_error":
+        return _mean_rate(after, range(len(after)))
     return _mean_rate(after, target) + _mean_rate(after, rest)
 
 
