@@ -1,9 +1,8 @@
 """Does the interval of `beyond_shift` hold the truth 95 times in 100?
 
-python benchmarks/shift_interval.py [samples]: trains a small classifier and adapters on MNIST, takes the 60,000 training
-images that the adapters never saw and the 10,000 test images as the population, draws samples of 4,000 images from it,
-and prints how often the interval of a sample holds the difference in the population. Neither classifier saw an image
-of the population, so that it behaves like a test set.
+python benchmarks/shift_interval.py [samples]: trains a small classifier and adapters on 6,000 images of MNIST, takes the
+other 64,000 as the population, draws samples from it, and prints how often the interval of a sample holds the
+difference in the population. No classifier saw an image of the population, so that it behaves like a test set.
 """
 
 from __future__ import annotations

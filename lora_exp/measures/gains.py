@@ -121,6 +121,7 @@ def _choice(test: Logits, validation: Logits | None, others: Sequence[int]) -> C
 
 def from_dict(values: Mapping[str, Any]) -> Gains:
     """The gains that `dataclasses.asdict` was taken of."""
+
     def measured(name: str) -> Measures:
         return Measures(**{key: float(own) for key, own in values[name].items()})
 

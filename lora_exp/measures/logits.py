@@ -35,12 +35,14 @@ class Logits:
     @functools.cached_property
     def right_before(self) -> Array:
         """Whether the base is right, [N]."""
-        return self.before.argmax(axis=1) == self.labels
+        right: Array = self.before.argmax(axis=1) == self.labels
+        return right
 
     @functools.cached_property
     def right_after(self) -> Array:
         """Whether the adapted classifier is right, [N]."""
-        return self.after.argmax(axis=1) == self.labels
+        right: Array = self.after.argmax(axis=1) == self.labels
+        return right
 
     def where(self, chosen: Array) -> Logits:
         """Return the images for which `chosen` [N] is true."""
@@ -52,9 +54,9 @@ def compact(logits: Array) -> Array:
 
     Softmax and argmax stay what they are, and near ties keep their precision, since floats are finest around zero.
     """
-    centred = logits - logits.max(axis=1, keepdims=True)
+    centred: Array = logits - logits.max(axis=1, keepdims=True)
     with np.errstate(over="ignore"):  # of a diverged run
-        half = centred.astype(np.float16)
+        half: Array = centred.astype(np.float16)
     if np.isfinite(half).all() and (half.argmax(axis=1) == logits.argmax(axis=1)).all():
         return half
     return centred.astype(np.float32)
@@ -62,13 +64,14 @@ def compact(logits: Array) -> Array:
 
 def probabilities(logits: Array) -> Array:
     """Softmax of stored logits [N, C], as float64."""
-    powers = np.exp(logits.astype(np.float64))
-    return powers / powers.sum(axis=1, keepdims=True)
+    powers: Array = np.exp(logits.astype(np.float64))
+    shares: Array = powers / powers.sum(axis=1, keepdims=True)
+    return shares
 
 
 def to_tensors(test: Logits, validation: Logits | None) -> dict[str, Array]:
     """Name the tensors of a run's file."""
-    named = {}
+    named: dict[str, Array] = {}
     for prefix, split in (("", test), (VALIDATION, validation)):
         if split is not None:
             named |= {prefix + LABELS: split.labels, prefix + BEFORE: split.before, prefix + AFTER: split.after}

@@ -88,4 +88,5 @@ def wilson(hits: Array, counts: Array) -> tuple[Array, Array]:
 
 def _joined(one: Array, other: Array, phi: Array) -> Array:
     """The distance to a limit of a difference, from those of its two sides, whose correlation is `phi`."""
-    return np.sqrt(np.maximum(one**2 - 2 * phi * one * other + other**2, 0.0))
+    distance: Array = np.sqrt(np.maximum(one**2 - 2 * phi * one * other + other**2, 0.0))
+    return distance

@@ -179,7 +179,8 @@ def mean_weights(labels: Array, classes: Sequence[int], count: int) -> Array:
     """The weights [C] of the mean over those of `classes` that have images among `labels`; C is `count`."""
     weights = np.zeros(count)
     weights[list(classes)] = np.bincount(labels, minlength=count)[list(classes)] > 0
-    return weights / max(1.0, weights.sum())
+    weights /= max(1.0, weights.sum())
+    return weights
 
 
 def _mean(right: Array, labels: Array, weights: Array) -> float:

@@ -90,8 +90,9 @@ def wrong_digits(
 ) -> Figure:
     """Draw images that fine-tuning mended, broke or left wrong, with true digit and both predictions.
 
-    `logits` are those of `pictures` (uint8 [N, 28, 28]), whose true digits are `labels` [N]. Where there are more images than fit, an even selection is shown. Raises ValueError when
-    the logits are not this result's for these labels.
+    `logits` are those of `pictures` (uint8 [N, 28, 28]), whose true digits are `labels` [N]. Where there are more
+    images than fit, an even selection is shown. Raises ValueError when the logits are not this result's for these
+    labels.
     """
     before, after = logits.before.argmax(axis=1), logits.after.argmax(axis=1)
     changed = changes(result, logits, labels)

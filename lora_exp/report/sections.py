@@ -36,8 +36,8 @@ VARIANTS = 10  # values listed of a setting or fact in which the runs differ
 OVER_SEEDS = ("balanced_accuracy_gained", "target_error", "forgetting", "beyond_shift")
 IN_POINTS = ("balanced_accuracy_gained", "forgetting", "beyond_shift")
 HOW_OVER_SEEDS = (
-    "Mean ± standard deviation over the seeds, with Student's t interval of the mean (95 %). The last p value is of the "
-    "difference in balanced accuracy from the setting where it is highest."
+    "Mean ± standard deviation over the seeds, with Student's t interval of the mean (95 %). The last p value is of "
+    "the difference in balanced accuracy from the setting where it is highest."
 )
 
 

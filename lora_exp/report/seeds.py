@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,7 @@ def _setting(values: dict[str, Any], group: pd.DataFrame, lost: pd.DataFrame) ->
     by_seed = group.groupby("replicate")[list(MEASURE_NAMES)].mean()
     if by_seed.empty:  # imported adapters, whose seeds aren't known
         by_seed = group[list(MEASURE_NAMES)].mean().to_frame().T
-    same = lost[[name for name in values]].eq(pd.Series(values)).all(axis=1) if values else lost["job"].notna()
+    same = lost[list(values)].eq(pd.Series(values)).all(axis=1) if values else lost["job"].notna()
     return Setting(
         values,
         len(group),
@@ -179,8 +179,6 @@ def _setting(values: dict[str, Any], group: pd.DataFrame, lost: pd.DataFrame) ->
 
 def _against_contestants(settings: Sequence[Setting], groups: Sequence[pd.DataFrame]) -> list[Setting]:
     """Test each setting with enough seeds against doing nothing and a moved threshold."""
-    from dataclasses import replace
-
     import numpy as np
 
     columns = list(CONTESTANTS)

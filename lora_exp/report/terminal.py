@@ -38,12 +38,9 @@ def _write(console: Console, frame: pd.DataFrame) -> None:
         if title:
             console.print(title, markup=False)
         console.print(_rich(table, jobs, frame))
-        if jobs:
-            shown = representative(frame)
-            on = frame.iloc[shown]["chosen_on"]
-            console.print(
-                f"job {shown}: chosen by balanced accuracy on {on}; *: on the Pareto front of error and forgetting"
-            )
+        if jobs and (shown := representative(frame)) is not None:
+            by = f"chosen by balanced accuracy on {frame['chosen_on'].iloc[shown]}"
+            console.print(f"job {shown}: {by}; *: on the Pareto front of error and forgetting")
     if (stopped := int((frame["status"] == "stopped").sum())) > 0:
         console.print(f"halving stopped {stopped} jobs; the report says when and why", markup=False)
     others = frame[~frame["status"].isin(["finished", "stopped"])]

@@ -193,8 +193,8 @@ def description_of_sweep(sweep: Sweep, links: Links) -> str:
         front = pareto_front(frame)
         shown = f" (the first {FRONT_LIMIT} of {len(front)})" if len(front) > FRONT_LIMIT else ""
         parts += [
-            f"Chosen by balanced accuracy on {frame['chosen_on'].iloc[chosen]}: {name}, error on the target {before} to {after}, on the other digits "
-            f"{others_before} to {others} (forgetting {forgetting} points).",
+            f"Chosen by balanced accuracy on {frame['chosen_on'].iloc[chosen]}: {name}, error on the target {before} "
+            f"to {after}, on the other digits {others_before} to {others} (forgetting {forgetting} points).",
             "Pareto front of target error and forgetting: no other run has less of one without more of the other"
             f"{shown}.",
             markdown_table(SWEEP_HEADER, [_sweep_row(frame, job, links) for job in front[:FRONT_LIMIT]]),
