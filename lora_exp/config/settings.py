@@ -17,7 +17,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 TRACKING = ("sqlite", "server", "off")
 SAMPLERS = ("tpe", "nsga2", "cmaes", "random", "grid", "qmc")
 # Error measures by which jobs are compared, and what a search may minimise.
-ERRORS = ("balanced_error", "target_error", "forgetting", "both_errors")
+ERRORS = ("target_error", "forgetting", "both_errors", "balanced_error")
 OBJECTIVES = (*ERRORS, "parameters")
 # Claims of papers that a report can judge; `report.claims.catalogue` has a function for each.
 CLAIMS = (
@@ -127,7 +127,7 @@ class HalvingSettings:
 
     eta: float | None = optional("a number above 1", lambda v: is_number(v) and v > 1)
     first: int = integer(1, default=10)
-    objective: str = one_of(ERRORS, default="balanced_error")
+    objective: str = one_of(ERRORS, default="both_errors")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class SearchSettings:
     objectives: tuple[str, ...] = allow(
         "a list of one or several of " + ", ".join(OBJECTIVES),
         lambda v: isinstance(v, list | tuple) and len(v) > 0 and set(v) <= set(OBJECTIVES) and len(set(v)) == len(v),
-        default=("balanced_error",),
+        default=("both_errors",),
     )
 
 
