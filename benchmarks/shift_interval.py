@@ -1,7 +1,7 @@
 """Does the interval of `beyond_shift` hold the truth 95 times in 100?
 
-python benchmarks/shift_interval.py [samples]: trains a small classifier and adapters on 6,000 images of MNIST, takes the
-other 64,000 as the population, draws samples from it, and prints how often the interval of a sample holds the
+python benchmarks/shift_interval.py [samples]: trains a small classifier and adapters on 6,000 images of MNIST, takes
+the other 64,000 as the population, draws samples from it, and prints how often the interval of a sample holds the
 difference in the population. No classifier saw an image of the population, so that it behaves like a test set.
 """
 

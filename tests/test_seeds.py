@@ -54,8 +54,8 @@ def test_a_clear_difference_is_called_better_and_the_lowest_best() -> None:
     assert told[4].startswith("Lowest forgetting: ") and "no significant difference from any other setting" in told[4]
     assert told[5] == (
         "Significance: paired t tests over 5 orders of images over one base, which say nothing of others, p < 0.05 "
-        "with Holm's correction for the 6 tests against doing nothing and a moved threshold, and for the 9 of all pairs "
-        "and measures."
+        "with Holm's correction for the 6 tests against doing nothing and a moved threshold, and for the 9 of all "
+        "pairs and measures."
     )
 
 

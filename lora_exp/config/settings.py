@@ -22,7 +22,7 @@ OBJECTIVES = (*ERRORS, "parameters")
 # Claims of papers that a report can judge; `report.claims.catalogue` has a function for each.
 CLAIMS = (
     *("rank_saturates", "learns_less_forgets_less", "rslora_high_rank"),
-    *("lora_plus_faster", "pissa_odd_even", "replay_price"),
+    *("lora_plus_faster", "pissa_odd_even", "replay_price", "threshold_or_learning"),
 )
 # Executor -> the keys that it uses.
 EXECUTORS = {

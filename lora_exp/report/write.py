@@ -63,8 +63,7 @@ def write_report(
 
 def judged_claim(sweep: Sweep, name: str | None) -> Verdict | None:
     """Judge the claim of that name, if any, on the runs of the sweep, without imported adapters."""
-    curves = {job: result.outcome.loss_curve for job, result in sweep.results.items()}
-    return None if name is None else judged(name, sweep.frame[sweep.frame["origin"] != "imported"], curves)
+    return None if name is None else judged(name, sweep.frame[sweep.frame["origin"] != "imported"])
 
 
 def _write_pages(

@@ -37,7 +37,8 @@ Kind = tuple[str, int | None]
 class ClassErrors:
     """Errors of a classifier on a labelled split; `confusion[true][predicted]` counts images.
 
-    `error_rates` are shares of each class's images, 0 for a class without images.
+    `error_rates` are shares of each class's images, 0 for a class without images. `losses` are each class's mean loss;
+    empty in a result that an older version wrote.
     """
 
     accuracy: float
@@ -46,19 +47,24 @@ class ClassErrors:
     errors: list[int]
     error_rates: list[float]
     confusion: list[list[int]]
+    losses: list[float] = field(default_factory=list)
 
     @staticmethod
-    def of(confusion: list[list[int]], loss: float) -> ClassErrors:
-        """Derive every number from the confusion counts and the mean loss."""
+    def of(confusion: list[list[int]], loss: float, losses: list[float]) -> ClassErrors:
+        """Derive every number from the confusion counts, the mean loss and those of the classes."""
         counts = [sum(row) for row in confusion]
         errors = [count - row[digit] for digit, (row, count) in enumerate(zip(confusion, counts, strict=True))]
         rates = [wrong / count if count else 0.0 for wrong, count in zip(errors, counts, strict=True)]
         images = sum(counts)
-        return ClassErrors((images - sum(errors)) / images, loss, counts, errors, rates, confusion)
+        return ClassErrors((images - sum(errors)) / images, loss, counts, errors, rates, confusion, losses)
 
     def error_of(self, classes: Sequence[int]) -> float:
         """Mean error rate of `classes`, with equal weight for each class."""
         return _mean_rate(self.error_rates, classes)
+
+    def loss_of(self, classes: Sequence[int]) -> float | None:
+        """Mean loss of `classes`, with equal weight for each class; None where an older version wrote the result."""
+        return _mean_rate(self.losses, classes) if self.losses else None
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,9 @@ def from_json(text: str) -> RunResult:
     outcome = dict(values["outcome"])
     for name in ("before", "after", "validation_before", "validation_after"):
         if outcome.get(name) is not None:
-            outcome[name] = ClassErrors(**{**outcome[name], "loss": float(outcome[name]["loss"])})
+            own = outcome[name]
+            losses = [float(loss) for loss in own.get("losses", ())]
+            outcome[name] = ClassErrors(**{**own, "loss": float(own["loss"]), "losses": losses})
     outcome["loss_curve"] = [float(loss) for loss in outcome["loss_curve"]]
     if outcome.get("gains") is not None:
         outcome["gains"] = gains_from_dict(outcome["gains"])

@@ -14,7 +14,7 @@ import pandas as pd
 
 from lora_exp.config.spec import CLASSES
 from lora_exp.measures.gains import NUMBERS
-from lora_exp.storage.result import RunResult
+from lora_exp.storage.result import ClassErrors, RunResult
 
 # Types of columns. An absent text is None in every pandas; nullable integers keep 4 a 4 beside a failed job.
 TEXT, WHOLE, NUMBER, TRUTH = "object", "Int64", "float64", "boolean"
@@ -43,6 +43,12 @@ def _errors(digit: int) -> list[Column]:
         Column(f"errors_before_{digit}", WHOLE, lambda run: run.outcome.before.errors[digit], judgement=True),
         Column(f"errors_{digit}", WHOLE, lambda run: run.outcome.after.errors[digit], judgement=True),
     ]
+
+
+def _on_validation(measure: Callable[[ClassErrors, Sequence[int]], float | None], run: RunResult) -> float | None:
+    """A measure of the target on the validation images; None without any."""
+    after = run.outcome.validation_after
+    return None if after is None else measure(after, run.spec.finetune.digit)
 
 
 COLUMNS: dict[str, Column] = {
@@ -82,6 +88,11 @@ COLUMNS: dict[str, Column] = {
         Column("base_unchanged", TRUTH, lambda run: run.outcome.base_unchanged),
         Column("adapter_off_equals_base", TRUTH, lambda run: run.outcome.adapter_off_equals_base),
         Column("final_loss", NUMBER, lambda run: run.outcome.final_loss, of_training=True),
+        Column("target_loss", NUMBER, lambda run: run.outcome.after.loss_of(run.spec.finetune.digit), judgement=True),
+        *(
+            Column(f"validation_target_{name}", NUMBER, functools.partial(_on_validation, measure), judgement=True)
+            for name, measure in (("loss", ClassErrors.loss_of), ("error", ClassErrors.error_of))
+        ),
         *(Column(name, NUMBER, judgement=True) for name in NUMBERS),
         Column("chosen_on", TEXT, lambda run: run.outcome.choice.images, judgement=True),
         Column("chosen_gained", NUMBER, lambda run: run.outcome.choice.gained, judgement=True),

@@ -41,9 +41,10 @@ def other_classes(digits: tuple[int, ...]) -> tuple[int, ...]:
 
 def class_errors(predictions: Predictions, labels: torch.Tensor) -> ClassErrors:
     """Count confusions and average the losses of predictions for labels [N]."""
-    cells = labels.cpu() * CLASSES + predictions.predicted
-    table = torch.bincount(cells, minlength=CLASSES * CLASSES).view(CLASSES, CLASSES)
-    return ClassErrors.of(table.tolist(), float(predictions.losses.double().mean()))
+    own, losses = labels.cpu(), predictions.losses.double()
+    table = torch.bincount(own * CLASSES + predictions.predicted, minlength=CLASSES * CLASSES).view(CLASSES, CLASSES)
+    sums = torch.bincount(own, losses, minlength=CLASSES)
+    return ClassErrors.of(table.tolist(), float(losses.mean()), (sums / table.sum(1).clamp_min(1)).tolist())
 
 
 def frozen_first_layer(base: BaseModel, images: torch.Tensor, threads: int = 1) -> torch.Tensor | None:
