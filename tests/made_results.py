@@ -118,7 +118,7 @@ def class_errors(wrong: int, loss: float = 0.25) -> ClassErrors:
     for digit in range(10):
         confusion[digit][digit] = 10 - wrong
         confusion[digit][(digit + 1) % 10] += wrong
-    return ClassErrors(1 - wrong / 10, loss, [10] * 10, [wrong] * 10, [wrong / 10] * 10, confusion)
+    return ClassErrors(1 - wrong / 10, loss, [10] * 10, [wrong] * 10, [wrong / 10] * 10, confusion, [loss] * 10)
 
 
 def small_result(**changed: object) -> RunResult:

@@ -6,6 +6,7 @@ To add a column, add one line to `COLUMNS`.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
