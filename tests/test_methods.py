@@ -39,6 +39,7 @@ BY_HAND: dict[str, Callable[[list[tuple[int, int]], int], int]] = {
     "bitfit": lambda sides, rank: sum(outs for outs, _ in sides),
     "head": lambda sides, rank: sides[-1][0] * sides[-1][1] + sides[-1][0],
     "none": lambda sides, rank: 0,
+    "shift": lambda sides, rank: 1,  # for a single target class
 }
 
 
@@ -286,3 +287,29 @@ def test_the_deviation_counts_for_gaussian_rows_only() -> None:
 def test_jobs_of_full_fine_tuning_train_alone_since_they_share_nothing(count: int) -> None:
     job = JobSize(10, True, (("dense", 0),), 100, 1e9, 1)
     assert plan_packs([job] * count, 2, 2**30) == [[number] for number in range(count)]
+
+
+def test_a_shift_changes_the_targets_logits_alone_by_a_constant_each(
+    small_base: BaseModel, mnist: ImageData, make_job: MakeJob, train_pack: TrainPack
+) -> None:
+    """Also beside others in a pack, among them one that trains the same biases for another target."""
+    how = {"steps": 12, "learning_rate": 0.05}
+    jobs = [
+        make_job(AdapterSpec(method), FinetuneSpec(digit=digit, **how))
+        for method, digit in (("shift", (3,)), ("shift", (5, 7)), ("bitfit", (3,)))
+    ]
+    tuned = train_pack(sorted(jobs, key=lambda job: job.plan.shape))
+    before = plain_logits(small_base, mnist.test.images[:200])
+    with torch.no_grad():
+        after = tuned.pack.logits(small_base, mnist.test.images[:200].expand(3, -1, -1), None)
+    plans = [plan for group in tuned.pack.groups for plan in group.plans]
+    for plan, logits in zip(plans, after, strict=True):
+        target = plan.layers[-1].outputs
+        if target is None:
+            continue
+        moved = logits - before
+        assert torch.allclose(moved, moved[:1].expand_as(moved), atol=1e-4)
+        rest = [digit for digit in range(10) if digit not in target]
+        assert torch.equal(moved[:, rest], torch.zeros(200, len(rest)))
+        assert (moved[0, list(target)] > 0.2).all()
+    assert sorted(plan.layers[-1].outputs or () for plan in plans) == [(), (3,), (5, 7)]

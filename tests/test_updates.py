@@ -62,6 +62,7 @@ SPECS = [
     AdapterSpec("full"),
     AdapterSpec("full", layers=("*1",)),
     AdapterSpec("bitfit"),
+    AdapterSpec("shift"),
     AdapterSpec("head"),
     AdapterSpec("none"),
 ]
