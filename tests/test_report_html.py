@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from lora_exp.measures.logits import probabilities
-from lora_exp.report.gained import run_cells, said_of, shift_cells, tests_cells
+from lora_exp.report.gained import run_cells, said_of, shift_cells, mcnemar_cells
 from lora_exp.report.tables import points
 from lora_exp.report.write import write_report
 from lora_exp.storage.sweep_file import run_command
@@ -164,7 +164,7 @@ def test_a_chosen_run_shows_its_measures_beside_a_moved_threshold(report: Path, 
         gains = sweep.results[job].outcome.gains
         assert gains is not None
         assert cells_of(page, "Measures before and after") == run_cells(sweep.frame.iloc[job])
-        assert cells_of(page, "Images that became right or wrong") == tests_cells(gains)
+        assert cells_of(page, "Images that became right or wrong") == mcnemar_cells(gains)
         assert page.get_by_role("region", name="The moved threshold").locator("td").all_text_contents() == shift_cells(
             gains
         )

@@ -83,7 +83,7 @@ def gained_section(frame: pd.DataFrame, results: Mapping[int, RunResult]) -> lis
         assert gains is not None, "its columns come from them"
         return [Section("What was gained", _blocks(row, gains))]
     matched = measured[measured["shift_recall"].notna()]
-    means, shifted = (own.mean(numeric_only=True).to_dict() for own in (measured, matched))
+    means, shifted = (own.select_dtypes("float64").mean().to_dict() for own in (measured, matched))
     rows = [[measure.title, *_change(measure, means), *_shifted(measure, shifted)] for measure in MEASURES]
     note = f"{_runs_text(len(runs), len(measured), len(matched))} {SHIFT_NOTE}"
     return [Section("What was gained", [note, Grid((list(MEANS_HEADINGS), rows), words=1)])]
@@ -92,7 +92,7 @@ def gained_section(frame: pd.DataFrame, results: Mapping[int, RunResult]) -> lis
 def _blocks(row: Row, gains: Gains) -> list[Block]:
     """All that is known of one run."""
     measures = [[title, *cells] for title, cells in zip(TITLES, run_cells(row), strict=True)]
-    tests = [[title, *cells] for title, cells in zip(TESTS_TITLES, tests_cells(gains), strict=True)]
+    tests = [[title, *cells] for title, cells in zip(TESTS_TITLES, mcnemar_cells(gains), strict=True)]
     shift = shift_cells(gains)
     return [
         f"{said_of(gains)} {SHIFT_NOTE}",
@@ -107,7 +107,7 @@ def run_cells(row: Row) -> list[list[str]]:
     return [[*_change(own, row), _interval(own, row), *_shifted(own, row)] for own in MEASURES]
 
 
-def tests_cells(gains: Gains) -> list[list[str]]:
+def mcnemar_cells(gains: Gains) -> list[list[str]]:
     """The cells of McNemar's tests, below TESTS_HEADINGS without the first; a list for each of TESTS_TITLES."""
     tests = (gains.all_images, gains.target_images)
     return [[f"{test.mended:,}", f"{test.broken:,}", f"{test.chance:.2g}"] for test in tests]

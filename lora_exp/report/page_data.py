@@ -89,7 +89,11 @@ def _gains(row: dict[Any, Any], result: RunResult) -> dict[str, Any]:
     gains = result.outcome.gains
     if gains is None:
         return {"balanced_accuracy_gained": None, "said": "", "gains": None}
-    cells = {"measures": gained.run_cells(row), "tests": gained.tests_cells(gains), "shift": gained.shift_cells(gains)}
+    cells = {
+        "measures": gained.run_cells(row),
+        "tests": gained.mcnemar_cells(gains),
+        "shift": gained.shift_cells(gains),
+    }
     return {
         "balanced_accuracy_gained": row["balanced_accuracy_gained"],
         "said": gained.said_of(gains),
