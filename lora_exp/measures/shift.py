@@ -96,8 +96,11 @@ class _Fold:
         return replace(fold, shifted=shifted)
 
     def constant(self, off: float) -> float:
-        """The constant whose recall is nearest to the adapter's plus `off`."""
-        best = int(np.abs(self.recalls - self.recall - off).argmin())
+        """The constant whose recall is nearest to the adapter's plus `off`; the smallest of equals.
+
+        Where images share a margin, two recalls can be equally near, but for the last bits of their sums.
+        """
+        best = int(np.abs(self.recalls - self.recall - off).round(12).argmin())
         # Between the last margin that it exceeds and the first that it does not.
         if best == 0:
             return float(np.nextafter(self.margins[0], -np.inf))

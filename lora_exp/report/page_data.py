@@ -1,4 +1,4 @@
-"""The data of the interactive page: one row a finished run, with its errors, loss curve and images.
+"""The data of the interactive page: one row a finished run, with its errors, gains, loss curve and images.
 
 Numbers are those of the table; their text comes from `tables.py`.
 """
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from lora_exp.config.spec import SIDE
 from lora_exp.measures.logits import probabilities
 from lora_exp.measures.paired import wilson
+from lora_exp.report import gained
 from lora_exp.report.figures import changes, spread
 from lora_exp.report.tables import ALWAYS, MEASURES, differing, heading, runs_table, setting_text, values_of
-from lora_exp.storage.result import ClassErrors, kind_label
+from lora_exp.storage.result import ClassErrors, RunResult, kind_label
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import finished, representative
@@ -51,6 +52,7 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
             "settings": {name: setting_text(row[name]) for name in names},
             "kind": kinds.index(result.kind),
             **{name: row[name] for name in ("target_error", "other_error", "forgetting")},
+            **_gains(row, result),
             "overhead": row["overhead_percent"],
             "base": list(bases).index(result.outcome.base_sha256_before),
             "targets": list(result.spec.finetune.digit),
@@ -64,6 +66,13 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
         "settings": {name: {"title": heading(name), "values": values_of(runs[name])} for name in names},
         "kinds": [kind_label(kind) for kind in kinds],
         "measures": list(MEASURES),
+        "gains": {
+            "measures": [gained.HEADINGS, gained.TITLES],
+            "tests": [gained.TESTS_HEADINGS, gained.TESTS_TITLES],
+            "shift": gained.SHIFT_HEADINGS,
+            "note": gained.SHIFT_NOTE,
+            "none": gained.NO_GAINS,
+        },
         "runs": rows,
         "bases": [{**_class_errors(errors), "counts": errors.counts} for errors in bases.values()],
         "wilson": wilson_intervals(
@@ -72,6 +81,23 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
         "chosen": representative(sweep.frame),
         "sprite": _sprite(pictures[shown]) if shown else "",
         "images": {str(image): [place, int(labels[image])] for place, image in enumerate(shown)},
+    }
+
+
+def _gains(row: dict[Any, Any], result: RunResult) -> dict[str, Any]:
+    """The gain in balanced accuracy, what is said of the run beside a moved threshold, and the cells of its tables."""
+    gains = result.outcome.gains
+    if gains is None:
+        return {"balanced_accuracy_gained": None, "said": "", "gains": None}
+    cells = {
+        "measures": gained.run_cells(row),
+        "tests": gained.mcnemar_cells(gains),
+        "shift": gained.shift_cells(gains),
+    }
+    return {
+        "balanced_accuracy_gained": row["balanced_accuracy_gained"],
+        "said": gained.said_of(gains),
+        "gains": cells,
     }
 
 

@@ -21,6 +21,7 @@ from lora_exp.report.claims.catalogue import judged
 from lora_exp.report.claims.figure import claim_figure
 from lora_exp.report.claims.verdict import CLAIM_FIGURE, Verdict, claim_section
 from lora_exp.report.document import Picture, Section, markdown
+from lora_exp.report.gained import gained_section
 from lora_exp.report.html import html
 from lora_exp.report.page_data import page_data
 from lora_exp.report.search_section import search_section
@@ -74,6 +75,7 @@ def _write_pages(
     first = [
         sections.head(sweep),
         sections.verdict_section(frame, comparison),
+        *gained_section(frame, sweep.results),
         *([] if claim is None else [claim_section(claim)]),
         *([] if sweep.search is None else [search_section(sweep, sweep.search)]),
         *sections.halving_section(sweep),
@@ -106,8 +108,8 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
             "Errors by target digit and rank",
             "heat_maps",
             sweep_figures.heat_maps(sweep.frame),
-            "Two heat maps of target digit by rank: error on the target digit, and forgetting",
-            "Left the gain, right the cost; dark is low in both. " + _of_cells(runs),
+            "Heat maps of target digit by rank: error on the target digit, forgetting, and balanced accuracy gained",
+            "In the errors dark is low. In balanced accuracy blue is a gain and orange a loss. " + _of_cells(runs),
         )
     if runs.loc[runs["parameters_adapter"] > 0, "parameters_adapter"].nunique() > 1:
         add(
