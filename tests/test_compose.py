@@ -152,24 +152,33 @@ def test_what_hydra_cannot_parse_is_one_line_too(override: str) -> None:
         ["experiment=digit_9", "~experiment"],
         ["++finetune.seed=3"],
         ["finetune.seed=${base.seed}"],
+        ["adapter.rank=4", "adapter.alpha=$\\{adapter.rank\\}", "base.seed=5", "finetune.seed=$\\{base.seed\\}"],
         ["data.root='a b, c'", "finetune.learning_rate=1e-4", "hydra.verbose=true"],
+        ["report.name='ein sehr langer Name, bei dem YAML die Zeile umbricht, mit Umlauten wie ä und ö: 100 %'"],
+        ["adapter.rank_pattern={linear1:4}", "store={folder:elsewhere}"],
+        ["store.folder=yes", "tracking.experiment='null'", "executor=processes", "executor.workers=2"],
     ],
     ids=" ".join,
 )
-def test_a_job_config_made_the_quick_way_is_the_one_hydra_makes(overrides: list[str]) -> None:
+def test_a_job_config_made_the_quick_way_is_the_one_hydra_makes(overrides: list[str], tmp_path: Path) -> None:
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     loader = hydra.config_loader
     master = loader.load_configuration("config", ["base.seed=4"], RunMode.MULTIRUN)
     configs = JobConfigs(loader, master)
-    for _ in range(2):  # the second time from the template
-        quick = configs.compose(overrides, 7)
-        slow = loader.load_sweep_config(master, overrides)
-        slow.hydra.job.id = slow.hydra.job.num = 7
-        assert OmegaConf.to_yaml(quick) == OmegaConf.to_yaml(slow)
-        slow = without_hydra(slow)
-        assert OmegaConf.to_yaml(configs.own(overrides)) == OmegaConf.to_yaml(slow)
-        assert configs.read(overrides) == read(slow)
+    slow = loader.load_sweep_config(master, overrides)
+    slow.hydra.job.id = slow.hydra.job.num = 7
+    slow.hydra.runtime.output_dir = str(tmp_path)
+    own = without_hydra(slow)
+    for _ in range(2):  # the second time from what the first has composed
+        assert configs.saved(overrides, 7, tmp_path) == {
+            "config.yaml": OmegaConf.to_yaml(own),
+            "hydra.yaml": OmegaConf.to_yaml(OmegaConf.masked_copy(slow, "hydra")),
+            "overrides.yaml": OmegaConf.to_yaml(slow.hydra.overrides.task),
+        }
+        assert configs.task(overrides) == slow.hydra.overrides.task
+        assert OmegaConf.to_yaml(configs.own(overrides)) == OmegaConf.to_yaml(own)
+        assert configs.read(overrides) == read(own)
 
 
 def test_an_override_of_one_job_does_not_reach_the_next() -> None:
@@ -177,5 +186,5 @@ def test_an_override_of_one_job_does_not_reach_the_next() -> None:
     assert hydra is not None
     master = hydra.config_loader.load_configuration("config", [], RunMode.MULTIRUN)
     configs = JobConfigs(hydra.config_loader, master)
-    assert configs.compose(["adapter.rank=4"], 0).adapter.rank == 4
-    assert configs.compose(["finetune.digit=3"], 1).adapter.rank == 1
+    assert configs.own(["adapter.rank=4"]).adapter.rank == configs.read(["adapter.rank=4"])[0].adapter.rank == 4
+    assert configs.own(["finetune.digit=3"]).adapter.rank == configs.read(["finetune.digit=3"])[0].adapter.rank == 1

@@ -1,11 +1,14 @@
 """python -m pytest tests/test_launcher.py
 
-Hydra's public contract suites for launchers, against `hydra/launcher=packed`, none of their tests left out.
-They run their own small applications, whose jobs have nothing to pack: what is tested is everything else.
+Hydra's public contract suites for launchers, against `hydra/launcher=packed`, none of their tests left out. They run
+their own small applications. The jobs of this application are compared with what Hydra's own launcher makes of them.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import forkserver
 import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -15,6 +18,9 @@ from hydra.test_utils.launcher_common_tests import (
     IntegrationTestSuite,
     LauncherTestSuite,
 )
+from places import QUICK
+
+from lora_exp.model.data import ImageData
 
 # Some of the suites' applications state no version_base.
 pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions will no longer change working directory")
@@ -24,6 +30,36 @@ def test_hydra_finds_the_launcher_and_the_two_sweepers() -> None:
     found = [cls for kind in (Launcher, Sweeper) for cls in Plugins.instance().discover(kind)]
     own = {cls.__name__ for cls in found if cls.__module__.startswith("hydra_plugins.lora_exp_launcher")}
     assert own == {"PackedLauncher", "GridSweeper", "OptunaSweeper"}
+
+
+@pytest.mark.parametrize("logging", ["default", "disabled", "none", "stdout"])
+def test_the_folder_of_a_job_holds_what_it_holds_with_hydras_own_launcher(
+    tmp_path: Path, data_root: Path, mnist: ImageData, logging: str
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "data").symlink_to(data_root)
+    swept = ("adapter=lora,dora", "adapter.rank=4", "adapter.alpha=${adapter.rank},2", "finetune.digit=[2,7]")
+    given = (*swept, *QUICK, "finetune.steps=2", "tracking=off", f"hydra/job_logging={logging}")
+    made = {}
+    for launcher in ("packed", "basic"):  # the second finds all results in the store
+        own = ("hydra.verbose=[lora_exp]", "hydra.sweep.dir=sweep", f"hydra/launcher={launcher}")
+        done = forkserver.run(("-m", *given, *own), tmp_path)
+        assert done.returncode == 0, done.stderr
+        made[launcher] = (tmp_path / "sweep").rename(tmp_path / launcher)
+    files = {name: {path.relative_to(place) for path in place.rglob("*")} for name, place in made.items()}
+    assert files["packed"] == files["basic"]
+    jobs = sorted(path for path in files["packed"] if path.parts[0].isdigit())
+    assert {path.parts[0] for path in jobs} == set("0123")
+    for path in (path for path in jobs if (made["packed"] / path).is_file()):
+        ours, hydras = ((place / path).read_bytes() for place in made.values())
+        if path.name == "hydra.yaml":  # which names the launcher
+            ours, hydras = (
+                b"".join(line for line in text.splitlines() if b"auncher" not in line) for text in (ours, hydras)
+            )
+        elif path.suffix == ".log":
+            ours, hydras = (b"".join(line[len("HH:MM:SS") :] for line in text.splitlines()) for text in (ours, hydras))
+            assert b"target error" in ours
+        assert ours == hydras, path
 
 
 @pytest.mark.parametrize(("launcher_name", "overrides"), [("packed", [])])

@@ -1,4 +1,4 @@
-"""`hydra/launcher=packed`: ordinary Hydra jobs whose results are trained ahead of them, in packs."""
+"""`hydra/launcher=packed`: jobs as Hydra runs them, but trained in packs."""
 
 # No `from __future__ import annotations`: Hydra's scanner executes this file without an entry in sys.modules, where
 # dataclasses would look names up.

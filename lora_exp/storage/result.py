@@ -208,8 +208,8 @@ class RunResult:
         return [size if name == "parameters" else error_of(name, target, *rates) for name in names]
 
     def to_json(self) -> str:
-        """Return indented JSON. Losses that are not finite become strings, since JSON has no NaN."""
-        return json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False, ensure_ascii=False)
+        """Return JSON, a line for each field. Losses that are not finite become strings, since JSON has no NaN."""
+        return _lines(_plain(self))
 
 
 def from_json(text: str) -> RunResult:
@@ -279,11 +279,25 @@ def as_text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Replace floats that JSON can't hold by the strings 'nan', 'inf' and '-inf', which float() reads."""
+    """Dataclasses as dicts, and floats that JSON can't hold as strings, such as 'nan', which float() reads."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     return value
+
+
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode  # in C, which indents nothing
+
+
+def _lines(value: Any, margin: str = "\n") -> str:
+    """JSON in which each entry of an object is on a line of its own, and lists are not broken."""
+    if not isinstance(value, dict) or not value:
+        return _encode(value)
+    inner = f"{margin} "
+    parts = (f"{inner}{_encode(name)}: {_lines(part, inner)}" for name, part in value.items())
+    return f"{{{','.join(parts)}{margin}}}"

@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_exp.config.compose import read, without_hydra
+from lora_exp.config.compose import read
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.model.data import prepared_sha256
 from lora_exp.numerics import request_portable_kernels
@@ -28,17 +29,25 @@ if TYPE_CHECKING:
 
     from lora_exp.config.settings import Settings
     from lora_exp.config.spec import RunSpec
+    from lora_exp.training.executor import Files
     from lora_exp.training.laboratory import Laboratory
 
 log = logging.getLogger(__name__)
 
 
-def run(config: DictConfig) -> float:
-    """Run one config and return its target error, or the error at which halving stopped it.
+@dataclass(frozen=True)
+class Job:
+    """A job: its spec, its folder and that of its sweep, if it has one, its overrides and its config as YAML."""
 
-    Raises LoraExpError for bad input, and JobsFailed when the run failed or diverged. The job's folder and MLflow then
-    record why.
-    """
+    spec: RunSpec
+    folder: Path
+    sweep: Path | None
+    overrides: list[str]
+    config: str
+
+
+def run(config: DictConfig) -> float:
+    """Run one config, which Hydra has composed and given a folder, and return what `finish` does."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
@@ -47,45 +56,52 @@ def run(config: DictConfig) -> float:
 
     spec, settings = read(config)
     hydra = HydraConfig.get()
-    folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
-    sweep_folder = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
-    saved = folder / (hydra.output_subdir or "") / "config.yaml"  # to compose the text again would take 3 ms per job
-    text = saved.read_text(encoding="utf-8") if saved.is_file() else OmegaConf.to_yaml(without_hydra(config))
-    if sweep_folder is None:
-        remove_half_written(folder)
+    sweep = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
+    job = Job(spec, Path(hydra.runtime.output_dir), sweep, list(hydra.overrides.task), OmegaConf.to_yaml(config))
+    if sweep is None:
+        remove_half_written(job.folder)
     # A sweep prunes the store itself, after its last job.
-    with kept_within(open_store(settings), settings.store.limit) if sweep_folder is None else nullcontext():
-        stored = stored_result(spec, settings) if sweep_folder is None else None  # else halving may have stopped it
-        [(_, files)] = [(spec, stored)] if stored is not None else open_laboratory(settings).run([spec])
-    if isinstance(files, Stopped | Failure):
-        write_failure(folder, spec.name, overrides, files)
-        recording().record(folder, sweep_folder)
-        if isinstance(files, Stopped):
-            return files.error
-        raise JobsFailed(f"{spec.name}: {files.error}")
-    result = with_facts(from_json(files[RESULT].decode()), overrides=overrides, config=text)
-    keep(result, files, folder)
+    with kept_within(open_store(settings), settings.store.limit) if sweep is None else nullcontext():
+        stored = stored_result(spec, settings) if sweep is None else None  # else halving may have stopped it
+        [(_, made)] = [(spec, stored)] if stored is not None else open_laboratory(settings).run([spec])
+    return finish(job, settings, made)
+
+
+def finish(job: Job, settings: Settings, made: Files | Failure | Stopped) -> float:
+    """Put what was made of a job into its folder and have it recorded.
+
+    Return its target error, or the error at which halving stopped it. Raises JobsFailed when the run failed or
+    diverged; the job's folder and MLflow then record why.
+    """
+    if isinstance(made, Stopped | Failure):
+        write_failure(job.folder, job.spec.name, job.overrides, made)
+        recording().record(job.folder, job.sweep)
+        if isinstance(made, Stopped):
+            return made.error
+        raise JobsFailed(f"{job.spec.name}: {made.error}")
+    result = with_facts(from_json(made[RESULT].decode()), overrides=job.overrides, config=job.config)
+    keep(result, made, job.folder)
     log.info("%s", result.summary)
-    if sweep_folder is None:
-        recording().draw(folder, spec.data.name, settings.data.root)
-    recording().record(folder, sweep_folder)
+    if job.sweep is None:
+        recording().draw(job.folder, job.spec.data.name, settings.data.root)
+    recording().record(job.folder, job.sweep)
+    return returned(result)
+
+
+def returned(result: RunResult) -> float:
+    """Return the target error of a job that has this result. Raises JobsFailed when it diverged."""
     if result.diverged:
-        raise diverged(result)
+        raise JobsFailed(f"{result.name}: the loss stopped being finite at step {result.outcome.diverged_at}")
     return result.outcome.target_error
 
 
-def keep(result: RunResult, files: Mapping[str, bytes], folder: Path) -> None:
+def keep(result: RunResult, files: Files, folder: Path) -> None:
     """Write a result and its files to the job's folder. `result.json` is last, so a folder that has it is complete."""
     for name, content in files.items():
         if name != RESULT:
             write_whole(folder / name, content)
     write_whole(folder / RESULT, (result.to_json() + "\n").encode())
     (folder / FAILURE).unlink(missing_ok=True)  # of an earlier attempt
-
-
-def diverged(result: RunResult) -> JobsFailed:
-    """Return the error to raise for a run that diverged."""
-    return JobsFailed(f"{result.name}: the loss stopped being finite at step {result.outcome.diverged_at}")
 
 
 def finished_run(folder: Path, spec: RunSpec) -> RunResult | None:
@@ -129,7 +145,7 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
         laboratory.check(spec)
 
 
-def stored_result(spec: RunSpec, settings: Settings) -> Mapping[str, bytes] | None:
+def stored_result(spec: RunSpec, settings: Settings) -> Files | None:
     """Return the files of a result that the store has; None where it has none, or where only a laboratory can tell.
 
     This needs no torch, whose import takes longer than everything else that a run with a stored result does.

@@ -23,7 +23,7 @@ from lora_exp.config.spec import CLASSES, DataSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.sweep_file import SWEEP, note, read_about
 from lora_exp.sweeps.job import finished_run, open_laboratory
-from lora_exp.sweeps.job_configs import JobConfigs
+from lora_exp.sweeps.job_configs import JobConfigs, job_configs
 from lora_exp.sweeps.samplers import check_sampler
 from lora_exp.sweeps.search_space import Space, parse_space
 from lora_exp.sweeps.study import STUDY, Study, lock_folder
@@ -51,7 +51,7 @@ def search(context: HydraContext, config: DictConfig, launcher: Launcher, given:
     # Overrides of `search` are kept out of the jobs, so that a search can be continued with more trials.
     own = [one for one in overrides if one.key_or_group.startswith("search.") and not one.is_sweep_override()]
     space = parse_space([one for one in overrides if one not in own])
-    probes, configs = space.probes(), JobConfigs(context.config_loader, config)
+    probes, configs = space.probes(), job_configs(context.config_loader, config)
     specs, settings = read_jobs(context, config, probes, numbered=False)
     chosen = configs.read([*probes[0], *(one.input_line or "" for one in own)])[1].search
     check_sampler(chosen, space)

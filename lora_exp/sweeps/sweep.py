@@ -23,7 +23,7 @@ from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.pruning import kept_within
 from lora_exp.storage.sweep_file import SWEEP, begin_sweep, check_report_place, end_sweep, read_about
 from lora_exp.sweeps.job import check, open_laboratory
-from lora_exp.sweeps.job_configs import JobConfigs
+from lora_exp.sweeps.job_configs import job_configs
 from lora_exp.sweeps.recording import recording
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def read_jobs(
 
     Raises LoraExpError for the first job that is not valid; the line holds its number if `numbered`.
     """
-    configs = JobConfigs(context.config_loader, config)
+    configs = job_configs(context.config_loader, config)
     found: list[tuple[RunSpec, Settings]] = []
     for number, overrides in enumerate(jobs):
         try:
