@@ -36,7 +36,7 @@ images = TrainingImages(train.images, train.labels, frozen_first_layer(base, tra
 jobs = []
 for number in range(JOBS):
     how = FinetuneSpec((number % 10,), steps=STEPS, seed=number)
-    plan = adapter_plan(AdapterSpec(rank=(1, 2, 4, 8, 16)[number // 5]), layer_shapes(model), number)
+    plan = adapter_plan(AdapterSpec(rank=(1, 2, 4, 8, 16)[number // 5]), layer_shapes(model), number, (0,))
     target, rest = train.of_classes(how.digit), train.of_classes(other_classes(how.digit))
     jobs.append(Job(plan, how.learning_rate, batch_order(how, STEPS, target, rest)))
 square = torch.randn(2048, 2048)

@@ -39,7 +39,7 @@ images = TrainingImages(train.images, train.labels, frozen_first_layer(base, tra
 jobs = []
 for number in range(JOBS):
     how = FinetuneSpec((number % 10,), steps=steps, batch_size=BATCH, seed=number)
-    plan = adapter_plan(AdapterSpec("full"), layer_shapes(model), number)
+    plan = adapter_plan(AdapterSpec("full"), layer_shapes(model), number, (0,))
     target, rest = train.of_classes(how.digit), train.of_classes(other_classes(how.digit))
     jobs.append(Job(plan, how.learning_rate, batch_order(how, steps, target, rest)))
 

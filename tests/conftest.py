@@ -60,7 +60,9 @@ def make_job(mnist: ImageData) -> MakeJob:
     def make(adapter: AdapterSpec, finetune: FinetuneSpec) -> Job:
         target, rest = (mnist.train.of_classes(d) for d in (finetune.digit, other_classes(finetune.digit)))
         order = batch_order(finetune, step_count(finetune, len(target)), target, rest)
-        return Job(adapter_plan(adapter, layer_shapes(SMALL), finetune.seed), finetune.learning_rate, order)
+        return Job(
+            adapter_plan(adapter, layer_shapes(SMALL), finetune.seed, finetune.digit), finetune.learning_rate, order
+        )
 
     return make
 

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.measures.gains import gains
+from lora_exp.measures.logits import Logits, compact, to_tensors
 from lora_exp.model.data import EMBEDDED
 from lora_exp.storage.result import PREDICTIONS, RESULT, ClassErrors, Outcome, RunResult
 
@@ -104,13 +106,10 @@ def made_run(
         "pack": rank,
         "data_sha256": "ef" * 32,
     }
-    predictions = {
-        "before_predicted": before,
-        "before_confidence": random.uniform(0.3, 1, len(labels)).astype(np.float32),
-        "predicted": after,
-        "confidence": random.uniform(0.3, 1, len(labels)).astype(np.float32),
-    }
-    return RunResult(spec, outcome, times, provenance), predictions
+    logits = Logits(labels, *(_logits(predicted, random) for predicted in (before, after)))
+    if diverged_at is None:
+        outcome = replace(outcome, gains=gains(logits, None, digit))
+    return RunResult(spec, outcome, times, provenance), to_tensors(logits, None)
 
 
 def class_errors(wrong: int, loss: float = 0.25) -> ClassErrors:
@@ -119,7 +118,7 @@ def class_errors(wrong: int, loss: float = 0.25) -> ClassErrors:
     for digit in range(10):
         confusion[digit][digit] = 10 - wrong
         confusion[digit][(digit + 1) % 10] += wrong
-    return ClassErrors(1 - wrong / 10, loss, [10] * 10, [wrong] * 10, [wrong / 10] * 10, confusion)
+    return ClassErrors(1 - wrong / 10, loss, [10] * 10, [wrong] * 10, [wrong / 10] * 10, confusion, [loss] * 10)
 
 
 def small_result(**changed: object) -> RunResult:
@@ -215,6 +214,14 @@ def unproven(run: RunResult) -> RunResult:
 def _mistaken(labels: NDArray[np.uint8], random: np.random.Generator, rates: Mapping[int, float]) -> NDArray[np.uint8]:
     wrong = random.random(len(labels)) < np.array([rates[d] for d in range(10)])[labels]
     return np.where(wrong, (labels + random.integers(1, 10, len(labels))) % 10, labels).astype(np.uint8)
+
+
+def _logits(predicted: NDArray[np.uint8], random: np.random.Generator) -> NDArray[Any]:
+    """Logits with these predictions, more and less sure."""
+    logits = random.normal(0, 1, (len(predicted), 10))
+    rows = np.arange(len(predicted))
+    logits[rows, predicted] = logits.max(axis=1) + random.uniform(0.1, 3, len(predicted))
+    return compact(logits.astype(np.float32))
 
 
 def _class_errors(labels: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> ClassErrors:

@@ -18,7 +18,9 @@ import pytest
 from places import QUICK, Place, prepared
 
 from lora_exp.model.data import ImageData
-from lora_exp.report.tables import MEASURES
+from lora_exp.report.gained import TITLES
+from lora_exp.report.tables import MEASURES, percent, points
+from lora_exp.report.verdict import verdict
 from lora_exp.storage.sweep_folder import load_sweep
 
 
@@ -66,10 +68,45 @@ def test_markdown_html_and_terminal_write_the_same_cells(place: Place, frame: pd
     assert rows_of(terminal) == expected
 
 
-def test_the_verdict_is_the_same_line_everywhere(place: Place) -> None:
-    [line] = [line for line in (place.folder / "terminal.txt").read_text().splitlines() if line.startswith("Mean of")]
+def test_the_verdict_is_the_same_line_everywhere(place: Place, frame: pd.DataFrame) -> None:
+    line = verdict(frame)
+    assert "Mean of 12 finished runs" in line
+    assert line in (place.folder / "terminal.txt").read_text().splitlines()
     assert line in page(place, "report.md")
     assert line in html.unescape(page(place, "report.html"))
+
+
+def test_what_was_gained_is_the_same_in_markdown_and_html_and_is_the_mean_of_the_table(
+    place: Place, frame: pd.DataFrame
+) -> None:
+    section = page(place, "report.md").split("## What was gained")[1].split("\n## ")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
+    markdown = [lines[0], *lines[2:]]
+    text = page(place, "report.html").split("<h2>What was gained</h2>")[1].split("</section>")[0]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)]
+    assert rows == markdown
+    cells = {title: own for title, *own in markdown[1:]}
+    for title, name in (("balanced accuracy", "balanced_accuracy"), ("F1 of the target", "f1")):
+        before, after = frame[f"{name}_before"].mean(), frame[name].mean()
+        assert cells[title][:3] == [percent(before), percent(after), points(after - before)]
+    shown = cells["error on the other digits (change: forgetting)"]
+    assert shown[2] == points(frame["forgetting"].mean())
+    assert shown[4] == points(frame["shift_forgetting"].mean())
+    assert cells["recall of the target"][3] == percent(frame["shift_recall"].mean())
+
+
+def test_the_page_and_the_tracker_hold_the_measures_of_every_run(place: Place, frame: pd.DataFrame) -> None:
+    pages, tracked = page_data(page(place, "report.html")), tracked_runs(place.folder)
+    for row in frame.to_dict("records"):
+        metrics = tracked[row["spec_key"]]
+        assert metrics["metrics.balanced_accuracy_gained"] == row["balanced_accuracy_gained"]
+        assert pages[row["job"]]["balanced_accuracy_gained"] == row["balanced_accuracy_gained"]
+        shown = dict(zip(TITLES, pages[row["job"]]["gains"]["measures"], strict=True))
+        for title, name in (("F1 of the target", "f1"), ("worst class error", "worst_class_error")):
+            both = [metrics[f"metrics.gains/{name}_before"], metrics[f"metrics.gains/{name}"]]
+            assert both == [row[f"{name}_before"], row[name]]
+            assert shown[title][:2] == list(map(percent, both))
+        assert shown["accuracy"][4] == percent(metrics["metrics.gains/shift_accuracy"])
 
 
 def test_tables_and_tracker_hold_the_same_bits(place: Place, frame: pd.DataFrame) -> None:
@@ -84,7 +121,7 @@ def test_tables_and_tracker_hold_the_same_bits(place: Place, frame: pd.DataFrame
             assert (
                 parquet[name][at] == float(csv[at][name]) == row[name] == tracked[row["spec_key"]][f"metrics.{name}"]
             ), name
-        for name in ("target_error", "other_error", "forgetting"):
+        for name in ("target_error", "other_error", "forgetting", "balanced_accuracy_gained"):
             assert page_rows[row["job"]][name] == row[name]
         assert page_rows[row["job"]]["after"]["errors"] == [row[f"errors_{digit}"] for digit in range(10)]
         for name in ("rank", "digit", "seed"):
@@ -103,7 +140,7 @@ def test_the_parent_says_what_the_report_says(place: Place, frame: pd.DataFrame)
     client = MlflowClient(f"sqlite:///{place.folder}/mlflow.db")
     [experiment] = [one for one in client.search_experiments() if one.name == "lora_exp"]
     [parent] = client.search_runs([experiment.experiment_id], "tags.kind = 'sweep'")
-    for name in ("target_error", "other_error", "forgetting"):
+    for name in ("target_error", "other_error", "forgetting", "balanced_accuracy_gained"):
         assert parent.data.metrics[f"mean_{name}"] == frame[name].mean()
 
 

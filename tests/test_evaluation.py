@@ -56,15 +56,15 @@ def made_up(count: int, seed: int) -> tuple[list[int], list[int], list[float]]:
 
 
 def errors_of(labels: list[int], guesses: list[int], losses: list[float]) -> ClassErrors:
-    predicted = torch.tensor(guesses, dtype=torch.uint8)
-    return class_errors(Predictions(predicted, torch.ones(len(labels)), torch.tensor(losses)), torch.tensor(labels))
+    logits = functional.one_hot(torch.tensor(guesses), 10).float()
+    return class_errors(Predictions(logits, torch.tensor(losses)), torch.tensor(labels))
 
 
 def same_bits(one: list[Predictions], other: list[Predictions]) -> bool:
     return all(
         torch.equal(getattr(a, part), getattr(b, part))
         for a, b in zip(one, other, strict=True)
-        for part in ("predicted", "confidence", "losses")
+        for part in ("logits", "losses")
     )
 
 
@@ -82,6 +82,9 @@ def test_counts_are_those_of_counting_one_image_after_another(count: int) -> Non
             assert found.confusion[true][guessed] == pairs.count((true, guessed))
     assert found.accuracy == pytest.approx(sum(a == b for a, b in pairs) / count)
     assert found.loss == pytest.approx(sum(losses) / count)
+    for true in set(labels):
+        own = [loss for loss, label in zip(losses, labels, strict=True) if label == true]
+        assert found.loss_of((true,)) == pytest.approx(sum(own) / len(own))
 
 
 def test_the_error_of_several_classes_is_the_mean_of_their_rates() -> None:
@@ -100,11 +103,10 @@ def test_the_other_classes_are_those_not_fine_tuned_on() -> None:
 def test_the_base_is_evaluated_by_its_logits(small_base: BaseModel, split: Split) -> None:
     predictions = predict_base(small_base, split)
     chances = plain_logits(small_base, split.images).softmax(1)
-    assert torch.equal(predictions.predicted.long(), chances.argmax(1))
-    assert torch.allclose(predictions.confidence, chances.max(1).values, atol=1e-6)
+    assert torch.equal(predictions.predicted, chances.argmax(1))
     expected = functional.nll_loss(chances.log(), split.labels, reduction="none")
     assert torch.allclose(predictions.losses, expected, rtol=1e-4, atol=1e-5)
-    assert (predictions.predicted.dtype, predictions.losses.shape) == (torch.uint8, (COUNT,))
+    assert (predictions.logits.shape, predictions.losses.shape) == ((COUNT, 10), (COUNT,))
 
 
 def test_without_training_a_pack_predicts_what_its_base_predicts(small_base: BaseModel, mnist: ImageData) -> None:
@@ -135,7 +137,7 @@ def test_a_pack_is_evaluated_with_the_adapters_merged_into_the_weights(
             hidden = hidden.relu() if at < 2 else hidden
         losses = functional.cross_entropy(hidden, split.labels, reduction="none")
         assert torch.allclose(one.losses.double(), losses, rtol=1e-3, atol=1e-4)
-        assert torch.equal(one.predicted.long(), hidden.argmax(1))
+        assert torch.equal(one.predicted, hidden.argmax(1))
 
 
 def test_dropout_is_off_while_a_pack_is_judged(small_base: BaseModel, split: Split) -> None:

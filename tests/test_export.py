@@ -23,7 +23,7 @@ from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, read
 
 IN_PEFT = ("lora", "rslora", "lora_plus", "pissa", "dora")
-METHODS = (*IN_PEFT, "full", "bitfit", "head", "none")
+METHODS = (*IN_PEFT, "full", "bitfit", "head", "shift", "none")
 
 # What a user of PEFT does, who hasn't lora_exp: the code in each folder's README.
 LOAD = """

@@ -6,16 +6,26 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import made_results as made
 import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.colors import to_rgba
 
+from lora_exp.measures.logits import Logits, from_tensors
 from lora_exp.report import figures, sweep_figures
+from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_folder import load_sweep
 
 PICTURES, LABELS = made.pictures_and_labels()
+
+
+def drawn_run(*arguments: Any, **more: Any) -> tuple[RunResult, Logits]:
+    """A made-up run and its logits."""
+    result, tensors = made.made_run(LABELS, *arguments, **more)
+    return result, from_tensors(tensors)[0]
 
 
 def test_bars_are_the_error_rates_in_percent() -> None:
@@ -28,9 +38,9 @@ def test_bars_are_the_error_rates_in_percent() -> None:
 
 
 def test_wrong_digits_tell_mended_from_broken_ones() -> None:
-    result, predictions = made.made_run(LABELS)
-    before, after = predictions["before_predicted"], predictions["predicted"]
-    drawn = figures.wrong_digits(result, predictions, PICTURES, LABELS)
+    result, logits = drawn_run()
+    before, after = logits.before.argmax(axis=1), logits.after.argmax(axis=1)
+    drawn = figures.wrong_digits(result, logits, PICTURES, LABELS)
     mended, broken, wrong = drawn.axes
     assert f"{np.sum((before != LABELS) & (after == LABELS)):,} images" in mended.get_title(loc="left")
     assert f"{np.sum((before == LABELS) & (after != LABELS)):,} images" in broken.get_title(loc="left")
@@ -43,8 +53,8 @@ def test_wrong_digits_tell_mended_from_broken_ones() -> None:
 
 
 def test_predictions_of_another_run_are_refused() -> None:
-    result, _ = made.made_run(LABELS)
-    _, foreign = made.made_run(LABELS, (2,))
+    result, _ = drawn_run()
+    _, foreign = drawn_run((2,))
     with pytest.raises(ValueError, match="not of this result"):
         figures.wrong_digits(result, foreign, PICTURES, LABELS)
     with pytest.raises(ValueError, match="not of this result"):
@@ -52,11 +62,11 @@ def test_predictions_of_another_run_are_refused() -> None:
 
 
 def test_a_run_without_any_error_has_an_empty_gallery(tmp_path: Path) -> None:
-    result, predictions = made.made_run(LABELS)
+    result, logits = drawn_run()
     right = dataclasses.replace(result.outcome.after, errors=[0] * 10)
     result = dataclasses.replace(result, outcome=dataclasses.replace(result.outcome, after=right))
-    perfect = {**predictions, "before_predicted": LABELS, "predicted": LABELS}
-    drawn = figures.wrong_digits(result, perfect, PICTURES, LABELS)
+    certain = np.eye(10, dtype=np.float16)[LABELS]
+    drawn = figures.wrong_digits(result, dataclasses.replace(logits, before=certain, after=certain), PICTURES, LABELS)
     assert [len(axes.images) for axes in drawn.axes] == [0, 0, 0]
     drawn.savefig(tmp_path / "empty.png")
 
@@ -64,23 +74,47 @@ def test_a_run_without_any_error_has_an_empty_gallery(tmp_path: Path) -> None:
 def test_heat_map_cells_are_means_of_sound_runs(tmp_path: Path) -> None:
     runs = [made.made_run(LABELS, (9,), 2, seed=seed) for seed in (0, 1)]
     runs += [made.made_run(LABELS, (3,), 16), made.made_run(LABELS, (9,), 16, diverged_at=3)]
-    target, forgetting, *_ = sweep_figures.heat_maps(load_sweep(made.write_sweep(tmp_path / "s", runs))).axes
+    frame = load_sweep(made.write_sweep(tmp_path / "s", runs))
+    target, forgetting, gained, *_ = sweep_figures.heat_maps(frame).axes
     assert [label.get_text() for label in target.get_yticklabels()] == ["3", "9"]
     assert [label.get_text() for label in target.get_xticklabels()] == ["2", "16"]
-    for axes, name in ((target, "target_error"), (forgetting, "forgetting")):
+    names = ("target_error", "forgetting", "balanced_accuracy_gained")
+    for axes, name in zip((target, forgetting, gained), names, strict=True):
         cells = axes.collections[0].get_array()
-        mean = 50 * sum(getattr(run[0].outcome, name) for run in runs[:2])
-        assert cells[1, 0] == pytest.approx(mean)
-        assert cells[0, 1] == pytest.approx(100 * getattr(runs[2][0].outcome, name))
+        assert cells[1, 0] == pytest.approx(50 * (frame[name][0] + frame[name][1]))
+        assert cells[0, 1] == pytest.approx(100 * frame[name][2])
         assert bool(cells.mask[0, 0])
         assert bool(cells.mask[1, 1])
     assert target.texts[0].get_text() == "–"
+    assert gained.texts[1].get_text() == f"{100 * frame['balanced_accuracy_gained'][2]:+.1f}"
+
+
+def test_no_gain_has_the_middle_colour_and_gain_and_loss_opposite_ones(tmp_path: Path) -> None:
+    runs = [made.made_run(LABELS[:2000], (digit,), rank) for digit in (1, 9) for rank in (1, 64)]
+    axes = sweep_figures.heat_maps(load_sweep(made.write_sweep(tmp_path / "s", runs))).axes[2]
+    mesh = axes.collections[0]
+    low, high = mesh.get_clim()
+    assert high == -low == pytest.approx(np.abs(mesh.get_array()).max())
+    assert mesh.to_rgba(0.0) == pytest.approx((1, 1, 1, 1), abs=0.01)
+    for value, hexadecimal in ((high, figures.BLUE), (low, figures.VERMILION)):
+        assert mesh.to_rgba(value) == pytest.approx(to_rgba(hexadecimal), abs=0.01)
+
+
+def test_results_of_an_older_version_have_heat_maps_of_errors_only(tmp_path: Path) -> None:
+    runs = [made.made_run(LABELS[:500], (digit,)) for digit in (1, 2)]
+    old = [(dataclasses.replace(run, outcome=dataclasses.replace(run.outcome, gains=None)), own) for run, own in runs]
+    drawn = sweep_figures.heat_maps(load_sweep(made.write_sweep(tmp_path / "s", old)))
+    assert [axes.get_title() for axes in drawn.axes[:2]] == [
+        "Error on the target digit",
+        "Forgetting: rise of the error on the others",
+    ]
+    assert len(drawn.axes) == 4  # with their colour bars
 
 
 def test_cells_are_written_into_only_where_they_are_few(tmp_path: Path) -> None:
     runs = [made.made_run(LABELS[:500], (digit,), rank) for digit in (1, 2) for rank in range(1, 65)]
     drawn = sweep_figures.heat_maps(load_sweep(made.write_sweep(tmp_path / "s", runs)))
-    assert [len(axes.texts) for axes in drawn.axes[:2]] == [0, 0]
+    assert [len(axes.texts) for axes in drawn.axes[:3]] == [0, 0, 0]
     assert len(drawn.axes[0].get_xticklabels()) <= 24
 
 
@@ -120,13 +154,13 @@ def test_a_legend_gives_way_to_a_colour_bar(ranks: int, bars: int, labels: int) 
 
 
 def test_a_run_gets_its_figures_and_a_diverged_one_its_loss_curve_only(tmp_path: Path) -> None:
-    paths = figures.run_figures(*made.made_run(LABELS), PICTURES, LABELS, tmp_path / "figures")
+    paths = figures.run_figures(*drawn_run(), PICTURES, LABELS, tmp_path / "figures")
     assert [path.name for path in paths] == ["errors_per_digit.png", "loss_curve.png", "wrong_digits.png"]
     for path in paths:
         pixels = image.imread(path)
         assert min(pixels.shape[:2]) > 300
         assert pixels.std() > 0.05
-    diverged = made.made_run(LABELS, diverged_at=5)
+    diverged = drawn_run(diverged_at=5)
     assert [p.name for p in figures.run_figures(*diverged, PICTURES, LABELS, tmp_path)] == ["loss_curve.png"]
 
 

@@ -205,7 +205,7 @@ HOSTILE = st.sampled_from(
 VALUE = st.one_of(WHOLE, NUMBER, WORD, listed(WHOLE), listed(WORD), HOSTILE)
 GROUPS = {
     "model": ["tiny", "small", "cnn_small", "huge"],
-    "adapter": ["lora", "dora", "pissa", "full", "bitfit", "head", "none", "rslora", "lora_plus", "evil"],
+    "adapter": ["lora", "dora", "pissa", "full", "bitfit", "head", "shift", "none", "rslora", "lora_plus", "evil"],
     "experiment": ["digit_9", "reference", "null", "rank_by_digit", "../config", "/config", "../../etc/passwd"],
     "device": ["cpu", "auto", "cuda", "mps", "tpu"],
     "tracking": ["off", "server", "on"],

@@ -39,6 +39,7 @@ BY_HAND: dict[str, Callable[[list[tuple[int, int]], int], int]] = {
     "bitfit": lambda sides, rank: sum(outs for outs, _ in sides),
     "head": lambda sides, rank: sides[-1][0] * sides[-1][1] + sides[-1][0],
     "none": lambda sides, rank: 0,
+    "shift": lambda sides, rank: 1,  # for a single target class
 }
 
 
@@ -47,14 +48,14 @@ def untrained(spec: ModelSpec) -> BaseModel:
 
 
 def factors_of(adapter: AdapterSpec, base: BaseModel, seed: int = 0) -> Factors:
-    return initial_factors(adapter_plan(adapter, [layer.shape for layer in base.layers], seed), base)
+    return initial_factors(adapter_plan(adapter, [layer.shape for layer in base.layers], seed, (0,)), base)
 
 
 @pytest.mark.parametrize("rank", [1, 4])
 @pytest.mark.parametrize("spec", [REFERENCE, CNN], ids=["mlp", "cnn"])
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_trained_is_what_is_planned_and_what_the_paper_counts(method: str, spec: ModelSpec, rank: int) -> None:
-    plan = adapter_plan(AdapterSpec(method, rank=rank), layer_shapes(spec), seed=0)
+    plan = adapter_plan(AdapterSpec(method, rank=rank), layer_shapes(spec), seed=0, target=(0,))
     [views] = (pack := AdapterPack.initial([plan], untrained(spec))).trained(pack.stacks())
     counted = [sum(view.rows.numel() for view in views if view.layer == at) for at in range(len(plan.layers))]
     planned = [own.parameters(*sides) for own, sides in zip(plan.layers, SIDES[spec], strict=True)]
@@ -64,7 +65,7 @@ def test_what_is_trained_is_what_is_planned_and_what_the_paper_counts(method: st
 
 def test_lora_on_the_reference_model_trains_6794_parameters_a_rank() -> None:
     for rank in (1, 2, 16):
-        plan = adapter_plan(AdapterSpec(rank=rank), layer_shapes(REFERENCE), seed=0)
+        plan = adapter_plan(AdapterSpec(rank=rank), layer_shapes(REFERENCE), seed=0, target=(0,))
         counts = [own.parameters(*sides) for own, sides in zip(plan.layers, SIDES[REFERENCE], strict=True)]
         assert counts == [1784 * rank, 3000 * rank, 2010 * rank]
         assert sum(counts) == 6794 * rank
@@ -136,7 +137,7 @@ def test_an_adapter_that_was_never_trained_changes_nothing_but_rounding(
     mnist: ImageData, spec: ModelSpec, method: str
 ) -> None:
     base = untrained(spec)
-    plan = adapter_plan(AdapterSpec(method, rank=7, alpha=3.0), layer_shapes(spec), seed=0)
+    plan = adapter_plan(AdapterSpec(method, rank=7, alpha=3.0), layer_shapes(spec), seed=0, target=(0,))
     images = mnist.test.images[:50]
     logits = AdapterPack.initial([plan], base).logits(base, images[None], None)[0]
     torch.testing.assert_close(logits, plain_logits(base, images), rtol=1e-5, atol=1e-5)
@@ -207,17 +208,17 @@ def test_the_last_pattern_that_matches_a_layer_counts() -> None:
         rank_pattern=(("*", 3), ("linear*", 5), ("linear2", 7), ("conv1", 1)),
         alpha_pattern=(("linear?", 10.0), ("linear2", "rank"), ("conv[12]", 4.0)),
     )
-    plan = adapter_plan(adapter, layer_shapes(CNN), seed=0)
+    plan = adapter_plan(adapter, layer_shapes(CNN), seed=0, target=(0,))
     assert [layer.name for layer in layer_shapes(CNN)] == ["conv1", "conv2", "linear1", "linear2"]
     assert [own.rank for own in plan.layers] == [1, 3, 5, 7]
     assert [own.scaling for own in plan.layers] == [4.0, 4 / 3, 2.0, 1.0]
-    rooted = adapter_plan(dataclasses.replace(adapter, method="rslora"), layer_shapes(CNN), seed=0)
+    rooted = adapter_plan(dataclasses.replace(adapter, method="rslora"), layer_shapes(CNN), seed=0, target=(0,))
     assert [own.scaling for own in rooted.layers] == pytest.approx([4.0, 4 / 3**0.5, 10 / 5**0.5, 7**0.5])
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "pissa", "full", "bitfit"])
 def test_only_the_layers_chosen_are_changed(method: str) -> None:
-    plan = adapter_plan(AdapterSpec(method, layers=("conv2", "linear2")), layer_shapes(CNN), seed=0)
+    plan = adapter_plan(AdapterSpec(method, layers=("conv2", "linear2")), layer_shapes(CNN), seed=0, target=(0,))
     assert [own.update != "none" for own in plan.layers] == [False, True, False, True]
     assert {name.split(".")[0] for name in initial_factors(plan, untrained(CNN))} == {"conv2", "linear2"}
 
@@ -232,7 +233,7 @@ def test_only_the_layers_chosen_are_changed(method: str) -> None:
 )
 def test_a_pattern_that_matches_nothing_is_an_error_of_one_line(wrong: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(LoraExpError) as caught:
-        adapter_plan(AdapterSpec(**wrong), layer_shapes(SMALL), seed=0)
+        adapter_plan(AdapterSpec(**wrong), layer_shapes(SMALL), seed=0, target=(0,))
     message = str(caught.value)
     assert message.startswith(f"adapter.{next(iter(wrong))}=") and "\n" not in message
     assert "matches no layer" in message and "linear1, linear2, linear3" in message
@@ -245,7 +246,7 @@ def test_a_rank_above_the_smaller_side_is_warned_of_once_a_layer(
     spec = ModelSpec((83,))  # 10 outputs of the last layer
     adapter = AdapterSpec(method, rank=17)
     with caplog.at_level(logging.WARNING):
-        plans = [adapter_plan(adapter, layer_shapes(spec), seed) for seed in range(3)]
+        plans = [adapter_plan(adapter, layer_shapes(spec), seed, (0,)) for seed in range(3)]
     warned = [record.getMessage() for record in caplog.records]
     assert len(warned) == 1
     assert warned[0].startswith("adapter.rank=17 is above the smaller side of linear2 (10)")
@@ -296,3 +297,29 @@ def test_the_deviation_counts_for_gaussian_rows_only() -> None:
 def test_jobs_of_full_fine_tuning_train_alone_since_they_share_nothing(count: int) -> None:
     job = JobSize(10, True, (("dense", 0),), 100, 1e9, 1)
     assert plan_packs([job] * count, 2, 2**30) == [[number] for number in range(count)]
+
+
+def test_a_shift_changes_the_targets_logits_alone_by_a_constant_each(
+    small_base: BaseModel, mnist: ImageData, make_job: MakeJob, train_pack: TrainPack
+) -> None:
+    """Also beside others in a pack, among them one that trains the same biases for another target."""
+    how = {"steps": 12, "learning_rate": 0.05}
+    jobs = [
+        make_job(AdapterSpec(method), FinetuneSpec(digit=digit, **how))
+        for method, digit in (("shift", (3,)), ("shift", (5, 7)), ("bitfit", (3,)))
+    ]
+    tuned = train_pack(sorted(jobs, key=lambda job: job.plan.shape))
+    before = plain_logits(small_base, mnist.test.images[:200])
+    with torch.no_grad():
+        after = tuned.pack.logits(small_base, mnist.test.images[:200].expand(3, -1, -1), None)
+    plans = [plan for group in tuned.pack.groups for plan in group.plans]
+    for plan, logits in zip(plans, after, strict=True):
+        target = plan.layers[-1].outputs
+        if target is None:
+            continue
+        moved = logits - before
+        assert torch.allclose(moved, moved[:1].expand_as(moved), atol=1e-4)
+        rest = [digit for digit in range(10) if digit not in target]
+        assert torch.equal(moved[:, rest], torch.zeros(200, len(rest)))
+        assert (moved[0, list(target)] > 0.2).all()
+    assert sorted(plan.layers[-1].outputs or () for plan in plans) == [(), (3,), (5, 7)]

@@ -75,7 +75,7 @@ def test_few_jobs_are_not_spread_over_more_workers_than_they_are_worth() -> None
 def test_cost_and_memory_of_a_job_are_those_counted_by_hand() -> None:
     layers = layer_shapes(ModelSpec((48, 32)))  # 784-48-32-10; rank 3 is padded to 8
     sides, beyond_first = (784 + 48) + (48 + 32) + (32 + 10), 48 * 32 + 32 * 10
-    plan = adapter_plan(AdapterSpec(rank=3), layers, seed=0)
+    plan = adapter_plan(AdapterSpec(rank=3), layers, seed=0, target=(0,))
     untrained, trained = (job_size(plan, layers, 10, steps, test_images=1000) for steps in (0, 100))
     assert untrained.cost == 2 * 1000 * (beyond_first + 8 * sides)
     # Forward and backward through the frozen weights; through the factors, and once more for their own gradients.

@@ -13,7 +13,8 @@ import pytest
 
 from lora_exp.report.tables import MEASURES, NONE, means_table, percent
 from lora_exp.report.terminal import sweep_text
-from lora_exp.report.write import judged_claim, verdict, write_report
+from lora_exp.report.verdict import choice, verdict
+from lora_exp.report.write import judged_claim, write_report
 from lora_exp.storage.result import PREDICTIONS
 from lora_exp.storage.sweep_folder import load_sweep, read_sweep
 
@@ -93,9 +94,9 @@ def test_provenance_is_told_once_where_all_runs_agree(mixed: tuple[Path, str]) -
 def test_no_gain_is_told_without_its_cost(mixed: tuple[Path, str]) -> None:
     assert "best" not in mixed[1].lower()
     section = mixed[1].split("## Verdict")[1].split("##")[0]
-    claims = [paragraph for paragraph in section.split("\n\n") if "->" in paragraph]
-    assert len(claims) == 4
-    assert all(paragraph.count("->") == 2 and "other" in paragraph for paragraph in claims)
+    claims = [paragraph for paragraph in section.split("\n\n") if "->" in paragraph or "gained" in paragraph]
+    assert len(claims) == 2
+    assert all("forgetting" in paragraph and "balanced accuracy" in paragraph for paragraph in claims)
 
 
 def test_the_verdict_of_one_run_is_its_numbers(tmp_path: Path) -> None:
@@ -120,11 +121,53 @@ def test_runs_without_a_rank_have_a_mean_of_their_own(tmp_path: Path) -> None:
     assert cells[1][error] == percent(frame["target_error"][1:].mean())
 
 
+def test_a_sweep_without_a_gain_says_so_first_and_names_no_best(tmp_path: Path) -> None:
+    """The made runs mend the target by breaking the others, as a moved threshold would."""
+    runs = [made.made_run(LABELS, (digit,), 64) for digit in (1, 2)]
+    frame = load_sweep(made.write_sweep(tmp_path / "s", runs))
+    assert (frame["balanced_accuracy_gained_high"] < 0).all()
+    assert verdict(frame).startswith("Every run is worse than doing nothing: balanced accuracy ")
+    assert choice(frame).startswith("On half of the test images no run gained balanced accuracy; job ")
+    one = verdict(frame.head(1))
+    assert one.startswith("Digit 1 at rank 64: balanced accuracy ") and ", worse than doing nothing; " in one
+
+
+def test_runs_count_as_better_by_their_intervals_alone(tmp_path: Path) -> None:
+    runs = [made.made_run(LABELS, (digit,), 4) for digit in (1, 2, 3, 4)]
+    frame = load_sweep(made.write_sweep(tmp_path / "s", runs))
+    for name, lows, highs in (
+        ("balanced_accuracy_gained", [0.01, -0.01, -0.02, 0.0], [0.02, 0.01, -0.01, 0.01]),
+        ("beyond_shift", [-0.01, 0.001, -0.02, 0.002], [0.02, 0.01, -0.01, 0.01]),
+    ):
+        frame = frame.assign(**{f"{name}_low": lows, f"{name}_high": highs})
+    told = verdict(frame)
+    assert told.startswith("1 of 4 runs are better than doing nothing, 1 are worse: ")
+    assert "2 of 4 forget less than a moved threshold of the same recall, 1 more." in told
+    frame = frame.assign(balanced_accuracy_gained_low=-0.1, beyond_shift_low=-0.1)
+    told = verdict(frame)
+    assert told.startswith("No run is better than doing nothing, 1 of 4 are worse: ")
+    assert "None forgets less than a moved threshold of the same recall; 1 forget more." in told
+
+
+def test_a_choice_names_the_images_it_was_made_on_and_what_came_of_it_on_others(tmp_path: Path) -> None:
+    runs = [made.made_run(LABELS, (digit,), 4) for digit in (1, 2, 3)]
+    frame = load_sweep(made.write_sweep(tmp_path / "s", runs))
+    frame = frame.assign(
+        chosen_gained=[0.0, 0.02, 0.01], elsewhere_gained=[0.0, -0.0123, 0.3], elsewhere_forgetting=0.045
+    )
+    assert choice(frame) == (
+        "Chosen on half of the test images: job 1 (digit 2 at rank 4) gained most balanced accuracy there; on the "
+        "other half balanced accuracy changed by -1.23 points, with +4.50 points of forgetting."
+    )
+    told = choice(frame.assign(chosen_on="validation images"))
+    assert told.startswith("Chosen on validation images: job 1 ") and "on the test images balanced accuracy" in told
+
+
 def test_a_diverged_run_is_in_no_mean(tmp_path: Path) -> None:
     runs = [made.made_run(FEW), made.made_run(FEW, rank=1), made.made_run(FEW, rank=8, diverged_at=2)]
     line = verdict(load_sweep(made.write_sweep(tmp_path / "s", runs)))
     mean = sum(run[0].outcome.target_error for run in runs[:2]) / 2
-    assert line.startswith("Mean of 2 finished runs (1 diverged besides)")
+    assert "Mean of 2 finished runs (1 diverged besides)" in line
     assert f"-> {100 * mean:.2f} %, on the other" in line
 
 
@@ -142,7 +185,7 @@ def test_a_diverged_run_is_in_no_mean(tmp_path: Path) -> None:
         ([made.made_run(FEW, rank=r, alpha=a) for r in (1, 2) for a in (1.0, "rank")], "### By alpha", 5),
         ([made.made_run(FEW, rank=rank) for rank in range(1, 65)], "8 of 64 methods and ranks", 5),
         ([made.made_run(FEW, method=m) for m in ("lora", "dora", "full")], "### By method", 3),
-        ([made.made_run(FEW, (digit,), method="full") for digit in (1, 2)], "digit 1 with full", 3),
+        ([made.made_run(FEW, (digit,), method="full") for digit in (1, 2)], "with full", 3),
         (["boom", "boom"], "No finished run among 2 (2 failed)", 0),
         ([None], "No finished run among 1 (1 missing)", 0),
         ([made.made_run(FEW, diverged_at=1)], "No finished run among 1 (1 diverged)", 0),

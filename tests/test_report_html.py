@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import made_results as made
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from lora_exp.measures.logits import probabilities
+from lora_exp.report.gained import run_cells, said_of, shift_cells, mcnemar_cells
+from lora_exp.report.tables import points
 from lora_exp.report.write import write_report
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.storage.sweep_folder import read_sweep
@@ -76,10 +80,10 @@ def choose(page: Page, setting: str, value: str) -> None:
 def test_every_chart_is_drawn_with_the_means_of_its_runs(report: Path, opened: Open) -> None:
     page = opened(report)
     frame = read_sweep(report.parent / "sweep").frame
-    for name in ("target_error", "other_error", "forgetting"):
+    for name in ("target_error", "forgetting", "balanced_accuracy_gained"):
         means = frame[frame["status"] == "finished"].groupby(["digit", "rank"])[name].mean()
         texts = page.locator(f"#heat-{name} .heatmap-label").all_text_contents()
-        sign = "+" if name == "forgetting" else ""
+        sign = "" if name == "target_error" else "+"
         assert sorted(texts) == sorted(f"{100 * mean:{sign}.2f}" for mean in means)
     assert page.locator("#trade-off .scatterlayer path.point").count() == 12
     assert page.locator("#losses .scatterlayer path.js-line").count() == 12  # a path a run
@@ -127,23 +131,65 @@ def test_a_chosen_run_shows_its_errors_and_its_images(report: Path, opened: Open
     page = opened(report)
     page.locator("#chooser").select_option("5")
     sweep = read_sweep(report.parent / "sweep")
-    out, predictions = sweep.results[5].outcome, sweep.predictions(5)
-    assert predictions is not None
+    out, logits = sweep.results[5].outcome, sweep.logits(5)
     told = page.locator("#run-summary")
     expect(told).to_contain_text(f"{100 * out.target_error_before:.2f} % → {100 * out.target_error:.2f} %")
     expect(told).to_contain_text(f"{100 * out.other_error_before:.2f} % → {100 * out.other_error:.2f} %")
-    before, after, labels = predictions["before_predicted"], predictions["predicted"], LABELS[:COUNT]
+    before, after, labels = logits.before.argmax(axis=1), logits.after.argmax(axis=1), LABELS[:COUNT]
     mended = int(((before != labels) & (after == labels)).sum())
     expect(page.locator(".mended h3")).to_contain_text(f"Mended: {mended} images")
     first = page.locator(".broken li").first
     [image] = re.findall(r"test image (\d+), a (\d)", first.locator("[role=img]").get_attribute("aria-label") or "")
     at, label = map(int, image)
     assert label == labels[at] == before[at] and after[at] != label
-    confidence = f"after {after[at]} ({round(100 * round(float(predictions['confidence'][at]), 3))} %)"
+    sure = float(probabilities(logits.after)[at].max())
+    confidence = f"after {after[at]} ({round(100 * round(sure, 3))} %)"
     assert confidence in first.inner_text()
     page.get_by_role("button", name="next").click()
     expect(told).to_contain_text("Job 6,")
     assert "job 6:" in page.locator("#chooser option:checked").inner_text()
+
+
+def cells_of(page: Page, name: str) -> list[list[str]]:
+    """The rows of a table below the chooser, without their first cells."""
+    rows = page.get_by_role("region", name=name).locator("tbody tr")
+    return [row.locator("td").all_text_contents()[1:] for row in rows.all()]
+
+
+def test_a_chosen_run_shows_its_measures_beside_a_moved_threshold(report: Path, opened: Open) -> None:
+    page = opened(report)
+    sweep = read_sweep(report.parent / "sweep")
+    for job in (5, 10):
+        page.locator("#chooser").select_option(str(job))
+        gains = sweep.results[job].outcome.gains
+        assert gains is not None
+        assert cells_of(page, "Measures before and after") == run_cells(sweep.frame.iloc[job])
+        assert cells_of(page, "Images that became right or wrong") == mcnemar_cells(gains)
+        assert page.get_by_role("region", name="The moved threshold").locator("td").all_text_contents() == shift_cells(
+            gains
+        )
+        expect(page.locator("#gains p")).to_contain_text(said_of(gains))
+
+
+def test_gain_and_loss_of_balanced_accuracy_have_colours_on_two_sides_of_zero(report: Path, opened: Open) -> None:
+    page = opened(report)
+    [trace] = page.evaluate("document.getElementById('heat-balanced_accuracy_gained').data")
+    most = max(abs(value) for row in trace["z"] for value in row if value is not None)
+    assert trace["zmax"] == -trace["zmin"] == pytest.approx(most)
+    names = ("vermilion", "paper", "blue")
+    tones = [page.evaluate(f"colour('{name}')") for name in names]
+    assert trace["colorscale"] == [[0, tones[0]], [0.5, tones[1]], [1, tones[2]]]
+
+
+def test_a_mark_in_the_trade_off_says_what_was_gained(report: Path, opened: Open) -> None:
+    page = opened(report)
+    frame, results = (getattr(read_sweep(report.parent / "sweep"), name) for name in ("frame", "results"))
+    told = page.evaluate("document.getElementById('trade-off').data.flatMap((trace) => trace.text ?? [])")
+    assert len(told) == 12
+    for text in told:
+        [job] = map(int, re.findall(r"^job (\d+),", text))
+        assert f"balanced accuracy gained {points(frame['balanced_accuracy_gained'][job])}<br>" in text
+        assert said_of(results[job].outcome.gains) in text
 
 
 def test_a_mark_in_the_trade_off_chooses_its_run(report: Path, opened: Open) -> None:
@@ -208,6 +254,12 @@ def test_all_can_be_reached_by_keyboard_and_has_a_name(report: Path, opened: Ope
     assert page.evaluate("document.activeElement.className") == "sort"
 
 
+def old_run() -> tuple[Any, Any]:
+    """A run as an older version wrote it, without gains."""
+    result, logits = made.made_run(LABELS[:COUNT], (3,))
+    return replace(result, outcome=replace(result.outcome, gains=None)), logits
+
+
 @pytest.mark.parametrize(
     "runs",
     [
@@ -215,6 +267,8 @@ def test_all_can_be_reached_by_keyboard_and_has_a_name(report: Path, opened: Ope
         [None],
         [made.made_run(LABELS[:COUNT], diverged_at=1)],
         [made.made_run(LABELS[:COUNT])],
+        [old_run(), old_run()],
+        [made.made_run(LABELS[:COUNT]), old_run()],
         [made.made_run(LABELS[:COUNT], (digit,)) for digit in (1, 2)],
         [made.made_run(LABELS[:COUNT], (2, 7), method=method) for method in ("lora", "dora", "full")],
         [made.made_run(LABELS[:COUNT], rank=rank) for rank in range(1, 65)],
@@ -223,7 +277,18 @@ def test_all_can_be_reached_by_keyboard_and_has_a_name(report: Path, opened: Ope
             made.made_run(LABELS[:COUNT], rank=4),
         ],
     ],
-    ids=["failed", "missing", "diverged", "one run", "two digits", "methods", "64 ranks", "missing seeds"],
+    ids=[
+        "failed",
+        "missing",
+        "diverged",
+        "one run",
+        "old",
+        "one old",
+        "two digits",
+        "methods",
+        "64 ranks",
+        "missing seeds",
+    ],
 )
 def test_any_sweep_gives_a_page_without_errors(tmp_path: Path, opened: Open, runs: Sequence[Any]) -> None:
     sweep = read_sweep(made.write_sweep(tmp_path / "sweep", runs))  # type: ignore[arg-type]

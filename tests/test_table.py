@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import made_results as made
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -12,15 +14,21 @@ from hypothesis import strategies as st
 from made_results import small_result as result
 
 from lora_exp.config.spec import AdapterSpec
+from lora_exp.measures.gains import gains
+from lora_exp.measures.logits import Logits
+from lora_exp.measures.shift import halves
 from lora_exp.storage.result import IMPORTED_FROM
-from lora_exp.storage.table import COLUMNS, both_errors, pareto_front, representative, row_of
+from lora_exp.storage.table import COLUMNS, frame_of, pareto_front, representative, row_of
 
 RATES = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.2, 0.3]), st.sampled_from([-0.1, 0.0, 0.1, 0.2])), max_size=30)
 
 
 def table(rates: list[tuple[float, float]], status: str = "finished") -> pd.DataFrame:
     frame = pd.DataFrame(rates, columns=["target_error", "forgetting"], dtype=float)
-    return frame.assign(job=range(len(rates)), other_error=frame["forgetting"] + 0.1, status=status)
+    gained = -frame["target_error"] - 2 * frame["forgetting"]
+    return frame.assign(
+        job=range(len(rates)), status=status, chosen_gained=gained.round(9), chosen_forgetting=frame["forgetting"]
+    )
 
 
 @given(RATES)
@@ -41,11 +49,34 @@ def test_a_run_without_errors_stands_out_nowhere() -> None:
     assert representative(lost) is None
 
 
-def test_the_run_to_show_has_the_lowest_sum_of_both_errors() -> None:
-    frame = table([(0.3, 0.0), (0.1, 0.1), (0.0, 0.2)])
+def test_the_run_to_show_gained_most_balanced_accuracy_and_then_forgot_least() -> None:
+    assert representative(table([(0.3, 0.0), (0.1, 0.0), (0.0, 0.2)])) == 1
+    assert representative(table([(0.3, 0.1), (0.5, 0.0), (0.5, 0.0)])) == 1  # as much gained, less forgotten; the first
 
-    assert representative(frame) == 1  # the first of equals
-    assert both_errors(frame).tolist() == pytest.approx([0.4, 0.3, 0.3])
+
+def test_the_run_to_show_is_not_chosen_by_the_images_that_it_is_judged_on() -> None:
+    """A run that is better on the images of the choice alone is shown, one that is better elsewhere alone is not."""
+    labels = made.pictures_and_labels()[1][:2000]
+    second = halves(labels)
+    runs = []
+    for chosen in (~second, second):
+        after = labels.copy()
+        after[~chosen] = (after[~chosen] + 1) % 10
+        logits = Logits(labels, *(np.eye(10, dtype=np.float32)[predicted] for predicted in (labels, after)))
+        runs.append(result(gains=gains(logits, None, (3, 8))))
+    rows = [row_of(run) | {"job": job} for job, run in enumerate(runs)]
+    frame = frame_of(rows, dict(enumerate(runs)))
+    assert representative(frame) == 0
+    assert frame["chosen_gained"].tolist() == pytest.approx([0.0, -1.0])
+    assert frame["elsewhere_gained"].tolist() == pytest.approx([-1.0, 0.0])
+    assert frame["balanced_accuracy_gained"].tolist() == pytest.approx([-0.5, -0.5], abs=0.01)
+
+
+def test_a_result_of_an_older_version_is_chosen_by_its_test_images_and_says_so() -> None:
+    row = row_of(result())
+    assert (row["chosen_on"], row["chosen_forgetting"]) == ("the test images", 0.1)
+    assert row["chosen_gained"] == pytest.approx(-0.1)
+    assert "beyond_shift" not in row
 
 
 def test_a_row_tells_setting_errors_and_times() -> None:
@@ -94,8 +125,9 @@ def test_alpha_rank_stays_a_word_in_a_row() -> None:
 
 
 def test_a_row_leaves_out_what_means_nothing_or_is_unknown() -> None:
-    sound, diverged = row_of(result()), row_of(result(diverged_at=1))
-    imported = row_of(replace(result(), provenance={IMPORTED_FROM: "elsewhere"}))
+    validated = {"validation_before": made.class_errors(1), "validation_after": made.class_errors(2)}
+    sound, diverged = row_of(result(**validated)), row_of(result(**validated, diverged_at=1))
+    imported = row_of(replace(result(**validated), provenance={IMPORTED_FROM: "elsewhere"}))
     for name, column in COLUMNS.items():
         if column.value is not None and name != "epochs":
             assert sound[name] is not None, name

@@ -62,6 +62,7 @@ SPECS = [
     AdapterSpec("full"),
     AdapterSpec("full", layers=("*1",)),
     AdapterSpec("bitfit"),
+    AdapterSpec("shift"),
     AdapterSpec("head"),
     AdapterSpec("none"),
 ]
@@ -187,7 +188,8 @@ def test_a_mixed_pack_has_the_logits_and_gradients_of_plain_torch_models(
 ) -> None:
     base = base_of(dataclasses.replace(spec, rectify_logits=rectify_logits), dtype)
     plans = sorted(
-        (adapter_plan(own, layer_shapes(spec), seed=n) for n, own in enumerate(SPECS)), key=lambda p: p.shape
+        (adapter_plan(own, layer_shapes(spec), seed=n, target=(0,)) for n, own in enumerate(SPECS)),
+        key=lambda p: p.shape,
     )
     factors = trained_factors(plans, base)
     pack = AdapterPack.of(plans, factors, base)
@@ -259,7 +261,7 @@ def test_a_layer_is_that_of_peft(method: str, kind: str, rank: int, dtype: torch
     a, b = peft.lora_A["default"].weight, peft.lora_B["default"].weight
     magnitude = peft.lora_magnitude_vector["default"].weight if method == "dora" else None
 
-    plan = adapter_plan(AdapterSpec(method, rank=rank, alpha=2.5), layer_shapes(CNN), seed=0).layers[at]
+    plan = adapter_plan(AdapterSpec(method, rank=rank, alpha=2.5), layer_shapes(CNN), seed=0, target=(0,)).layers[at]
     assert plan.scaling == pytest.approx(peft.scaling["default"], rel=1e-12)
     kept_a, kept_b = a.detach().flatten(1).clone(), b.detach().flatten(1).clone()
     with torch.no_grad():

@@ -123,8 +123,9 @@ class AdapterPack:
         for group in self.groups:
             taken = [(at, part, next(tensors)) for at, parts in enumerate(group.parts) for part in parts]
             for row, plan in enumerate(group.plans):
-                ranks = [own.rank for own in plan.layers]
-                by_job.append([Trained(at, p, t[row, : ranks[at]] if p in "AB" else t[row]) for at, p, t in taken])
+                by_job.append(
+                    [Trained(at, part, rows) for at, part, t in taken for rows in _rows(part, t[row], plan.layers[at])]
+                )
         return by_job
 
     def generators(self) -> list[tuple[torch.Generator, ...]]:
@@ -193,6 +194,13 @@ class AdapterPack:
             hidden_PBI, frozen_PBO, layer.weight, layer.bias, rectify, self.shares(at), spans, *stacks
         )
         return outputs
+
+
+def _rows(part: str, own: torch.Tensor, plan: LayerPlan) -> list[torch.Tensor]:
+    """Return views of the trained rows of a part of one job."""
+    if part in "AB":
+        return [own[: plan.rank]]
+    return [own] if plan.outputs is None else [own[at : at + 1] for at in plan.outputs]
 
 
 def _stack(plans: Sequence[LayerPlan], factors: Sequence[Factors], layer: Layer) -> Stacks:

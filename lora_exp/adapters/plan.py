@@ -24,12 +24,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The update of one layer. Its factors have `rank` trained rows, then `kept` frozen rows."""
+    """The update of one layer. Its factors have `rank` trained rows, then `kept` frozen rows.
+
+    Of a bias only the entries `outputs` are trained; None for all of them.
+    """
 
     update: str = "none"
     rank: int = 0
     kept: int = 0
     scaling: float = 1.0
+    outputs: tuple[int, ...] | None = None
 
     @property
     def padded(self) -> int:
@@ -38,6 +42,8 @@ class LayerPlan:
 
     def parameters(self, outputs: int, inputs: int) -> int:
         """Count the trained parameters of a layer with weight [O, I] and bias [O]."""
+        if self.outputs is not None:
+            return len(self.outputs)
         return sum(map(math.prod, part_shapes(self.update, self.rank, outputs, inputs).values()))
 
 
@@ -71,8 +77,8 @@ class AdapterPlan:
         return self.faster[1] if self.faster is not None and self.faster[0] == part else 1.0
 
 
-def adapter_plan(spec: AdapterSpec, layers: Sequence[LayerShape], seed: int) -> AdapterPlan:
-    """Apply the patterns of `spec` to the layers of a model.
+def adapter_plan(spec: AdapterSpec, layers: Sequence[LayerShape], seed: int, target: tuple[int, ...]) -> AdapterPlan:
+    """Apply the patterns of `spec` to the layers of a model; `target` are the classes to fine-tune on.
 
     Logs a warning for a rank above the smaller side of a layer's weight. Raises LoraExpError when a pattern matches no
     layer.
@@ -88,7 +94,7 @@ def adapter_plan(spec: AdapterSpec, layers: Sequence[LayerShape], seed: int) -> 
                 raise LoraExpError(f"adapter.{key}={pattern}: matches no layer; the layers are {', '.join(names)}")
     method = METHODS[spec.method]
     return AdapterPlan(
-        tuple(_layer_plan(spec, layer, layer is layers[-1]) for layer in layers),
+        tuple(_layer_plan(spec, layer, layer is layers[-1], target) for layer in layers),
         "principal" if method.principal else spec.init,
         spec.init_std,
         seed,
@@ -97,13 +103,13 @@ def adapter_plan(spec: AdapterSpec, layers: Sequence[LayerShape], seed: int) -> 
     )
 
 
-def _layer_plan(spec: AdapterSpec, layer: LayerShape, is_last: bool) -> LayerPlan:
+def _layer_plan(spec: AdapterSpec, layer: LayerShape, is_last: bool, target: tuple[int, ...]) -> LayerPlan:
     method = METHODS[spec.method]
     chosen = any(fnmatch.fnmatch(layer.name, pattern) for pattern in spec.layers)
     if not chosen or (method.last_layer_only and not is_last):
         return LayerPlan()
     if "rank" not in method.keys:
-        return LayerPlan(method.update)
+        return LayerPlan(method.update, outputs=target if method.target_only else None)
     rank, alpha = spec.rank, spec.alpha
     for pattern, own_rank in spec.rank_pattern:
         rank = own_rank if fnmatch.fnmatch(layer.name, pattern) else rank

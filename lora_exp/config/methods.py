@@ -19,7 +19,8 @@ class Method:
 
     `update` names the update of a layer, `keys` the config keys that the method uses. `scaling` computes the factor of
     the low-rank product from alpha and rank. `principal` starts A and B at the layer's largest singular triples.
-    `faster` names the part whose learning rate is `learning_rate_ratio` times that of the other parts.
+    `faster` names the part whose learning rate is `learning_rate_ratio` times that of the other parts. With
+    `target_only` the target's rows alone are trained.
     """
 
     update: str
@@ -29,6 +30,7 @@ class Method:
     principal: bool = False
     faster: str | None = None
     last_layer_only: bool = False
+    target_only: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -50,5 +52,13 @@ METHODS: dict[str, Method] = {
     "full": Method("dense", "every weight and bias is trained", keys=("layers",)),
     "bitfit": Method("bias", "Ben Zaken et al. 2021, section 3, arXiv:2106.10199", keys=("layers",)),
     "head": Method("dense", "the last layer alone is trained", keys=(), last_layer_only=True),
+    # One constant for each target's logit: a moved threshold, and so what any other method has to beat.
+    "shift": Method(
+        "bias",
+        "logit adjustment, Menon et al. 2021, section 4.1, arXiv:2007.07314, with the constant learned",
+        keys=(),
+        last_layer_only=True,
+        target_only=True,
+    ),
     "none": Method("none", "nothing is trained", keys=()),
 }

@@ -17,12 +17,12 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 TRACKING = ("sqlite", "server", "off")
 SAMPLERS = ("tpe", "nsga2", "cmaes", "random", "grid", "qmc")
 # Error measures by which jobs are compared, and what a search may minimise.
-ERRORS = ("target_error", "forgetting", "both_errors")
+ERRORS = ("target_error", "forgetting", "both_errors", "balanced_error")
 OBJECTIVES = (*ERRORS, "parameters")
 # Claims of papers that a report can judge; `report.claims.catalogue` has a function for each.
 CLAIMS = (
     *("rank_saturates", "learns_less_forgets_less", "rslora_high_rank"),
-    *("lora_plus_faster", "pissa_odd_even", "replay_price"),
+    *("lora_plus_faster", "pissa_odd_even", "replay_price", "threshold_or_learning"),
 )
 # Executor -> the keys that it uses.
 EXECUTORS = {

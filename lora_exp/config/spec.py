@@ -121,10 +121,12 @@ class AdapterSpec:
 
     def used(self) -> AdapterSpec:
         """This spec with every key that the method does not use at its default."""
-        keys = set(METHODS[self.method].keys)
-        if self.init != "gaussian":
-            keys.discard("init_std")  # the other initialisations have a fixed size
-        return AdapterSpec(self.method, **{name: value for name, value in vars(self).items() if name in keys})
+        return AdapterSpec(self.method, **{name: value for name, value in vars(self).items() if name in self.keys})
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys that the method uses; initialisations other than gaussian have a fixed size."""
+        return set(METHODS[self.method].keys) - (set() if self.init == "gaussian" else {"init_std"})
 
     @property
     def scaling(self) -> float | None:

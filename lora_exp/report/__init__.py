@@ -3,6 +3,8 @@
 In reading order:
 
 - `write`: the report's folder, its pages and its figures
+- `verdict`: whether anything beat doing nothing and a moved threshold, in a few sentences
+- `gained`: every measure before and after, and a moved threshold beside them
 - `sections`: the sections of the pages
 - `search_section`: the section on a search
 - `document`: a report as data, and as Markdown

@@ -21,6 +21,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from lora_exp.config.spec import CLASSES, SIDE
+from lora_exp.measures.logits import Logits
 from lora_exp.storage.result import Kind, RunResult, kind_label
 
 BLUE, ORANGE, VERMILION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
@@ -34,7 +35,7 @@ SMOOTHED_STEPS = 50  # from this length on a loss curve is a moving average over
 
 def run_figures(
     result: RunResult,
-    predictions: Mapping[str, NDArray[Any]],
+    logits: Logits,
     pictures: NDArray[np.uint8],
     labels: NDArray[Any],
     folder: Path,
@@ -47,7 +48,7 @@ def run_figures(
     drawn = {} if result.imported else {"loss_curve": loss_curves([result])}
     if not result.diverged:
         drawn["errors_per_digit"] = error_bars(result)
-        drawn["wrong_digits"] = wrong_digits(result, predictions, pictures, labels)
+        drawn["wrong_digits"] = wrong_digits(result, logits, pictures, labels)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png")
@@ -82,19 +83,19 @@ def error_bars(result: RunResult) -> Figure:
 
 def wrong_digits(
     result: RunResult,
-    predictions: Mapping[str, NDArray[Any]],
+    logits: Logits,
     pictures: NDArray[np.uint8],
     labels: NDArray[Any],
     columns: int = 14,
 ) -> Figure:
     """Draw images that fine-tuning mended, broke or left wrong, with true digit and both predictions.
 
-    `predictions` holds `before_predicted` and `predicted` (uint8 [N]) of `pictures` (uint8 [N, 28, 28]), whose true
-    digits are `labels` [N]. Where there are more images than fit, an even selection is shown. Raises ValueError when
-    the predictions are not this result's for these labels.
+    `logits` are those of `pictures` (uint8 [N, 28, 28]), whose true digits are `labels` [N]. Where there are more
+    images than fit, an even selection is shown. Raises ValueError when the logits are not this result's for these
+    labels.
     """
-    before, after = predictions["before_predicted"], predictions["predicted"]
-    changed = changes(result, predictions, labels)
+    before, after = logits.before.argmax(axis=1), logits.after.argmax(axis=1)
+    changed = changes(result, logits, labels)
     parts = [
         ("Mended: {} images, wrong before and right after", GREEN, changed["mended"], 2),
         ("Broken: {} images, right before and wrong after", VERMILION, changed["broken"], 3),
@@ -169,20 +170,17 @@ def loss_curves(results: Sequence[RunResult]) -> Figure:
     return figure
 
 
-def changes(
-    result: RunResult, predictions: Mapping[str, NDArray[Any]], labels: NDArray[Any]
-) -> dict[str, NDArray[np.intp]]:
+def changes(result: RunResult, logits: Logits, labels: NDArray[Any]) -> dict[str, NDArray[np.intp]]:
     """Return the ascending indices of the images that fine-tuning mended, broke or left wrong, under `mended`, ...
 
-    `predictions` comes from `Sweep.predictions`, and `labels` [N] are the true digits.
-    Raises ValueError when the predictions are not this result's for these labels.
+    `logits` comes from `Sweep.logits`, and `labels` [N] are the true digits.
+    Raises ValueError when the logits are not this result's for these labels.
     """
-    before, after = predictions["before_predicted"], predictions["predicted"]
-    if len(before) != len(labels) or (
-        np.bincount(labels[after != labels], minlength=CLASSES).tolist() != result.outcome.after.errors
+    was_right, is_right = logits.right_before, logits.right_after
+    if not np.array_equal(logits.labels, labels) or (
+        np.bincount(labels[~is_right], minlength=CLASSES).tolist() != result.outcome.after.errors
     ):
         raise ValueError("the predictions are not of this result and these labels")
-    was_right, is_right = before == labels, after == labels
     parts = {"mended": ~was_right & is_right, "broken": was_right & ~is_right, "still wrong": ~was_right & ~is_right}
     return {name: np.flatnonzero(part) for name, part in parts.items()}
 

@@ -1,4 +1,4 @@
-"""The data of the interactive page: one row a finished run, with its errors, loss curve and images.
+"""The data of the interactive page: one row a finished run, with its errors, gains, loss curve and images.
 
 Numbers are those of the table; their text comes from `tables.py`.
 """
@@ -8,16 +8,18 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lora_exp.config.spec import SIDE
+from lora_exp.measures.logits import probabilities
+from lora_exp.measures.paired import wilson
+from lora_exp.report import gained
 from lora_exp.report.figures import changes, spread
 from lora_exp.report.tables import ALWAYS, MEASURES, differing, heading, runs_table, setting_text, values_of
-from lora_exp.storage.result import ClassErrors, kind_label
+from lora_exp.storage.result import ClassErrors, RunResult, kind_label
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import finished, representative
@@ -26,7 +28,6 @@ FEW_RUNS = 100  # with more, the page holds less of each, so that it stays small
 CURVE_POINTS = {True: 60, False: 25}  # of a loss curve, with few or many runs
 IMAGES = {True: (14, 28), False: (8, 12)}  # mended and broken images of a run, with few or many runs
 CHANGES = ("mended", "broken")
-PREDICTED = ("before_predicted", "predicted", "before_confidence", "confidence")
 SPRITE_COLUMNS = 100
 
 
@@ -51,6 +52,7 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
             "settings": {name: setting_text(row[name]) for name in names},
             "kind": kinds.index(result.kind),
             **{name: row[name] for name in ("target_error", "other_error", "forgetting")},
+            **_gains(row, result),
             "overhead": row["overhead_percent"],
             "base": list(bases).index(result.outcome.base_sha256_before),
             "targets": list(result.spec.finetune.digit),
@@ -64,27 +66,48 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
         "settings": {name: {"title": heading(name), "values": values_of(runs[name])} for name in names},
         "kinds": [kind_label(kind) for kind in kinds],
         "measures": list(MEASURES),
+        "gains": {
+            "measures": [gained.HEADINGS, gained.TITLES],
+            "tests": [gained.TESTS_HEADINGS, gained.TESTS_TITLES],
+            "shift": gained.SHIFT_HEADINGS,
+            "note": gained.SHIFT_NOTE,
+            "none": gained.NO_GAINS,
+        },
         "runs": rows,
         "bases": [{**_class_errors(errors), "counts": errors.counts} for errors in bases.values()],
-        "wilson": wilson([errors for r in results.values() for errors in (r.outcome.before, r.outcome.after)]),
+        "wilson": wilson_intervals(
+            [errors for r in results.values() for errors in (r.outcome.before, r.outcome.after)]
+        ),
         "chosen": representative(sweep.frame),
         "sprite": _sprite(pictures[shown]) if shown else "",
         "images": {str(image): [place, int(labels[image])] for place, image in enumerate(shown)},
     }
 
 
-def wilson(evaluations: Sequence[ClassErrors]) -> dict[str, list[float]]:
+def _gains(row: dict[Any, Any], result: RunResult) -> dict[str, Any]:
+    """The gain in balanced accuracy, what is said of the run beside a moved threshold, and the cells of its tables."""
+    gains = result.outcome.gains
+    if gains is None:
+        return {"balanced_accuracy_gained": None, "said": "", "gains": None}
+    cells = {
+        "measures": gained.run_cells(row),
+        "tests": gained.mcnemar_cells(gains),
+        "shift": gained.shift_cells(gains),
+    }
+    return {
+        "balanced_accuracy_gained": row["balanced_accuracy_gained"],
+        "said": gained.said_of(gains),
+        "gains": cells,
+    }
+
+
+def wilson_intervals(evaluations: Sequence[ClassErrors]) -> dict[str, list[float]]:
     """Map `errors/images` of every class to Wilson's 95 % interval of its error rate (Wilson 1927)."""
     pairs = sorted({pair for own in evaluations for pair in zip(own.errors, own.counts, strict=True) if pair[1]})
     if not pairs:
         return {}
     wrong, counts = np.array(pairs).T
-    # By hand: to import statsmodels takes as long as the rest of the report. Equations (4) and (5) of Brown, Cai &
-    # DasGupta 2001, "Interval estimation for a binomial proportion".
-    share, z2 = wrong / counts, NormalDist().inv_cdf(0.975) ** 2
-    middle = (share + z2 / (2 * counts)) / (1 + z2 / counts)
-    half = np.sqrt(z2 * share * (1 - share) / counts + (z2 / (2 * counts)) ** 2) / (1 + z2 / counts)
-    lows, highs = np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
+    lows, highs = wilson(wrong, counts)
     limits = zip(lows.tolist(), highs.tolist(), strict=True)
     return {f"{wrong}/{count}": [low, high] for (wrong, count), (low, high) in zip(pairs, limits, strict=True)}
 
@@ -106,16 +129,17 @@ def _gallery(sweep: Sweep, job: int, labels: NDArray[Any], most: tuple[int, int]
     """Images [index, prediction before, after, confidence before, after], and how many there are of each part."""
     found: dict[str, Any] = {}
     try:
-        predictions = sweep.predictions(job)
-        changed = changes(sweep.results[job], predictions, labels)
+        logits = sweep.logits(job)
+        changed = changes(sweep.results[job], logits, labels)
     except ValueError as error:
         return {"why_not": f"No images: {error}."}
     for part, shown in zip(CHANGES, most, strict=True):
+        chosen = spread(changed[part], shown)
+        both = logits.before[chosen], logits.after[chosen]
+        columns = [chosen, *(own.argmax(axis=1) for own in both)]
+        columns += [probabilities(own).max(axis=1).round(3) for own in both]
         found[f"{part}_count"] = len(changed[part])
-        found[part] = [
-            [image, *(round(predictions[name][image].item(), 3) for name in PREDICTED)]
-            for image in spread(changed[part], shown).tolist()
-        ]
+        found[part] = [list(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
     return found
 
 

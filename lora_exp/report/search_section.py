@@ -17,6 +17,7 @@ from lora_exp.storage.table import unbeaten
 LOWEST = 5  # trials shown of a search with one objective
 # Objective -> its name with its unit, and how its numbers are written.
 OBJECTIVES = {
+    "balanced_error": ("balanced error (%)", percent),
     "target_error": ("target error (%)", percent),
     "forgetting": ("forgetting (points)", points),
     "both_errors": ("sum of both errors (%)", percent),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,33 +11,33 @@ from typing import Any
 import pandas as pd
 
 from lora_exp.report.document import Block, Code, Grid, Heading, Listing, Section
-from lora_exp.report.seeds import MEASURE_NAMES, Comparison, Setting
+from lora_exp.report.seeds import CONTESTANTS, MEASURE_NAMES, Comparison, Setting
 from lora_exp.report.statistics import Interval
 from lora_exp.report.tables import (
     NONE,
     differing,
-    errors_text,
     heading,
     means_table,
     percent,
     points,
-    run_text,
     runs_table,
     setting_text,
 )
+from lora_exp.report.verdict import choice, verdict
 from lora_exp.storage.result import RunResult, kind_label
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.storage.sweep_folder import Sweep
-from lora_exp.storage.table import both_errors, finished, lowest
+from lora_exp.storage.table import finished
 
 # Provenance that other sections show.
 SHOWN_ELSEWHERE = ("overrides", "config", "started")
 SIZE_COLUMNS = 8  # of the model table; more methods and ranks are thinned to these
 VARIANTS = 10  # values listed of a setting or fact in which the runs differ
-OVER_SEEDS = ("target_error", "other_error", "forgetting")
+OVER_SEEDS = ("balanced_accuracy_gained", "target_error", "forgetting", "beyond_shift")
+IN_POINTS = ("balanced_accuracy_gained", "forgetting", "beyond_shift")
 HOW_OVER_SEEDS = (
-    "Mean ± standard deviation over the seeds, with Student's t interval of the mean (95 %). The p value is of the "
-    "difference in the sum of both errors from the setting where it is lowest."
+    "Mean ± standard deviation over the seeds, with Student's t interval of the mean (95 %). The last p value is of "
+    "the difference in balanced accuracy from the setting where it is highest."
 )
 
 
@@ -49,18 +50,12 @@ def head(sweep: Sweep) -> Section:
     return Section("", [Listing([sweep.command]), started])
 
 
-def verdict_section(frame: pd.DataFrame, verdict: str, comparison: Comparison | None) -> Section:
-    """The sweep in a line, the runs with the lowest errors, and the significant differences."""
+def verdict_section(frame: pd.DataFrame, comparison: Comparison | None) -> Section:
+    """Whether anything beat doing nothing and a moved threshold, the chosen run, and the significant differences."""
     runs = finished(frame)
-    sentences = [verdict]
+    sentences = [verdict(frame)]
     if len(runs) > 1:
-        for what, values in (
-            ("Lowest sum of both errors, in which the target weighs as much as all others together", both_errors(runs)),
-            ("Lowest target error", runs["target_error"]),
-            ("Least forgetting", runs["forgetting"]),
-        ):
-            job = lowest(runs, values)
-            sentences.append(f"{what}: job {job} ({run_text(frame.iloc[job])}), {errors_text(frame.iloc[job])}.")
+        sentences.append(choice(frame))
     sentences += comparison.sentences() if comparison is not None else []
     if 1 < len(runs) < len(frame):
         sentences.append("The means leave out jobs without errors, so they may cover different settings.")
@@ -71,27 +66,33 @@ def over_seeds(comparison: Comparison | None) -> list[Section]:
     """Every setting with its means, deviations and intervals; no section where no setting has a second seed."""
     if comparison is None or max(setting.seeds for setting in comparison.settings) < 2:
         return []
-    chances = comparison.rankings[0].chances if comparison.rankings else {}
+    highest = comparison.rankings[0] if comparison.rankings else None
+    chances = {id(other): chance for other, chance in highest.others} if highest else {}
     names = list(comparison.settings[0].values)
     headings = [*(heading(name) for name in names), "runs", "seeds"]
     for measure in OVER_SEEDS:
-        headings += [f"{MEASURE_NAMES[measure]} ({'points' if measure == 'forgetting' else '%'})", "95 % interval"]
-    headings += ["adapter parameters", *(["p"] if comparison.rankings else [])]
+        headings += [f"{MEASURE_NAMES[measure]} ({'points' if measure in IN_POINTS else '%'})", "95 % interval"]
+        headings += [f"p, {CONTESTANTS[measure]}"] if measure in CONTESTANTS else []
+    headings += ["adapter parameters", *(["p, highest"] if highest else [])]
     rows = []
     for setting in comparison.settings:
         row = [*(setting_text(value) for value in setting.values.values()), str(setting.runs), str(setting.seeds)]
         for measure in OVER_SEEDS:
             row += _interval_cells(setting, measure)
+            if measure in CONTESTANTS:
+                row.append(f"{setting.chances[measure]:.2g}" if measure in setting.chances else NONE)
         row.append(f"{setting.parameters:,.0f}")
-        if comparison.rankings:
-            row.append(f"{chances[setting.label]:.2g}" if setting.label in chances else "lowest")
+        if highest:
+            row.append(f"{chances[id(setting)]:.2g}" if id(setting) in chances else "highest")
         rows.append(row)
     return [Section("Settings over seeds", [HOW_OVER_SEEDS, Grid((headings, rows))])]
 
 
 def _interval_cells(setting: Setting, measure: str) -> list[str]:
-    write = points if measure == "forgetting" else percent
+    write = points if measure in IN_POINTS else percent
     mean: Interval = setting.means[measure]
+    if math.isnan(mean.mean):
+        return [NONE, NONE]
     if setting.seeds < 2:
         return [write(mean.mean), NONE]
     return [f"{write(mean.mean)} ± {percent(setting.deviations[measure])}", f"{write(mean.low)} to {write(mean.high)}"]

@@ -1,45 +1,59 @@
-"""Settings compared over their seeds: means with intervals, and which differences are significant.
+"""Settings compared over their seeds: with doing nothing, with a moved threshold, and with each other.
 
 The runs of a seed are averaged over digits first, so n is the number of seeds: those of the bases, if they differ,
 since runs over one base are not independent. Paired t tests compare the settings over the seeds and digits that all of
-them have. Holm's procedure (see `statistics`) corrects the p values of all pairs and measures together.
+them have. Holm's procedure (see `statistics`) corrects the p values, those against base and threshold together, then
+those of all pairs and measures. Settings are told apart by their values, not by how these are written.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from lora_exp.report.statistics import CHANCE, Interval, interval
-from lora_exp.report.tables import differing, percent, points, setting_text
-from lora_exp.storage.table import both_errors, finished
+from lora_exp.report.tables import differing, points, setting_text
+from lora_exp.storage.table import finished
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 REPLICATES = ("seed", "base_seed")
 LEAST_SEEDS = 3  # for a test; with two, a difference that is the same twice by chance would seem certain
 MEASURE_NAMES = {
-    "both_errors": "sum of both errors",
+    "balanced_accuracy_gained": "gain in balanced accuracy",
     "target_error": "error on the target",
     "other_error": "error on the other digits",
     "forgetting": "forgetting",
+    "beyond_shift": "forgetting below that of a moved threshold",
 }
-TESTED = ("both_errors", "target_error", "forgetting")
+# Measures by which settings are compared with each other: whether more is better.
+TESTED = {"balanced_accuracy_gained": True, "target_error": False, "forgetting": False}
+# What each setting is compared with first: the measure that is zero for it, and its name.
+CONTESTANTS = {"balanced_accuracy_gained": "doing nothing", "beyond_shift": "moving one threshold"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The runs of one setting, which differ in digit and seed only; `means` are over the seeds, rates from 0 to 1."""
+    """The runs of one setting, which differ in digit and seed only; `means` are over the seeds, rates from 0 to 1.
+
+    `chances` are the corrected p values against the contestants, by measure; empty with too few seeds. `unsound` counts
+    the runs without errors to compare.
+    """
 
     values: dict[str, Any]
     runs: int
+    unsound: int
     seeds: int
     means: dict[str, Interval]
     deviations: dict[str, float]
     parameters: float
+    chances: dict[str, float]
 
     @property
     def label(self) -> str:
@@ -49,46 +63,72 @@ class Setting:
     @property
     def with_errors(self) -> str:
         """The label with its gain and its cost."""
-        target, forgetting = self.means["target_error"].mean, self.means["forgetting"].mean
-        return f"{self.label} (error on the target {percent(target)} %, forgetting {points(forgetting)} points)"
+        gained, forgetting = (self.means[name].mean for name in ("balanced_accuracy_gained", "forgetting"))
+        return f"{self.label} (balanced accuracy {points(gained)} points, forgetting {points(forgetting)} points)"
+
+    def standing(self, measure: str) -> int:
+        """1 if significantly above zero, -1 if below, else 0; a setting whose runs diverged is never above."""
+        if self.chances.get(measure, 1.0) >= CHANCE:
+            return 0
+        return -1 if self.means[measure].mean < 0 else int(not self.unsound)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The setting with the lowest mean of a measure, and the corrected p value of its difference from each other."""
+    """The first setting by the mean of a measure, and the corrected p value of its difference from each other one."""
 
     measure: str
-    lowest: Setting
-    chances: dict[str, float]
+    first: Setting
+    others: tuple[tuple[Setting, float], ...]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All settings of a sweep in the order of their first runs; no rankings where `why_not` says why."""
+    """All settings of a sweep in the order of their first runs; no rankings where `why_not` says why.
+
+    `varied` says what differs between the seeds.
+    """
 
     settings: tuple[Setting, ...]
     seeds: int
+    varied: str
     rankings: tuple[Ranking, ...]
     why_not: str
 
     def sentences(self) -> list[str]:
-        """Describe the rankings; "best" and "better" are said of significant differences only."""
-        if self.why_not:
-            return [self.why_not]
+        """Describe the comparison; "best" and "better" are said of significant differences only."""
         found = []
+        tested = [setting for setting in self.settings if setting.chances]
+        for measure, contestant in CONTESTANTS.items() if tested else ():
+            better, worse = (
+                [s.label or "the setting" for s in tested if s.standing(measure) == sign] for sign in (1, -1)
+            )
+            text = f"Better than {contestant}: {_few(better)}" if better else f"No setting is better than {contestant}"
+            found.append(f"{text}{f'; worse: {_few(worse)}' if worse else ''} ({MEASURE_NAMES[measure]}).")
+        if self.why_not:
+            return [*found, self.why_not]
         for ranking in self.rankings:
-            worse = [label for label, chance in ranking.chances.items() if chance < CHANCE]
-            close = [label for label in ranking.chances if label not in worse]
-            name, measure = ranking.lowest.with_errors, MEASURE_NAMES[ranking.measure]
-            rest = f"no significant difference from {_few(close) if worse else 'any other setting'}"
-            if not close:
-                found.append(f"Best {measure}: {name}, better than every other setting.")
+            worse = [other.label for other, chance in ranking.others if chance < CHANCE]
+            close = [other.label for other, chance in ranking.others if chance >= CHANCE]
+            first, name = ranking.first, MEASURE_NAMES[ranking.measure]
+            word = "Highest" if TESTED[ranking.measure] else "Lowest"
+            if first.unsound:
+                found.append(f"{word} {name}: {first.with_errors}, but {first.unsound} of its runs diverged or failed.")
+            elif not close and first.standing("balanced_accuracy_gained") > 0:
+                found.append(f"Best {name}: {first.with_errors}, better than doing nothing and every other setting.")
             else:
-                found.append(f"Lowest {measure}: {name}, {f'better than {_few(worse)}, ' if worse else ''}{rest}.")
+                than = f"better than {_few(worse)}, " if worse else ""
+                rest = f"no significant difference from {_few(close) if worse else 'any other setting'}"
+                if not close:
+                    than, rest = "better than every other setting, ", "but not better than doing nothing"
+                found.append(f"{word} {name}: {first.with_errors}, {than}{rest}.")
         if found:
-            how = f"paired t tests over {self.seeds} seeds, p < {CHANCE:g} with Holm's correction"
             tests = len(TESTED) * math.comb(len(self.settings), 2)
-            found.append(f"Significance: {how} for the {tests} tests of all pairs and measures.")
+            pairs = f", and for the {tests} of all pairs and measures" if self.rankings else ""
+            found.append(
+                f"Significance: paired t tests over {self.varied}, p < {CHANCE:g} with Holm's correction for the "
+                f"{len(CONTESTANTS) * len(tested)} tests against doing nothing and a moved threshold{pairs}."
+            )
         return found
 
 
@@ -97,35 +137,61 @@ def compare(frame: pd.DataFrame) -> Comparison | None:
     runs = finished(frame)
     if runs.empty:
         return None
-    runs = runs.assign(
-        steps=runs["steps"].where(runs["epochs"].isna()),  # steps that follow from epochs and digit are no setting
-        both_errors=both_errors(runs),
-        replicate=runs["base_seed"] if runs["base_seed"].nunique() > 1 else runs["seed"],
+    over_bases = runs["base_seed"].nunique() > 1
+    every = frame.assign(
+        steps=frame["steps"].where(frame["epochs"].isna()),  # steps that follow from epochs and digit are no setting
+        replicate=frame["base_seed"] if over_bases else frame["seed"],
     )
+    runs = finished(every)
     names = [name for name in differing(runs) if name not in ("digit", *REPLICATES)]
     groups = list(runs.groupby(names, sort=False, dropna=False)) if names else [((), runs)]
-    settings = tuple(_setting(dict(zip(names, keys, strict=True)), group) for keys, group in groups)
+    lost = every[~every["status"].isin(["finished", "stopped"])]
+    settings = [_setting(dict(zip(names, keys, strict=True)), group, lost) for keys, group in groups]
+    settings = _against_contestants(settings, [group for _, group in groups])
     cells = [group.groupby(["replicate", "digit"])[list(TESTED)].mean() for _, group in groups]
     shared = pd.concat(cells, axis=1, join="inner", keys=range(len(cells)))  # the seeds and digits of all settings
     means = shared.groupby(level="replicate").mean()
+    count = len(means)
+    varied = f"{count} bases" if over_bases else f"{count} orders of images over one base, which say nothing of others"
     if len(settings) < 2:
-        return Comparison(settings, len(means), (), "")
-    why_not = _why_not(runs["replicate"].nunique(), len(means))
-    return Comparison(settings, len(means), () if why_not else _rankings(settings, means), why_not)
+        return Comparison(tuple(settings), count, varied, (), "")
+    why_not = _why_not(runs["replicate"].nunique(), count)
+    rankings = () if why_not else _rankings(settings, means)
+    return Comparison(tuple(settings), count, varied, rankings, why_not)
 
 
-def _setting(values: dict[str, Any], group: pd.DataFrame) -> Setting:
+def _setting(values: dict[str, Any], group: pd.DataFrame, lost: pd.DataFrame) -> Setting:
     by_seed = group.groupby("replicate")[list(MEASURE_NAMES)].mean()
     if by_seed.empty:  # imported adapters, whose seeds aren't known
         by_seed = group[list(MEASURE_NAMES)].mean().to_frame().T
+    same = lost[list(values)].eq(pd.Series(values)).all(axis=1) if values else lost["job"].notna()
     return Setting(
         values,
         len(group),
+        int(same.sum()),
         int(group["replicate"].nunique()),
         {name: interval(by_seed[name].tolist()) for name in MEASURE_NAMES},
         {name: float(by_seed[name].std()) for name in MEASURE_NAMES},
         float(group["parameters_adapter"].mean()),
+        {},
     )
+
+
+def _against_contestants(settings: Sequence[Setting], groups: Sequence[pd.DataFrame]) -> list[Setting]:
+    """Test each setting with enough seeds against doing nothing and a moved threshold."""
+    import numpy as np
+
+    columns = list(CONTESTANTS)
+    values = [group.groupby("replicate")[columns].mean().dropna() for group in groups]
+    tested = [at for at, own in enumerate(values) if len(own) >= LEAST_SEEDS]
+    if not tested:
+        return list(settings)
+    chances = np.array([_chances(values[at].to_numpy(dtype=float)) for at in tested])
+    corrected = _holm(chances)
+    found = list(settings)
+    for at, own in zip(tested, corrected, strict=True):
+        found[at] = replace(settings[at], chances=dict(zip(columns, own.tolist(), strict=True)))
+    return found
 
 
 def _why_not(ran: int, seeds: int) -> str:
@@ -142,27 +208,42 @@ def _why_not(ran: int, seeds: int) -> str:
 def _rankings(settings: Sequence[Setting], means: pd.DataFrame) -> tuple[Ranking, ...]:
     """Rank the settings by each measure. `means` has one row a seed, and for each setting one column a measure."""
     import numpy as np
-    from scipy.stats import ttest_1samp
-    from statsmodels.stats.multitest import multipletests
 
-    values = means.to_numpy().reshape(len(means), len(settings), len(TESTED))
+    values = means.to_numpy(dtype=float).reshape(len(means), len(settings), len(TESTED))
     pairs = np.array(list(combinations(range(len(settings)), 2)))
-    differences = values[:, pairs[:, 0]] - values[:, pairs[:, 1]]  # [seeds, pairs, measures]
-    # A difference that does not vary over the seeds has no spread to compare its size with.
-    varies = np.ptp(differences, axis=0) > 1e-12
+    corrected = _holm(_chances(values[:, pairs[:, 0]] - values[:, pairs[:, 1]]))  # of [seeds, pairs, measures]
+    rankings = []
+    for measure, (name, more) in enumerate(TESTED.items()):
+        order = values[:, :, measure].mean(axis=0) * (-1 if more else 1)
+        first = int(np.where(np.isnan(order), np.inf, order).argmin())
+        mine = (pairs == first).any(axis=1)
+        others = [settings[other] for other in pairs[mine].sum(axis=1) - first]
+        found = tuple(zip(others, corrected[mine, measure].tolist(), strict=True))
+        rankings.append(Ranking(name, settings[first], found))
+    return tuple(rankings)
+
+
+def _chances(differences: NDArray[Any]) -> NDArray[Any]:
+    """The p values of t tests that the mean of the first axis is zero; 1 where nothing can be tested.
+
+    A difference that does not vary over the seeds has no spread to compare its size with.
+    """
+    import numpy as np
+    from scipy.stats import ttest_1samp
+
+    varies = np.ptp(differences, axis=0) > 1e-12  # false where a value is missing, too
     chances = np.ones(varies.shape)
     if varies.any():
         chances[varies] = ttest_1samp(differences[:, varies], 0.0).pvalue
-    corrected = multipletests(chances.ravel(), method="holm")[1].reshape(chances.shape)
-    rankings = []
-    for measure, name in enumerate(TESTED):
-        lowest = int(values[:, :, measure].mean(axis=0).argmin())
-        mine = (pairs == lowest).any(axis=1)
-        others = [settings[other].label for other in pairs[mine].sum(axis=1) - lowest]
-        rankings.append(
-            Ranking(name, settings[lowest], dict(zip(others, corrected[mine, measure].tolist(), strict=True)))
-        )
-    return tuple(rankings)
+    return chances
+
+
+def _holm(chances: NDArray[Any]) -> NDArray[Any]:
+    """Correct p values for their number, in their shape."""
+    from statsmodels.stats.multitest import multipletests
+
+    corrected: NDArray[Any] = multipletests(chances.ravel(), method="holm")[1].reshape(chances.shape)
+    return corrected
 
 
 def _few(labels: Sequence[str], most: int = 6) -> str:

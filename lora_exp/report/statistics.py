@@ -1,8 +1,8 @@
 """Differences between runs that share their seeds, compared with margins that were stated beforehand.
 
 Differences are taken within a seed, so that its effect cancels out; n counts seeds. Intervals are Student's t
-intervals of the mean. Holm's step-down procedure sets the confidence of several comparisons, so that the chance of any
-wrong decision among them is at most 5 % (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
+intervals of the mean. Holm's step-down procedure corrects the intervals of several comparisons, so that the chance of
+any wrong decision among them is at most 5 % (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
 """
 
 from __future__ import annotations
@@ -50,17 +50,22 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """A question and the interval of its mean difference; it is decided when the margin lies outside."""
+    """A question and the 95 % interval of its mean difference, and the interval that Holm's procedure asks for.
+
+    A claim passes when all its parts do, which needs no correction (an intersection-union test: Berger 1982,
+    Technometrics 24, 295-300). It fails when any part does, which does.
+    """
 
     question: Question
     interval: Interval
+    corrected: Interval
 
     @property
     def outcome(self) -> str:
-        """PASS below the margin, FAIL above it, UNDECIDED around it."""
+        """PASS where the interval lies below the margin, FAIL where the corrected one lies above, else UNDECIDED."""
         if self.interval.high < self.question.margin:
             return PASS
-        return FAIL if self.interval.low > self.question.margin else UNDECIDED
+        return FAIL if self.corrected.low > self.question.margin else UNDECIDED
 
     def text(self) -> str:
         """Write the difference with its interval, the margin and the outcome."""
@@ -70,21 +75,36 @@ class Answer:
 
 
 def answers(questions: Sequence[Question]) -> tuple[Answer, ...]:
-    """Answer each question, in order, with the confidence that Holm's procedure sets for it."""
+    """Answer each question, in order."""
     by_chance = sorted(questions, key=lambda question: _mean_test(question.differences, question.margin, 0.95)[0])
     found: dict[Question, Answer] = {}
     confidence, decides = 1 - CHANCE, True
     for place, question in enumerate(by_chance):
         if decides:
             confidence = 1 - CHANCE / (len(by_chance) - place)
-        found[question] = Answer(question, interval(question.differences, confidence))
-        decides &= found[question].outcome != UNDECIDED  # after which the others are undecided at the same confidence
+        corrected = interval(question.differences, confidence)
+        found[question] = Answer(question, interval(question.differences), corrected)
+        # After one whose margin is inside, the others are undecided at the same confidence.
+        decides &= not corrected.low <= question.margin <= corrected.high
     return tuple(found[question] for question in questions)
 
 
 def interval(values: Sequence[float], confidence: float = 1 - CHANCE) -> Interval:
     """Compute the mean of independent values and its confidence interval."""
     return _mean_test(values, 0.0, confidence)[1]
+
+
+def power(effect: float, deviation: float, seeds: int) -> float:
+    """The chance that a 95 % t interval of `seeds` differences excludes a margin that is `effect` from their mean.
+
+    `deviation` is the standard deviation of the differences.
+    """
+    from scipy.stats import nct, t
+
+    if deviation == 0:
+        return 1.0
+    limit = float(t.ppf(1 - CHANCE / 2, seeds - 1))
+    return float(nct.sf(limit, seeds - 1, abs(effect) / deviation * math.sqrt(seeds)))
 
 
 def in_unit(value: float, unit: str, signed: bool = True) -> str:

@@ -1,60 +1,80 @@
-"""Figures of a sweep: both errors by target digit, rank and size of the adapter."""
+"""Figures of a sweep: errors and gain by target digit and rank, and errors by the size of the adapter."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from lora_exp.config.spec import CLASSES
-from lora_exp.report.figures import BLUE, FAINT, INK, ORANGE, empty_figure
+from lora_exp.report.figures import BLUE, FAINT, INK, ORANGE, VERMILION, empty_figure
 from lora_exp.storage.table import digits_of, finished
 
 WRITTEN_CELLS = 120  # a heat map of more cells has no room for their numbers
 CROWDED_SIZES = 16  # more adapter sizes get fainter lines and smaller marks
 
 
-def heat_maps(frame: pd.DataFrame) -> Figure:
-    """Draw target error (%) and forgetting (percentage points) by target digit and rank.
+# Column of a heat map: its title, its unit, and whether it is above and below zero for better and worse.
+HEAT_MAPS = {
+    "target_error": ("Error on the target digit", "%", False),
+    "forgetting": ("Forgetting: rise of the error on the others", "percentage points", False),
+    "balanced_accuracy_gained": ("Balanced accuracy gained", "percentage points", True),
+}
+AROUND_ZERO = LinearSegmentedColormap.from_list("around zero", [VERMILION, "white", BLUE])
+STACKED_RANKS = 8  # heat maps with more ranks stand above each other
 
-    `frame` comes from `load_sweep`. A cell shows the mean of its finished runs; one without any is grey.
+
+def heat_maps(frame: pd.DataFrame) -> Figure:
+    """Draw target error (%), forgetting and balanced accuracy gained (percentage points) by target digit and rank.
+
+    `frame` comes from `load_sweep`. A cell shows the mean of its finished runs; one without any is grey. What no run
+    has, as in sweeps of older versions, is left out.
     """
     ran = frame[frame["rank"].notna()]
-    cells = ran.groupby(["digit", ran["rank"].astype(int)])[["target_error", "forgetting"]].mean()
-    first = cells["target_error"].unstack()
-    wide = first.shape[1] > 12
-    rows, columns = first.shape
-    width, height = 1.6 + max(2.2, min(9.0, 0.62 * columns)), 1.3 + max(0.9, 0.38 * rows)
-    figure, all_axes = empty_figure(width, 2 * height, rows=2) if wide else empty_figure(2 * width, height, columns=2)
-    for axes, name, title, unit in (
-        (all_axes[0], "target_error", "Error on the target digit", "%"),
-        (all_axes[1], "forgetting", "Forgetting: rise of the error on the others", "percentage points"),
-    ):
-        values = 100 * cells[name].unstack()
-        values = values.loc[sorted(values.index, key=digits_of)]
-        numbers = values.to_numpy(dtype=float)
-        mesh = axes.pcolormesh(np.ma.masked_invalid(numbers), cmap="viridis", edgecolors="white", linewidth=1)
-        axes.set_facecolor("#DDDDDD")
-        axes.invert_yaxis()
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-        step = -(-columns // 24)
-        axes.set_xticks(np.arange(0, columns, step) + 0.5, [str(rank) for rank in values.columns[::step]])
-        axes.set_yticks(np.arange(rows) + 0.5, list(values.index))
-        axes.set_xlabel("rank")
-        axes.set_ylabel("target digit")
-        axes.set_title(title, fontsize=10)
-        bar = figure.colorbar(mesh, ax=axes, label=unit, pad=0.02)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8, length=0)
-        low, high = np.nanmin(numbers), np.nanmax(numbers)
-        for (row, column), value in np.ndenumerate(numbers) if numbers.size <= WRITTEN_CELLS else ():
-            text = f"{value:.{2 if high < 10 else 1}f}" if np.isfinite(value) else "–"
-            colour = "white" if value <= low + 0.6 * (high - low) else INK
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
+    cells = 100 * ran.groupby(["digit", ran["rank"].astype(int)])[list(HEAT_MAPS)].mean().dropna(axis=1, how="all")
+    shape = cells["target_error"].unstack().shape
+    width, height = 1.6 + max(2.2, min(9.0, 0.62 * shape[1])), 1.3 + max(0.9, 0.38 * shape[0])
+    count = cells.shape[1]
+    if shape[1] > STACKED_RANKS:
+        figure, all_axes = empty_figure(width, count * height, rows=count)
+    else:
+        figure, all_axes = empty_figure(count * width, height, columns=count)
+    for axes, name in zip(all_axes, cells, strict=True):
+        values = cells[name].unstack()
+        _heat_map(figure, axes, values.loc[sorted(values.index, key=digits_of)], *HEAT_MAPS[str(name)])
     return figure
+
+
+def _heat_map(figure: Figure, axes: Axes, values: pd.DataFrame, title: str, unit: str, around_zero: bool) -> None:
+    """Draw values by digit and rank, written into their cells where these are few."""
+    numbers = values.to_numpy(dtype=float)
+    rows, columns = numbers.shape
+    most = max(float(np.nanmax(np.abs(numbers))), 0.01)
+    scale = {"cmap": AROUND_ZERO, "vmin": -most, "vmax": most} if around_zero else {"cmap": "viridis"}
+    mesh = axes.pcolormesh(np.ma.masked_invalid(numbers), edgecolors="white", linewidth=1, **scale)
+    axes.set_facecolor("#DDDDDD")
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    step = -(-columns // 24)
+    axes.set_xticks(np.arange(0, columns, step) + 0.5, [str(rank) for rank in values.columns[::step]])
+    axes.set_yticks(np.arange(rows) + 0.5, list(values.index))
+    axes.set_xlabel("rank")
+    axes.set_ylabel("target digit")
+    axes.set_title(title, fontsize=10)
+    bar = figure.colorbar(mesh, ax=axes, label=unit, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=0)
+    sign, decimals = "+" if around_zero else "", 2 if most < 10 else 1
+    for (row, column), value in np.ndenumerate(numbers) if numbers.size <= WRITTEN_CELLS else ():
+        known = np.isfinite(value)
+        text = f"{value:{sign}.{decimals}f}" if known else "–"
+        red, green, blue, _ = mesh.to_rgba(value) if known else (1.0, 1.0, 1.0, 1.0)
+        colour = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK  # by how bright a cell looks
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
 
 
 def parameters_against_error(frame: pd.DataFrame) -> Figure:

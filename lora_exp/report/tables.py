@@ -38,6 +38,8 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "other_error_before": ("other\nerror\nbefore (%)", percent),
     "other_error": ("other\nerror\nafter (%)", percent),
     "forgetting": ("forget-\nting\n(points)", points),
+    "balanced_accuracy_gained": ("balanced\naccuracy\n(points)", points),
+    "beyond_shift": ("beyond\na shift\n(points)", points),
     "parameters_adapter": ("adapter\npara-\nmeters", lambda count: f"{count:,.0f}"),
     "overhead_percent": ("over-\nhead\n(%)", lambda share: f"{share:.3f}"),
 }
@@ -108,7 +110,7 @@ def errors_text(row: Mapping[Any, Any] | pd.Series[Any]) -> str:
 
 
 def _measured(row: dict[Any, Any]) -> list[str]:
-    return [written(row[name]) for name, (_, written) in MEASURES.items()]
+    return [NONE if pd.isna(row[name]) else written(row[name]) for name, (_, written) in MEASURES.items()]
 
 
 def _order(name: Any, value: Any) -> Any:

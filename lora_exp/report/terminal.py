@@ -38,9 +38,9 @@ def _write(console: Console, frame: pd.DataFrame) -> None:
         if title:
             console.print(title, markup=False)
         console.print(_rich(table, jobs, frame))
-        if jobs:
-            shown = representative(frame)
-            console.print(f"job {shown}: lowest sum of both errors; *: on the Pareto front of error and forgetting")
+        if jobs and (shown := representative(frame)) is not None:
+            by = f"chosen by balanced accuracy on {frame['chosen_on'].iloc[shown]}"
+            console.print(f"job {shown}: {by}; *: on the Pareto front of error and forgetting")
     if (stopped := int((frame["status"] == "stopped").sum())) > 0:
         console.print(f"halving stopped {stopped} jobs; the report says when and why", markup=False)
     others = frame[~frame["status"].isin(["finished", "stopped"])]
@@ -58,14 +58,15 @@ def next_text(sweep: Sweep) -> str:
     job, runs = representative(sweep.frame), finished(sweep.frame)
     if job is not None:
         folder = shlex.quote(str(Path(sweep.frame["folder"].iloc[job])))
-        steps.append((f"lora-exp reproduce {folder}", "repeat the run with the lowest sum of both errors from scratch"))
-        if len(runs) > 1 and runs["seed"].nunique() == 1 and "finetune.seed" not in sweep.command:
+        steps.append((f"lora-exp reproduce {folder}", "repeat the chosen run from scratch"))
+        if len(runs) > 1 and runs["base_seed"].nunique() == 1 and ".seed" not in sweep.command:
             # A search would search over the seeds, so its best job is repeated as a grid.
             once = f"lora-exp {sweep.frame['overrides'].iloc[job]}"
             _, *given = shlex.split(sweep.command if sweep.search is None else once)
             own = [part for part in given if part != "-m" and not part.startswith("hydra.sweep.dir=")]
-            again = shlex.join(["lora-exp", "-m", *own, "finetune.seed=0,1,2,3,4"])
-            steps.append((again, "several seeds show which differences are chance"))
+            seeds = ["base.seed=range(0,5)", "finetune.seed=${base.seed}"]
+            again = shlex.join(["lora-exp", "-m", *own, *seeds])
+            steps.append((again, "several bases show which differences are chance"))
     lines = (f"{'' if at else 'next':<8} {command}  # {purpose}" for at, (command, purpose) in enumerate(steps))
     return "".join(f"{line}\n" for line in lines)
 

@@ -21,14 +21,15 @@ from lora_exp.report.claims.catalogue import judged
 from lora_exp.report.claims.figure import claim_figure
 from lora_exp.report.claims.verdict import CLAIM_FIGURE, Verdict, claim_section
 from lora_exp.report.document import Picture, Section, markdown
+from lora_exp.report.gained import gained_section
 from lora_exp.report.html import html
 from lora_exp.report.page_data import page_data
 from lora_exp.report.search_section import search_section
 from lora_exp.report.seeds import compare
-from lora_exp.report.tables import differing, errors_text, percent, points, run_text
+from lora_exp.report.tables import differing, errors_text
 from lora_exp.storage.sweep_file import check_report_place
 from lora_exp.storage.sweep_folder import Sweep
-from lora_exp.storage.table import both_errors, finished, representative, row_of
+from lora_exp.storage.table import finished, representative, row_of
 
 
 def write_report(
@@ -63,30 +64,7 @@ def write_report(
 
 def judged_claim(sweep: Sweep, name: str | None) -> Verdict | None:
     """Judge the claim of that name, if any, on the runs of the sweep, without imported adapters."""
-    curves = {job: result.outcome.loss_curve for job, result in sweep.results.items()}
-    return None if name is None else judged(name, sweep.frame[sweep.frame["origin"] != "imported"], curves)
-
-
-def verdict(frame: pd.DataFrame) -> str:
-    """Say in one line what fine-tuning gained on the target, and what it cost the other digits."""
-    runs = finished(frame)
-    others = frame["status"][frame["status"] != "finished"].value_counts()
-    rest = ", ".join(f"{count} {status}" for status, count in others.items())
-    if runs.empty:
-        return f"No finished run among {len(frame)} ({rest}): there are no errors to compare."
-    if len(runs) == 1:
-        text = run_text(runs.iloc[0])
-        head, tail = text[0].upper() + text[1:], ""
-    else:
-        head = f"Mean of {len(runs)} finished runs"
-        fell = (both_errors(runs) < both_errors(runs, "_before")).sum()
-        tail = f"; the sum of both errors fell in {fell} of {len(runs)}"
-    means = runs[["target_error_before", "target_error", "other_error_before", "other_error"]].mean()
-    target_before, target, other_before, other = map(percent, means)
-    return (
-        f"{head}{f' ({rest} besides)' if rest else ''}: error on the target {target_before} % -> {target} %, on the "
-        f"other digits {other_before} % -> {other} % (forgetting {points(runs['forgetting'].mean())} points){tail}."
-    )
+    return None if name is None else judged(name, sweep.frame[sweep.frame["origin"] != "imported"])
 
 
 def _write_pages(
@@ -96,7 +74,8 @@ def _write_pages(
     frame, results, comparison = sweep.frame, list(sweep.results.values()), compare(sweep.frame)
     first = [
         sections.head(sweep),
-        sections.verdict_section(frame, verdict(frame), comparison),
+        sections.verdict_section(frame, comparison),
+        *gained_section(frame, sweep.results),
         *([] if claim is None else [claim_section(claim)]),
         *([] if sweep.search is None else [search_section(sweep, sweep.search)]),
         *sections.halving_section(sweep),
@@ -129,8 +108,8 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
             "Errors by target digit and rank",
             "heat_maps",
             sweep_figures.heat_maps(sweep.frame),
-            "Two heat maps of target digit by rank: error on the target digit, and forgetting",
-            "Left the gain, right the cost; dark is low in both. " + _of_cells(runs),
+            "Heat maps of target digit by rank: error on the target digit, forgetting, and balanced accuracy gained",
+            "In the errors dark is low. In balanced accuracy blue is a gain and orange a loss. " + _of_cells(runs),
         )
     if runs.loc[runs["parameters_adapter"] > 0, "parameters_adapter"].nunique() > 1:
         add(
@@ -142,7 +121,7 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
         )
     if (shown := representative(sweep.frame)) is not None:
         result = sweep.results[shown]
-        why = ": the lowest sum of target error and other error." if len(runs) > 1 else "."
+        why = ", the run that is chosen above." if len(runs) > 1 else "."
         why = f"Job {shown}, {result.description}{why}"
         add(
             "Errors per digit",
@@ -153,7 +132,7 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
         )
         title = "Wrongly predicted digits"
         try:
-            figure = figures.wrong_digits(result, sweep.predictions(shown), pictures, labels)
+            figure = figures.wrong_digits(result, sweep.logits(shown), pictures, labels)
         except ValueError as error:
             drawn.append(Section(title, [f"No figure for job {shown}: {error}."]))
         else:

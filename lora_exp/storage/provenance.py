@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 COMPUTING = {
     "bases": ("numerics", "config.spec", "model", "training.base", "training.evaluation"),
     "results": (
-        *("numerics", "config.spec", "config.methods", "model", "adapters", "training"),
+        *("numerics", "config.spec", "config.methods", "measures", "model", "adapters", "training"),
         *("storage.result.Outcome", "storage.result.ClassErrors"),
     ),
 }

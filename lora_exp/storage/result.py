@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_exp.config.methods import METHODS
 from lora_exp.config.spec import SPECS, RunSpec, from_dict
 from lora_exp.errors import LoraExpError
+from lora_exp.measures.gains import Choice, Gains
+from lora_exp.measures.gains import from_dict as gains_from_dict
+from lora_exp.measures.shift import beyond_words
 
 RESULT, ADAPTER, PREDICTIONS = "result.json", "adapter.safetensors", "predictions.safetensors"
 # Provenance of an adapter that was trained elsewhere: the folder it came from.
@@ -35,7 +37,8 @@ Kind = tuple[str, int | None]
 class ClassErrors:
     """Errors of a classifier on a labelled split; `confusion[true][predicted]` counts images.
 
-    `error_rates` are shares of each class's images, 0 for a class without images.
+    `error_rates` are shares of each class's images, 0 for a class without images. `losses` are each class's mean loss;
+    empty in a result that an older version wrote.
     """
 
     accuracy: float
@@ -44,19 +47,24 @@ class ClassErrors:
     errors: list[int]
     error_rates: list[float]
     confusion: list[list[int]]
+    losses: list[float] = field(default_factory=list)
 
     @staticmethod
-    def of(confusion: list[list[int]], loss: float) -> ClassErrors:
-        """Derive every number from the confusion counts and the mean loss."""
+    def of(confusion: list[list[int]], loss: float, losses: list[float]) -> ClassErrors:
+        """Derive every number from the confusion counts, the mean loss and those of the classes."""
         counts = [sum(row) for row in confusion]
         errors = [count - row[digit] for digit, (row, count) in enumerate(zip(confusion, counts, strict=True))]
         rates = [wrong / count if count else 0.0 for wrong, count in zip(errors, counts, strict=True)]
         images = sum(counts)
-        return ClassErrors((images - sum(errors)) / images, loss, counts, errors, rates, confusion)
+        return ClassErrors((images - sum(errors)) / images, loss, counts, errors, rates, confusion, losses)
 
     def error_of(self, classes: Sequence[int]) -> float:
         """Mean error rate of `classes`, with equal weight for each class."""
         return _mean_rate(self.error_rates, classes)
+
+    def loss_of(self, classes: Sequence[int]) -> float | None:
+        """Mean loss of `classes`, with equal weight for each class; None where an older version wrote the result."""
+        return _mean_rate(self.losses, classes) if self.losses else None
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,8 @@ class Outcome:
 
     `forgetting` is the rise of the error on the classes that are not the target. `layers` has one row a layer with
     its shape and parameter counts. An imported adapter has 0 `steps` and no losses. `diverged_at` is the first step
-    (from 1) whose loss, or the loss after it, was not finite; None for a run that did not diverge.
+    (from 1) whose loss, or the loss after it, was not finite; None for a run that did not diverge. `gains` is None for
+    a diverged run, and in a result that an older version wrote.
     """
 
     before: ClassErrors
@@ -90,11 +99,21 @@ class Outcome:
     diverged_at: int | None = None
     validation_before: ClassErrors | None = None
     validation_after: ClassErrors | None = None
+    gains: Gains | None = None
 
     @property
     def final_loss(self) -> float | None:
         """The loss of the last step; None for an imported adapter."""
         return self.loss_curve[-1] if self.loss_curve else None
+
+    @property
+    def choice(self) -> Choice:
+        """By what the run is chosen among others; by its test images where an older version wrote the result."""
+        if self.gains is not None:
+            return self.gains.choice
+        every = range(len(self.after.error_rates))
+        gained = self.before.error_of(every) - self.after.error_of(every)
+        return Choice("the test images", gained, self.forgetting, gained, self.forgetting)
 
 
 @dataclass(frozen=True)
@@ -157,6 +176,7 @@ class RunResult:
             f"{head}: target error {100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %, "
             f"other digits {100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %, "
             f"{out.parameters_adapter:,} parameters (+{out.overhead_percent:.3f} %)"
+            + ("" if out.gains is None else f"; {beyond_words(out.gains.beyond)}")
         )
 
     def parameters(self) -> dict[str, str]:
@@ -168,7 +188,7 @@ class RunResult:
         for group in reversed(SPECS):
             prefix = "" if group in ("adapter", "finetune") else f"{group}_"
             for name, value in self.settings[group].items():
-                if group != "adapter" or name in ("method", *METHODS[self.spec.adapter.method].keys):
+                if group != "adapter" or name in ("method", *self.spec.adapter.keys):
                     found[SHORT_NAMES.get(prefix + name, prefix + name)] = value
         if not self.imported:
             found["steps"] = self.outcome.steps
@@ -198,8 +218,12 @@ def from_json(text: str) -> RunResult:
     outcome = dict(values["outcome"])
     for name in ("before", "after", "validation_before", "validation_after"):
         if outcome.get(name) is not None:
-            outcome[name] = ClassErrors(**{**outcome[name], "loss": float(outcome[name]["loss"])})
+            own = outcome[name]
+            losses = [float(loss) for loss in own.get("losses", ())]
+            outcome[name] = ClassErrors(**{**own, "loss": float(own["loss"]), "losses": losses})
     outcome["loss_curve"] = [float(loss) for loss in outcome["loss_curve"]]
+    if outcome.get("gains") is not None:
+        outcome["gains"] = gains_from_dict(outcome["gains"])
     return RunResult(from_dict(values["spec"]), Outcome(**outcome), values["times"], values["provenance"])
 
 
@@ -236,6 +260,8 @@ def error_of(objective: str, target: Sequence[int], before: Sequence[float], aft
         return _mean_rate(after, target)
     if objective == "forgetting":
         return _mean_rate(after, rest) - _mean_rate(before, rest)
+    if objective == "balanced_error":
+        return _mean_rate(after, range(len(after)))
     return _mean_rate(after, target) + _mean_rate(after, rest)
 
 

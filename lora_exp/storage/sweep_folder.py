@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lora_exp.errors import LoraExpError
+from lora_exp.measures.logits import Logits, from_tensors
 from lora_exp.storage.result import PREDICTIONS, RESULT, RunResult, read
 from lora_exp.storage.sweep_file import FAILURE, SWEEP, Stopped, read_about, read_failure, run_command
 from lora_exp.storage.table import COLUMNS, SECONDS, frame_of, row_of
@@ -43,16 +43,13 @@ class Sweep:
     stopped: dict[int, Stopped] = field(default_factory=dict)
     search: dict[str, Any] | None = None
 
-    def predictions(self, job: int) -> dict[str, NDArray[Any]]:
-        """Read what job `job` predicted for the N test images. Raises ValueError when its file is absent or damaged.
-
-        Keys: `before_predicted`, `predicted` (uint8 [N]), `before_confidence`, `confidence` (float32 [N]).
-        """
+    def logits(self, job: int) -> Logits:
+        """Read the logits of job `job` for the test images. Raises ValueError when its file is absent or damaged."""
         try:
-            loaded: dict[str, NDArray[Any]] = load_file(Path(self.frame["folder"].iloc[job]) / PREDICTIONS)
+            tensors = load_file(Path(self.frame["folder"].iloc[job]) / PREDICTIONS)
         except (OSError, SafetensorError) as error:
             raise ValueError("its predictions can't be read") from error
-        return loaded
+        return from_tensors(tensors)[0]
 
 
 def load_sweep(folder: str | Path) -> pd.DataFrame:

@@ -6,6 +6,7 @@ To add a column, add one line to `COLUMNS`.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import pandas as pd
 
 from lora_exp.config.spec import CLASSES
-from lora_exp.storage.result import RunResult
+from lora_exp.measures.gains import NUMBERS
+from lora_exp.storage.result import ClassErrors, RunResult
 
 # Types of columns. An absent text is None in every pandas; nullable integers keep 4 a 4 beside a failed job.
 TEXT, WHOLE, NUMBER, TRUTH = "object", "Int64", "float64", "boolean"
@@ -21,7 +23,9 @@ TEXT, WHOLE, NUMBER, TRUTH = "object", "Int64", "float64", "boolean"
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its name, its pandas type, and how to get its value from a result (None: it comes from the job).
+    """A column: its name, its pandas type, and how to get its value from a result.
+
+    None where it comes from the job, or from `Gains.numbers`.
 
     A `judgement` means nothing for a diverged run and a value `of_training` is unknown for an imported adapter: their
     rows have None there.
@@ -40,6 +44,12 @@ def _errors(digit: int) -> list[Column]:
         Column(f"errors_before_{digit}", WHOLE, lambda run: run.outcome.before.errors[digit], judgement=True),
         Column(f"errors_{digit}", WHOLE, lambda run: run.outcome.after.errors[digit], judgement=True),
     ]
+
+
+def _on_validation(measure: Callable[[ClassErrors, Sequence[int]], float | None], run: RunResult) -> float | None:
+    """A measure of the target on the validation images; None without any."""
+    after = run.outcome.validation_after
+    return None if after is None else measure(after, run.spec.finetune.digit)
 
 
 COLUMNS: dict[str, Column] = {
@@ -79,6 +89,17 @@ COLUMNS: dict[str, Column] = {
         Column("base_unchanged", TRUTH, lambda run: run.outcome.base_unchanged),
         Column("adapter_off_equals_base", TRUTH, lambda run: run.outcome.adapter_off_equals_base),
         Column("final_loss", NUMBER, lambda run: run.outcome.final_loss, of_training=True),
+        Column("target_loss", NUMBER, lambda run: run.outcome.after.loss_of(run.spec.finetune.digit), judgement=True),
+        *(
+            Column(f"validation_target_{name}", NUMBER, functools.partial(_on_validation, measure), judgement=True)
+            for name, measure in (("loss", ClassErrors.loss_of), ("error", ClassErrors.error_of))
+        ),
+        *(Column(name, NUMBER, judgement=True) for name in NUMBERS),
+        Column("chosen_on", TEXT, lambda run: run.outcome.choice.images, judgement=True),
+        Column("chosen_gained", NUMBER, lambda run: run.outcome.choice.gained, judgement=True),
+        Column("chosen_forgetting", NUMBER, lambda run: run.outcome.choice.forgetting, judgement=True),
+        Column("elsewhere_gained", NUMBER, lambda run: run.outcome.choice.gained_elsewhere, judgement=True),
+        Column("elsewhere_forgetting", NUMBER, lambda run: run.outcome.choice.forgetting_elsewhere, judgement=True),
         *(column for digit in range(CLASSES) for column in _errors(digit)),
         Column("spec_key", TEXT, lambda run: run.spec.key, of_training=True),
         Column("error", TEXT),
@@ -98,6 +119,8 @@ def row_of(result: RunResult) -> dict[str, Any]:
         if column.value is not None:
             meaningless = (column.judgement and result.diverged) or (column.of_training and result.imported)
             row[name] = None if meaningless else column.value(result)
+    if result.outcome.gains is not None:
+        row |= result.outcome.gains.numbers()
     return row | {f"{SECONDS}{stage}": seconds for stage, seconds in result.times.items()}
 
 
@@ -129,20 +152,14 @@ def finished(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["status"] == "finished"]
 
 
-def both_errors(runs: pd.DataFrame, when: str = "") -> pd.Series[float]:
-    """Return the error on the target plus that on the others; `when` is "_before" or "" for after fine-tuning."""
-    return runs[f"target_error{when}"] + runs[f"other_error{when}"]
-
-
 def representative(frame: pd.DataFrame) -> int | None:
-    """Return the job to show in detail: the finished one with the lowest sum of both errors, the first of equals."""
+    """Return the job to show in detail: the finished one that gained most balanced accuracy, then forgot least.
+
+    Both on the images on which runs are chosen (`Choice`), not on those on which they are judged; the first of equals.
+    """
     runs = finished(frame)
-    return None if runs.empty else lowest(runs, both_errors(runs))
-
-
-def lowest(runs: pd.DataFrame, values: pd.Series[float]) -> int:
-    """Return the job of `runs` with the lowest of `values`, the first of equals."""
-    return int(runs["job"].to_numpy()[int(values.to_numpy().argmin())])
+    order = runs.sort_values(["chosen_gained", "chosen_forgetting"], ascending=[False, True], kind="stable")
+    return None if runs.empty else int(order["job"].iloc[0])
 
 
 def pareto_front(frame: pd.DataFrame) -> list[int]:

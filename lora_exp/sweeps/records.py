@@ -65,15 +65,13 @@ class Reports:
 
     def draw(self, folder: str, data: str, data_root: str) -> None:
         """Draw the figures of the run in a folder, whose data set is `data`."""
-        from safetensors.numpy import load_file
-
         from lora_exp.model.data import test_pictures
         from lora_exp.report.figures import run_figures
-        from lora_exp.storage.result import PREDICTIONS, read
+        from lora_exp.storage.sweep_folder import read_sweep
 
-        place = Path(folder)
+        run = read_sweep(Path(folder))  # as a sweep of one job
         pictures, labels = test_pictures(data, Path(data_root))
-        run_figures(read(place), load_file(place / PREDICTIONS), pictures, labels, place / "figures")
+        run_figures(run.results[0], run.logits(0), pictures, labels, run.folder / "figures")
 
     def report(self, sweep: str, out: str, claim: str | None, data: str, data_root: str, terminal: bool) -> str:
         """Write the report of a sweep into `out`; return what to print: the table, the verdict, where everything is."""
@@ -81,12 +79,13 @@ class Reports:
         from lora_exp.report import write
         from lora_exp.report.search_section import search_verdict
         from lora_exp.report.terminal import next_text, sweep_text
+        from lora_exp.report.verdict import verdict
         from lora_exp.storage.sweep_folder import read_sweep
 
         done = read_sweep(Path(sweep))
         judged = write.judged_claim(done, claim)
         write.write_report(done, Path(out), *test_pictures(data, Path(data_root)), judged)
-        lines = [write.verdict(done.frame)]
+        lines = [verdict(done.frame)]
         if judged is not None:
             lines.append(judged.sentence)
         if done.search is not None:

@@ -1,7 +1,7 @@
 """The facts that MLflow records of a run and of a sweep: parameters, metrics, data sets, loss curve, tags, description.
 
 MLflow's compare page sorts metrics by name and groups them at slashes. So what users compare has a plain name, and the
-rest is `error_before/digit_3`, `error_after/digit_3`, `adapter/...` and `seconds/...`.
+rest is `gains/...`, `error_before/digit_3`, `error_after/digit_3`, `adapter/...` and `seconds/...`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.spec import SIDE, TRAIN_IMAGES
+from lora_exp.measures.shift import beyond_words
 from lora_exp.storage.result import RunResult, as_text
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
 # MLflow limits a description to 8,000 characters: runs of a Pareto front that are listed, characters of the command.
 FRONT_LIMIT, COMMAND_LIMIT = 20, 1000
 ERRORS = ("target_error", "other_error")
+# Of the numbers of a run's gains, those with a plain name, which users compare; the others are `gains/...`.
+COMPARED = ("balanced_accuracy", "balanced_accuracy_before", "balanced_accuracy_gained", "beyond_shift")
 SWEEP_HEADER = ["run", "target error before", "after", "other digits before", "after", "forgetting (points)"]
 
 
@@ -43,6 +46,9 @@ def metrics_of(result: RunResult) -> dict[str, float]:
         for name in ERRORS:
             found[name], found[f"{name}_before"] = getattr(out, name), getattr(out, f"{name}_before")
         found |= {"forgetting": out.forgetting, "accuracy_before": out.before.accuracy, "accuracy": out.after.accuracy}
+        for name, value in ({} if out.gains is None else out.gains.numbers()).items():
+            if value is not None and not math.isnan(value):
+                found[name if name in COMPARED else f"gains/{name}"] = float(value)
         for when, errors in (("before", out.before), ("after", out.after)):
             found |= {f"error_{when}/digit_{digit}": rate for digit, rate in enumerate(errors.error_rates)}
     for name in ("parameters_base", "parameters_adapter", "parameters_total", "overhead_percent"):
@@ -134,6 +140,10 @@ def _description(result: RunResult) -> str:
         "error on the other digits": (out.other_error_before, out.other_error),
         "accuracy": (out.before.accuracy, out.after.accuracy),
     }
+    if out.gains is not None:
+        for name in ("balanced_accuracy", "precision", "f1"):
+            rows[name.replace("_", " ")] = (getattr(out.gains.before, name), getattr(out.gains.after, name))
+        end = f"Judged beside a moved threshold: {beyond_words(out.gains.beyond)}. {end}"
     lines = [[name, _percent(a), _percent(b), f"{100 * (b - a):+.2f}"] for name, (a, b) in rows.items()]
     return f"{markdown_table(['', 'before', 'after', 'points'], lines)}\n\n{end}"
 
@@ -149,7 +159,7 @@ class Links:
 
 def metrics_of_sweep(frame: pd.DataFrame) -> dict[str, float]:
     """`jobs_<status>`, and of the finished runs `mean_*`, `lowest_*` and `pareto_runs`. Errors are rates, 0 to 1."""
-    from lora_exp.storage.table import both_errors, finished, pareto_front
+    from lora_exp.storage.table import finished, pareto_front
 
     found = {f"jobs_{status}": float(count) for status, count in frame["status"].value_counts().items()}
     runs = finished(frame)
@@ -157,8 +167,10 @@ def metrics_of_sweep(frame: pd.DataFrame) -> dict[str, float]:
         return found
     columns = {name: runs[name] for name in (*ERRORS, *(f"{name}_before" for name in ERRORS), "forgetting")}
     found |= {f"mean_{name}": float(values.mean()) for name, values in columns.items()}
-    columns = {name: runs[name] for name in (*ERRORS, "forgetting")} | {"sum_of_both_errors": both_errors(runs)}
-    found |= {f"lowest_{name}": float(values.min()) for name, values in columns.items()}
+    for name in ("balanced_accuracy_gained", "beyond_shift"):
+        if runs[name].notna().any():
+            found |= {f"mean_{name}": float(runs[name].mean()), f"highest_{name}": float(runs[name].max())}
+    found |= {f"lowest_{name}": float(runs[name].min()) for name in (*ERRORS, "forgetting")}
     return found | {"pareto_runs": float(len(pareto_front(frame)))}
 
 
@@ -175,14 +187,14 @@ def description_of_sweep(sweep: Sweep, links: Links) -> str:
     if links.report is not None:
         pages += f", [its report]({links.report})"
     parts = [f"{len(frame)} jobs: {counts}. {pages}."]
-    lowest = representative(frame)
-    if lowest is not None:
-        name, before, after, others_before, others, forgetting = _sweep_row(frame, lowest, links)
+    chosen = representative(frame)
+    if chosen is not None:
+        name, before, after, others_before, others, forgetting = _sweep_row(frame, chosen, links)
         front = pareto_front(frame)
         shown = f" (the first {FRONT_LIMIT} of {len(front)})" if len(front) > FRONT_LIMIT else ""
         parts += [
-            f"Lowest sum of both errors: {name}, error on the target {before} to {after}, on the other digits "
-            f"{others_before} to {others} (forgetting {forgetting} points).",
+            f"Chosen by balanced accuracy on {frame['chosen_on'].iloc[chosen]}: {name}, error on the target {before} "
+            f"to {after}, on the other digits {others_before} to {others} (forgetting {forgetting} points).",
             "Pareto front of target error and forgetting: no other run has less of one without more of the other"
             f"{shown}.",
             markdown_table(SWEEP_HEADER, [_sweep_row(frame, job, links) for job in front[:FRONT_LIMIT]]),

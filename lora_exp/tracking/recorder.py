@@ -117,8 +117,8 @@ class Recorder:
             all_runs=self.children_page(parent),
             report=self.page(parent, pages[0]) if pages else None,
         )
-        tags, lowest = {facts.NOTE: facts.description_of_sweep(sweep, links)}, representative(sweep.frame)
-        return tags if lowest is None else tags | {"lowest_sum_run": runs[lowest]}
+        tags, chosen = {facts.NOTE: facts.description_of_sweep(sweep, links)}, representative(sweep.frame)
+        return tags if chosen is None else tags | {"chosen_run": runs[chosen]}
 
     def runs_page(self) -> str:
         """The address of the table of runs below MLflow's, with UI_COLUMNS, which are saved in MLflow for it."""

@@ -25,8 +25,6 @@ from lora_exp.training.evaluation import Predictions, predict_base
 log = logging.getLogger(__name__)
 
 WEIGHTS, SHA256, PREDICTIONS, SECONDS = "base.safetensors", "sha256.txt", "predictions.safetensors", "seconds.txt"
-# The tensors of `Predictions` and their types.
-PREDICTION_TENSORS = {"predicted": torch.uint8, "confidence": torch.float32, "losses": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -128,15 +126,15 @@ def _train(spec: RunSpec, data: ImageData) -> dict[str, bytes]:
 
 
 def _tensors(predictions: Predictions, split: str) -> dict[str, torch.Tensor]:
-    return {f"{split}_{part}": getattr(predictions, part) for part in PREDICTION_TENSORS}
+    return {f"{split}_logits": predictions.logits.contiguous(), f"{split}_losses": predictions.losses}
 
 
 def _predictions(tensors: dict[str, torch.Tensor], split: str, of: Split) -> Predictions:
-    for part, dtype in PREDICTION_TENSORS.items():
-        tensor = tensors[f"{split}_{part}"]
-        if tensor.shape != of.labels.shape or tensor.dtype != dtype:
-            raise ValueError(f"{PREDICTIONS}: {split}_{part} must be a {dtype} tensor with a value for each image")
-    predictions = Predictions(*(tensors[f"{split}_{part}"] for part in PREDICTION_TENSORS))
-    if int(predictions.predicted.max()) >= CLASSES:
-        raise ValueError(f"{PREDICTIONS}: {split}_predicted must hold classes below {CLASSES}")
+    predictions = Predictions(tensors[f"{split}_logits"], tensors[f"{split}_losses"])
+    for name, tensor, shape in (
+        ("logits", predictions.logits, (len(of.labels), CLASSES)),
+        ("losses", predictions.losses, (len(of.labels),)),
+    ):
+        if tensor.shape != shape or tensor.dtype != torch.float32:
+            raise ValueError(f"{PREDICTIONS}: {split}_{name} must be a float32 tensor of shape {shape}")
     return predictions

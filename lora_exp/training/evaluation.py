@@ -23,11 +23,15 @@ CHUNK_ROWS = 2000  # rows of one matrix product: enough to run at full speed, fe
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions for N images, on the CPU: class [N] uint8, its probability [N], and the true class's loss [N]."""
+    """Predictions for N images, on the CPU: logits [N, C], and the true class's loss [N]."""
 
-    predicted: torch.Tensor
-    confidence: torch.Tensor
+    logits: torch.Tensor
     losses: torch.Tensor
+
+    @property
+    def predicted(self) -> torch.Tensor:
+        """The predicted classes, [N] int64."""
+        return self.logits.argmax(dim=1)
 
 
 def other_classes(digits: tuple[int, ...]) -> tuple[int, ...]:
@@ -37,9 +41,10 @@ def other_classes(digits: tuple[int, ...]) -> tuple[int, ...]:
 
 def class_errors(predictions: Predictions, labels: torch.Tensor) -> ClassErrors:
     """Count confusions and average the losses of predictions for labels [N]."""
-    cells = labels.cpu() * CLASSES + predictions.predicted.to(torch.int64)
-    table = torch.bincount(cells, minlength=CLASSES * CLASSES).view(CLASSES, CLASSES)
-    return ClassErrors.of(table.tolist(), float(predictions.losses.double().mean()))
+    own, losses = labels.cpu(), predictions.losses.double()
+    table = torch.bincount(own * CLASSES + predictions.predicted, minlength=CLASSES * CLASSES).view(CLASSES, CLASSES)
+    sums = torch.bincount(own, losses, minlength=CLASSES)
+    return ClassErrors.of(table.tolist(), float(losses.mean()), (sums / table.sum(1).clamp_min(1)).tolist())
 
 
 def frozen_first_layer(base: BaseModel, images: torch.Tensor, threads: int = 1) -> torch.Tensor | None:
@@ -103,6 +108,4 @@ def _cut(count: int, size: int) -> list[slice]:
 
 def _predictions(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> Predictions:
     logs = functional.log_softmax(logits_NC, dim=1)
-    best = logs.max(dim=1)
-    loss = -logs.gather(1, labels_N[:, None]).squeeze(1)
-    return Predictions(best.indices.to(torch.uint8).cpu(), best.values.exp().cpu(), loss.cpu())
+    return Predictions(logits_NC.cpu(), -logs.gather(1, labels_N[:, None]).squeeze(1).cpu())

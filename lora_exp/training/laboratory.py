@@ -103,7 +103,7 @@ class Laboratory:
     def check(self, spec: RunSpec) -> None:
         """Raise LoraExpError when the data of a spec is missing, or when its adapter fits no layer of its model."""
         self.data(spec.data)
-        adapter_plan(spec.adapter, layer_shapes(spec.model), spec.finetune.seed)
+        adapter_plan(spec.adapter, layer_shapes(spec.model), spec.finetune.seed, spec.finetune.digit)
 
     def packs(self, specs: Sequence[RunSpec], jobs: Jobs) -> list[list[RunSpec]]:
         """Divide jobs that share a base into packs."""

@@ -9,15 +9,18 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.numpy import save
 
 from lora_exp.adapters.adapted import encode_adapter
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, adapter_plan
 from lora_exp.config.spec import RunSpec
+from lora_exp.measures.gains import gains
+from lora_exp.measures.logits import Logits, compact, to_tensors
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import layer_table
 from lora_exp.model.data import ImageData, Split
@@ -44,7 +47,7 @@ def plan_jobs(specs: Sequence[RunSpec], data: ImageData) -> dict[RunSpec, Planne
     layers, of_classes = layer_shapes(specs[0].model), functools.cache(data.train.of_classes)
     planned = {}
     for spec in specs:
-        plan = adapter_plan(spec.adapter, layers, spec.finetune.seed)
+        plan = adapter_plan(spec.adapter, layers, spec.finetune.seed, spec.finetune.digit)
         steps = step_count(spec.finetune, len(of_classes(spec.finetune.digit)))
         size = job_size(plan, layers, spec.finetune.batch_size, steps, len(data.test.labels))
         planned[spec] = PlannedJob(plan, size)
@@ -117,8 +120,12 @@ class PackTrainer:
             spec = pack[row]
             weights = encode_adapter(factors, self._scaling(spec), self._sha256)
             checks["adapter_sha256"] = hashlib.sha256(weights).hexdigest()
+            test = _logits(data.test, self.base.test, on_test[row])
+            validation = _logits(data.validation, self.base.validation, on_validation[row])
             outcome = self._outcome(spec, losses[row], on_test[row], on_validation[row], added, checks)
-            files = {ADAPTER: weights, PREDICTIONS: _predictions_file(self.base.test, on_test[row])}
+            if outcome.diverged_at is None:
+                outcome = dataclasses.replace(outcome, gains=gains(test, validation, spec.finetune.digit))
+            files = {ADAPTER: weights, PREDICTIONS: save(to_tensors(test, validation))}
             results.append((RunResult(spec, outcome, times), files))
         return results
 
@@ -200,8 +207,17 @@ def _errors_on(split: Split | None, predictions: Predictions | None) -> ClassErr
     return None if split is None or predictions is None else class_errors(predictions, split.labels)
 
 
-def _predictions_file(before: Predictions, after: Predictions) -> bytes:
-    """Encode class and confidence of every test image before and after, for galleries of changed predictions."""
-    tensors = {"before_predicted": before.predicted, "before_confidence": before.confidence.half()}
-    content: bytes = save(tensors | {"predicted": after.predicted, "confidence": after.confidence.half()})
-    return content
+@overload
+def _logits(split: Split, before: Predictions, after: Predictions) -> Logits: ...
+
+
+@overload
+def _logits(split: Split | None, before: Predictions | None, after: Predictions | None) -> Logits | None: ...
+
+
+def _logits(split: Split | None, before: Predictions | None, after: Predictions | None) -> Logits | None:
+    """Return the logits of a split as they are stored; None without the split."""
+    if split is None or before is None or after is None:
+        return None
+    labels = split.labels.cpu().numpy().astype(np.uint8)
+    return Logits(labels, *(compact(own.logits.numpy()) for own in (before, after)))

@@ -1,21 +1,22 @@
-"""The runs of a sweep as evidence for or against a claim: chosen by setting, averaged within each seed.
+"""The runs of a sweep as evidence for or against a claim: chosen by setting, averaged within each seed (of a base).
 
-Measures: `target_error` (%), `forgetting` (percentage points), `mean_loss` over the whole of fine-tuning and
-`late_loss` over its last tenth (nats).
+Measures on test images: `target_error` and `target_gain`, its fall (%, points), `forgetting`, `balanced_gain` and
+`beyond_shift` (points), `target_loss` (nats). On validation images, for choices: `validation_target_error` (%) and
+`validation_target_loss` (nats). How a measure goes with the steps of training is seen by runs of different lengths,
+which share their first steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lora_exp.report.statistics import Interval, interval
 
-DRAWN_STEPS = 60  # points of a loss curve
+PERCENT = ("target_error", "forgetting", "beyond_shift", "validation_target_error")  # shares in a sweep's table
 
 
 class Undecided(Exception):
@@ -33,11 +34,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs with one row each in `frame`, and their loss curves by job; `label` names what they have in common."""
+    """Runs with one row each in `frame`; `label` names what they have in common."""
 
     label: str
     frame: pd.DataFrame
-    curves: Mapping[int, Sequence[float]]
 
     def where(self, label: str = "", **setting: Any) -> Runs:
         """Select the runs with these settings. Raises Undecided when there are none."""
@@ -53,25 +53,36 @@ class Runs:
         """Return the values of a setting, in order."""
         return sorted(self.frame[setting].dropna().unique().tolist())
 
-    def best_rate(self, measure: str) -> float:
-        """Return the learning rate with the lowest mean of `measure`, of those at which no run diverged.
+    def best_rates(self, measure: str) -> dict[int, float]:
+        """Return, for each seed, the learning rate with the lowest mean of `measure` over the other seeds.
 
-        Each method needs its own learning rate; compared at a common one, a method may lose by that rate alone.
+        Each method needs its own learning rate; compared at a common one, a method may lose by that rate alone. A rate
+        that was chosen on a seed's own runs would look better there than it is. Rates at which a run diverged are out.
         """
-        means = {rate: float(runs.frame[measure].mean()) for rate, runs in self._sound("learning_rate").items()}
-        if not means:
+        sound = self._sound("learning_rate")
+        if not sound:
             raise Undecided(f"runs diverged at each learning rate ({self.label})")
-        return min(means, key=lambda rate: means[rate])
+        means = pd.DataFrame({rate: runs.frame.groupby("seed")[measure].mean() for rate, runs in sound.items()})
+        if len(means) < 2:
+            raise Undecided(f"{len(means)} base; an interval needs at least 2")
+        if means.isna().any(axis=None):
+            raise Undecided(f"some runs of {self.label} have no {measure.replace('_', ' ')}")
+        return {int(str(seed)): float(str(means.drop(seed).mean().idxmin())) for seed in means.index}
+
+    def at_rates(self, rates: Mapping[int, float]) -> Runs:
+        """Select the runs of each seed at its rate."""
+        return replace(self, frame=self.frame[self.frame["learning_rate"] == self.frame["seed"].map(rates)])
 
     def at_best_rate(self, measure: str) -> Runs:
-        """Select the runs at `best_rate`, and name it in the label."""
-        rate = self.best_rate(measure)
-        return self.where(f"{self.label} at {self.rate_text(rate)}", learning_rate=rate)
+        """Select the runs at `best_rates`, and name these in the label."""
+        rates = self.best_rates(measure)
+        return replace(self.at_rates(rates), label=f"{self.label} at {self.rates_text(rates)}")
 
-    def rate_text(self, rate: float) -> str:
-        """Write a learning rate, and whether it is an end of the rates tried, so that one beyond might be better."""
-        tried = self.choices("learning_rate")
-        return f"{rate:g}" + (" (an end of the rates tried)" if rate in (tried[0], tried[-1]) else "")
+    def rates_text(self, rates: Mapping[int, float]) -> str:
+        """Write learning rates, and whether one is an end of the rates tried, so that one beyond might be better."""
+        tried, own = self.choices("learning_rate"), sorted(set(rates.values()))
+        end = " (an end of the rates tried)" if {own[0], own[-1]} & {tried[0], tried[-1]} else ""
+        return " and ".join(f"{rate:g}" for rate in own) + end
 
     def by_seed(self, measure: str) -> tuple[float, ...]:
         """Return the mean of `measure` within each seed, in the order of the seeds."""
@@ -87,30 +98,20 @@ class Runs:
             raise Undecided(f"{self.label} and {other.label} don't have the same seeds and digits")
         return _within_seeds(mine - theirs)
 
-    def loss_by_seed(self) -> pd.DataFrame:
-        """Return moving averages of the loss over a tenth of the steps: one row a seed, one column for each last step.
-
-        The last column is `late_loss`.
-        """
-        lengths = {len(self.curves[job]) for job in self.frame["job"]}
-        if len(lengths) != 1:
-            raise Undecided(f"runs of {self.label} have different numbers of steps")
-        window = tenth(lengths.pop())
-        means = [np.convolve(self.curves[job], np.ones(window) / window, mode="valid") for job in self.frame["job"]]
-        table = pd.DataFrame(means, index=pd.Index(self.frame["seed"], name="seed"))
-        table.columns = pd.RangeIndex(window, window + table.shape[1])
-        return table.groupby(level="seed").mean()
+    def by_steps(self, measure: str) -> pd.DataFrame:
+        """Return the mean of `measure`: one row a seed, one column for each number of steps, in order."""
+        lengths = self.choices("steps")
+        if len(lengths) < 2:
+            raise Undecided(f"runs of {self.label} have one number of steps")
+        columns = {steps: self.where(steps=steps)._cells(measure).groupby(level="seed").mean() for steps in lengths}
+        table = pd.DataFrame(columns)
+        if table.isna().any(axis=None):
+            raise Undecided(f"runs of {self.label} don't have the same seeds at each number of steps")
+        return table
 
     def line(self, setting: str, measure: str) -> Line:
         """Return the measure by a setting, without the values at which runs diverged."""
         points = {value: interval(runs.by_seed(measure)) for value, runs in self._sound(setting).items()}
-        return Line(self.label, tuple(points), tuple(points.values()))
-
-    def loss_line(self) -> Line:
-        """Return the loss by step."""
-        table = self.loss_by_seed()
-        table = table.iloc[:, :: -(-table.shape[1] // DRAWN_STEPS)]
-        points = {int(str(step)): interval(losses.tolist()) for step, losses in table.items()}
         return Line(self.label, tuple(points), tuple(points.values()))
 
     def _sound(self, setting: str) -> dict[float, Runs]:
@@ -126,7 +127,7 @@ class Runs:
         return self.frame.groupby(["seed", "digit"])[measure].mean()
 
 
-def evidence(frame: pd.DataFrame, curves: Mapping[int, Sequence[float]]) -> Runs:
+def evidence(frame: pd.DataFrame) -> Runs:
     """Collect all runs of a sweep, `frame` from `load_sweep`, with the measures.
 
     Raises Undecided when jobs failed or are missing, since their numbers are unknown.
@@ -135,28 +136,18 @@ def evidence(frame: pd.DataFrame, curves: Mapping[int, Sequence[float]]) -> Runs
     if len(absent):
         counts = ", ".join(f"{count} {status}" for status, count in absent.items())
         raise Undecided(f"of {len(frame)} jobs {counts}")
-    jobs = zip(frame["job"], frame["status"], strict=True)
-    whole = [curves[job] if status == "finished" else [] for job, status in jobs]
-    measures: dict[str, Any] = {
-        "target_error": 100 * frame["target_error"],
-        "forgetting": 100 * frame["forgetting"],
-        "mean_loss": [_mean(losses) for losses in whole],
-        "late_loss": [_mean(losses[-tenth(len(losses)) :]) for losses in whole],
-    }
-    return Runs("", frame.assign(**measures), curves)
-
-
-def tenth(steps: int) -> int:
-    """Return a tenth of the steps, at least one, over which losses are averaged."""
-    return max(1, steps // 10)
-
-
-def _mean(losses: Sequence[float]) -> float:
-    return sum(losses) / len(losses) if losses else float("nan")
+    in_percent = {name: 100 * frame[name] for name in PERCENT}
+    measured = frame.assign(
+        **in_percent,
+        seed=frame["base_seed"],  # runs over one base are not independent, however many orders of images they see
+        target_gain=100 * (frame["target_error_before"] - frame["target_error"]),
+        balanced_gain=100 * frame["balanced_accuracy_gained"],
+    )
+    return Runs("", measured)
 
 
 def _within_seeds(cells: pd.Series[float]) -> tuple[float, ...]:
     means = cells.groupby(level="seed").mean()
     if len(means) < 2:
-        raise Undecided(f"{len(means)} seed; an interval needs at least 2")
+        raise Undecided(f"{len(means)} base; an interval needs at least 2")
     return tuple(means.tolist())

@@ -30,7 +30,7 @@ def claim_figure(verdict: Verdict) -> Figure:
         _draw_panel(axes, panel)
     for axes, group in zip(all_axes[len(verdict.panels) :], by_measure, strict=True):
         _draw_answers(axes, group)
-    figure.suptitle(f"{verdict.name}: {verdict.outcome} (n = {verdict.seeds} seeds)", fontsize=11)
+    figure.suptitle(f"{verdict.name}: {verdict.outcome} (n = {verdict.seeds} bases)", fontsize=11)
     return figure
 
 
@@ -69,7 +69,7 @@ def _draw_answers(axes: Axes, answers: Sequence[Answer]) -> None:
         axes.plot(question.differences, [row + 0.12] * len(question.differences), ".", color=FAINT, ms=5)
         bars, colour = [[interval.mean - interval.low], [interval.high - interval.mean]], OUTCOMES[answer.outcome]
         axes.errorbar(interval.mean, row, xerr=bars, color=colour, lw=2.4, marker="o", ms=7, capsize=5)
-        text, place = f"{answer.outcome} ({100 * interval.confidence:.3g} %)", (interval.mean, row)
+        text, place = answer.outcome, (interval.mean, row)
         axes.annotate(text, place, (0, 9), textcoords="offset points", ha="center", fontsize=8, color=INK)
     question = answers[0].question
     axes.axvline(question.margin, color=INK, ls="--", lw=1.2, label=f"claimed: below {question.margin:g}")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from lora_exp.report.claims.evidence import Line, Runs
 from lora_exp.report.document import Block, Grid, Picture, Section, Strong
-from lora_exp.report.statistics import Answer, Interval, in_unit
+from lora_exp.report.statistics import Answer, Interval, in_unit, power
 
 CLAIM_FIGURE = "claim.png"
-ANSWER_HEADINGS = ["compared", "measure", "mean", "interval", "confidence (%)", "claimed: below", "seeds", "outcome"]
+ANSWER_HEADINGS = ["compared", "measure", "mean", "95 % interval", "Holm's interval", "claimed: below", "n", "outcome"]
 SIDE_HEADINGS = ["mean and 95 % interval", "error on the target (%)", "forgetting (points)"]
 HOW = (
-    "Student's t intervals of the differences within a seed. Where a claim takes several comparisons, Holm's procedure "
-    "sets their confidence. Margins were stated before the runs."
+    "Student's t intervals of the differences within a base; n counts bases. A part passes by its 95 % interval, "
+    "and fails by the one that Holm's procedure corrects for the number of comparisons. Margins were stated before the "
+    "runs."
 )
 
 
@@ -56,11 +58,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim in words, its source, the measurement that decides it, and the function that makes it."""
+    """A claim in words, its source, the measurement that decides it, and the function that makes it.
+
+    `effect` is the difference beyond the margin that a sweep should be able to decide.
+    """
 
     words: str
     source: str
     measured: str
+    effect: float
     judge: Callable[[Runs], Finding]
 
 
@@ -82,16 +88,25 @@ class Verdict:
         return len(self.answers[0].question.differences) if self.answers else 0
 
     @property
+    def power(self) -> str:
+        """Say with which chance so many bases decide a difference of the claim's size, at the spread that was seen."""
+        questions = [answer.question for answer in self.answers]
+        least = min(
+            power(self.claim.effect, statistics.stdev(question.differences), self.seeds) for question in questions
+        )
+        size = in_unit(self.claim.effect, questions[0].unit, signed=False)
+        unit = questions[0].unit
+        return f"A true difference of {size} {unit} beyond the margin is decided with a chance of {least:.0%}."
+
+    @property
     def sentence(self) -> str:
         """One line: the outcome, the claim, and the numbers behind it."""
         parts = [f"Claim {self.name}: {self.outcome}. {self.claim.words} ({self.claim.source})."]
         if self.answers:
-            levels = sorted({answer.interval.confidence for answer in self.answers})
-            confidence = ", ".join(f"{100 * level:.3g} %" for level in levels)
-            confidence += " (Holm)" if len(self.answers) > 1 else ""
-            parts.append(f"Means of {self.seeds} seeds with intervals of {confidence}:")
+            parts.append(f"Means of {self.seeds} bases with 95 % intervals:")
             parts.append("; ".join(answer.text() for answer in self.answers) + ".")
             parts.append("Error on the target and forgetting: " + "; ".join(side.text() for side in self.sides) + ".")
+            parts.append(self.power)
         return " ".join([*parts, self.note] if self.note else parts)
 
 
@@ -106,12 +121,14 @@ def claim_section(verdict: Verdict) -> Section:
     sides = Grid((SIDE_HEADINGS, [_side_cells(side) for side in verdict.sides]), words=1)
     alt = f"{verdict.name}, {verdict.outcome}: the measurements, and each difference with interval and margin"
     picture = Picture(CLAIM_FIGURE, alt, "Bars and bands are 95 % intervals; each dot is a seed.")
-    return Section("Claim", [*said, answers, HOW, sides, *note, picture])
+    return Section("Claim", [*said, answers, HOW, verdict.power, sides, *note, picture])
 
 
 def _answer_cells(answer: Answer) -> list[str]:
     question, interval = answer.question, answer.interval
-    numbers = [*interval.cells(question.unit), f"{100 * interval.confidence:.3g}"]
+    corrected = answer.corrected
+    level = f"{corrected.cells(question.unit)[1]} ({100 * corrected.confidence:.3g} %)"
+    numbers = [*interval.cells(question.unit), level]
     margin, seeds = in_unit(question.margin, question.unit), str(len(question.differences))
     return [question.what, f"{question.measure} ({question.unit})", *numbers, margin, seeds, answer.outcome]
 

@@ -76,20 +76,24 @@ function drawHeatMaps(runs) {
   const onlyRanks = data.kinds.every((kind) => kind.startsWith("rank "));
   const labels = kinds.map((kind) => (onlyRanks ? data.kinds[kind].slice(5) : data.kinds[kind]));
   const few = digits.length * kinds.length <= 120;
-  for (const [name, title, write] of [
-    ["target_error", "error on the target digit (%)", percent],
-    ["other_error", "error on the other digits (%)", percent],
-    ["forgetting", "forgetting (points)", points],
+  // Blue and orange around no change: readers who see few colours tell them apart.
+  const around = [[0, colour("vermilion")], [0.5, colour("paper")], [1, colour("blue")]];
+  for (const [name, title, write, scale] of [
+    ["target_error", "error on the target digit (%)", percent, "Viridis"],
+    ["forgetting", "forgetting (points)", points, "Viridis"],
+    ["balanced_accuracy_gained", "balanced accuracy gained (points)", points, around],
   ]) {
-    const value = (digit, kind) => {
-      const found = cells.get(`${digit}|${kind}`);
-      return found ? mean(found.map((run) => run[name])) : null;
+    const value = (digit, kind) => { // an older version's results have no balanced accuracy
+      const found = (cells.get(`${digit}|${kind}`) ?? []).map((run) => run[name]).filter((one) => one !== null);
+      return found.length ? mean(found) : null;
     };
     const means = digits.map((digit) => kinds.map((kind) => value(digit, kind)));
     const texts = means.map((row) => row.map((cell) => (cell === null ? "–" : write(cell))));
+    const most = Math.max(...means.flat().map((cell) => 100 * Math.abs(cell ?? 0)), 0.01);
     draw(`heat-${name}`, [{
       type: "heatmap", x: labels, y: digits, z: means.map((row) => row.map((cell) => cell === null ? null : 100 * cell)),
-      text: texts, texttemplate: few ? "%{text}" : "", colorscale: "Viridis", xgap: 1, ygap: 1,
+      text: texts, texttemplate: few ? "%{text}" : "", colorscale: scale, xgap: 1, ygap: 1,
+      ...(scale === around ? { zmin: -most, zmax: most } : {}),
       hovertemplate: `digit %{y}, ${onlyRanks ? "rank " : ""}%{x}: %{text}<extra></extra>`,
       colorbar: { thickness: 10, outlinewidth: 0 },
     }], {
@@ -106,7 +110,9 @@ function drawTradeOff(runs) {
     type: "scatter", mode: "markers", name: data.kinds[kind], customdata: own.map((run) => run.job),
     x: own.map((run) => 100 * run.target_error), y: own.map((run) => 100 * run.forgetting),
     text: own.map((run) => `job ${run.job}, ${run.what}<br>target ${percent(run.target_error)} %, others ` +
-      `${percent(run.other_error)} %, forgetting ${points(run.forgetting)}<br>${run.overhead.toFixed(3)} % more parameters`),
+      `${percent(run.other_error)} %, forgetting ${points(run.forgetting)}<br>` + (run.gains === null ? "" :
+      `balanced accuracy gained ${points(run.balanced_accuracy_gained)}<br>${run.said}<br>`) +
+      `${run.overhead.toFixed(3)} % more parameters`),
     hovertemplate: "%{text}<extra></extra>",
     marker: { color: kindColour(kind), opacity: 0.8, line: { width: 1, color: colour("paper") },
       size: own.map((run) => 7 + 17 * Math.sqrt(run.overhead / largest)) },
@@ -232,6 +238,35 @@ function showGallery(run) {
   }
 }
 
+/** The measures of a run before and after, what a moved threshold would have done, and McNemar's tests. */
+function showGains(run) {
+  const box = byId("gains"), { measures, shift, tests, note, none } = data.gains, own = run.gains;
+  if (own === null) { box.replaceChildren(element("p", none)); return; }
+  const titled = ([headings, titles], cells) => [headings, titles.map((title, at) => [title, ...cells[at]])];
+  box.replaceChildren(
+    element("p", `${run.said} ${note}`), table("Measures before and after", ...titled(measures, own.measures)),
+    ...(own.shift ? [table("The moved threshold", shift, [own.shift])] : []),
+    table("Images that became right or wrong", ...titled(tests, own.tests)));
+}
+
+/** A table whose first column holds words. */
+function table(label, headings, rows) {
+  const scroll = element("div", null, { className: "scroll", tabIndex: 0 }), made = element("table");
+  scroll.setAttribute("role", "region");
+  scroll.setAttribute("aria-label", label);
+  const row = (tag, texts) => {
+    const line = element("tr");
+    line.append(...texts.map((text, at) => element(tag, text, { className: at ? "" : "word" })));
+    return line;
+  };
+  const head = element("thead"), body = element("tbody");
+  head.append(row("th", headings));
+  body.append(...rows.map((texts) => row("td", texts)));
+  made.append(head, body);
+  scroll.append(made);
+  return scroll;
+}
+
 function element(tag, text, properties) {
   const made = Object.assign(document.createElement(tag), properties);
   if (text) made.textContent = text;
@@ -245,6 +280,7 @@ function showRun() {
   byId("run-summary").textContent = `Job ${run.job}, ${run.what}: error on the target ${cell("target_error_before")} % → ` +
     `${cell("target_error")} %, on the other digits ${cell("other_error_before")} % → ${cell("other_error")} % ` +
     `(forgetting ${cell("forgetting")} points), ${cell("parameters_adapter")} parameters.`;
+  showGains(run);
   drawDigits(run);
   drawConfusion(run);
   showGallery(run);

@@ -1,0 +1,92 @@
+"""What a sweep says in a few sentences: did anything beat doing nothing and a moved threshold, and at what price?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from lora_exp.measures.paired import Estimate
+from lora_exp.measures.shift import beyond_words
+from lora_exp.report.tables import percent, points, run_text
+from lora_exp.storage.table import finished, representative
+
+# Where a run that is chosen on these images is judged.
+JUDGED_ON = {"validation images": "the test images", "half of the test images": "the other half"}
+
+
+def verdict(frame: pd.DataFrame) -> str:
+    """Say what fine-tuning did to all classes together, to the target and to the others, in one paragraph."""
+    runs = finished(frame)
+    others = frame["status"][frame["status"] != "finished"].value_counts()
+    rest = ", ".join(f"{count} {status}" for status, count in others.items())
+    if runs.empty:
+        return f"No finished run among {len(frame)} ({rest}): there are no errors to compare."
+    means = runs[["target_error_before", "target_error", "other_error_before", "other_error"]].mean()
+    target_before, target, other_before, other = map(percent, means)
+    errors = (
+        f"error on the target {target_before} % -> {target} %, on the other digits {other_before} % -> {other} % "
+        f"(forgetting {points(runs['forgetting'].mean())} points)"
+    )
+    besides = f" ({rest} besides)" if rest else ""
+    measured = runs[runs["balanced_accuracy_gained"].notna()]
+    if len(runs) == 1:
+        text = run_text(runs.iloc[0])
+        standing = "" if measured.empty else f": {_one(measured.iloc[0])}"
+        return f"{text[0].upper()}{text[1:]}{besides}{standing}; {errors}."
+    standing = "" if measured.empty else f"{_many(measured)} "
+    return f"{standing}Mean of {len(runs)} finished runs{besides}: {errors}."
+
+
+def choice(frame: pd.DataFrame) -> str:
+    """Name the run that is chosen among all, the images on which it is chosen, and what it achieves on others."""
+    job = representative(frame)
+    assert job is not None, "called for finished runs"
+    row = frame.iloc[job]
+    on = row["chosen_on"]
+    elsewhere = JUDGED_ON.get(on, "the same images")
+    result = (
+        f"on {elsewhere} balanced accuracy changed by {points(row['elsewhere_gained'])} points, "
+        f"with {points(row['elsewhere_forgetting'])} points of forgetting"
+    )
+    if row["chosen_gained"] > 0:
+        return f"Chosen on {on}: job {job} ({run_text(row)}) gained most balanced accuracy there; {result}."
+    return f"On {on} no run gained balanced accuracy; job {job} ({run_text(row)}) lost least; {result}."
+
+
+def _one(row: Any) -> str:
+    before, after = percent(row["balanced_accuracy_before"]), percent(row["balanced_accuracy"])
+    than = {1: "better than doing nothing", -1: "worse than doing nothing", 0: "no difference from doing nothing shown"}
+    sign = int(row["balanced_accuracy_gained_low"] > 0) - int(row["balanced_accuracy_gained_high"] < 0)
+    numbers = [row[f"beyond_shift{part}"] for part in ("", "_low", "_high")]
+    beyond = beyond_words(None if pd.isna(numbers[0]) else Estimate(*numbers))
+    return f"balanced accuracy {before} % -> {after} %, {than[sign]}; {beyond}"
+
+
+def _many(runs: pd.DataFrame) -> str:
+    """The standing of several runs, each by its interval over images."""
+    gained = _signs(runs, "balanced_accuracy_gained")
+    before, after = (percent(runs[name].mean()) for name in ("balanced_accuracy_before", "balanced_accuracy"))
+    change, count = f"balanced accuracy {before} % -> {after} % in the mean", len(runs)
+    better, worse = (gained > 0).sum(), (gained < 0).sum()
+    if worse == count:
+        first = f"Every run is worse than doing nothing: {change}."
+    elif better == 0:
+        first = f"No run is better than doing nothing, {worse} of {count} are worse: {change}."
+    else:
+        first = f"{better} of {count} runs are better than doing nothing, {worse} are worse: {change}."
+    matched = runs[runs["beyond_shift"].notna()]
+    beyond = _signs(matched, "beyond_shift")
+    less, more = (beyond > 0).sum(), (beyond < 0).sum()
+    if matched.empty:
+        return first
+    if less == 0:
+        second = f"None forgets less than a moved threshold of the same recall; {more} forget more."
+    else:
+        second = f"{less} of {len(matched)} forget less than a moved threshold of the same recall, {more} more."
+    return f"{first} {second}"
+
+
+def _signs(runs: pd.DataFrame, name: str) -> pd.Series[int]:
+    """1 where the interval of a change lies above zero, -1 where it lies below, else 0."""
+    return (runs[f"{name}_low"] > 0).astype(int) - (runs[f"{name}_high"] < 0).astype(int)
