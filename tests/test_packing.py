@@ -88,7 +88,7 @@ def test_cost_and_memory_of_a_job_are_those_counted_by_hand() -> None:
 def test_the_cost_of_a_convolution_counts_every_position() -> None:
     layers = layer_shapes(ModelSpec((20,), channels=(4, 6)))  # 14 x 14 positions, then 7 x 7, then a row
     sides = [(196, 4, 9), (49, 6, 36), (1, 20, 294), (1, 10, 20)]
-    plan = adapter_plan(AdapterSpec(rank=3), layers, seed=0)
+    plan = adapter_plan(AdapterSpec(rank=3), layers, seed=0, target=(0,))
     size = job_size(plan, layers, 10, steps=0, test_images=1000)
     assert size.cost == 2 * 1000 * sum(places * (outs * ins + 8 * (outs + ins)) for places, outs, ins in sides)
 
