@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from lora_exp.measures.logits import probabilities
-from lora_exp.report.gained import run_cells, said_of, shift_cells, mcnemar_cells
+from lora_exp.report.gained import mcnemar_cells, run_cells, said_of, shift_cells
 from lora_exp.report.tables import points
 from lora_exp.report.write import write_report
 from lora_exp.storage.sweep_file import run_command
