@@ -62,7 +62,7 @@ def test_a_registered_model_classifies_every_test_image_as_the_run_did(
     assert f"model    {uri}: 10000 of 10000 test images classified as in the run" in printed
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     model = mlflow.pyfunc.load_model(uri)
-    predicted = load_file(place.folder / kind / "predictions.safetensors")["predicted"]
+    predicted = load_file(place.folder / kind / "predictions.safetensors")["logits"].argmax(axis=1)
     assert (model.predict(IMAGES) == predicted).all()
     with pytest.raises(mlflow.exceptions.MlflowException, match="uint8"):
         model.predict(IMAGES[:2].astype(np.float64) / 255)
@@ -136,7 +136,7 @@ def test_a_served_model_answers_a_json_request(place: Place) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    predicted = load_file(place.folder / "mlp" / "predictions.safetensors")["predicted"]
+    predicted = load_file(place.folder / "mlp" / "predictions.safetensors")["logits"].argmax(axis=1)
     assert found == [{"predictions": predicted[:count].tolist()} for count in (50, 2)]
 
 
