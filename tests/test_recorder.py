@@ -19,7 +19,7 @@ from lora_exp.config.settings import TrackingSettings
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import ClassErrors, RunResult
-from lora_exp.storage.sweep_file import FailedJob
+from lora_exp.storage.sweep_file import FailedJob, Stopped
 from lora_exp.storage.sweep_folder import read_sweep
 from lora_exp.storage.table import representative
 from lora_exp.tracking.facts import CURVE_POINTS, metrics_of_sweep
@@ -223,6 +223,9 @@ def test_a_failed_job_is_a_failed_run_with_its_reason(recorder: Recorder, tmp_pa
     assert run.data.tags["status"] == "failed"
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert artifacts(recorder, run.info.run_id) == ["lora_exp.log"]
+    stopped = replace(failure, stopped=Stopped(10, 100, "both_errors", 0.2, 0.1, 9))
+    run = recorder.client.get_run(recorder.record_failure(stopped, tmp_path, parent, Ticket.new()))
+    assert (run.info.status, run.data.tags["status"]) == ("KILLED", "stopped")
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
