@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.measures.gains import gains
 from lora_exp.measures.logits import Logits, compact, to_tensors
 from lora_exp.model.data import EMBEDDED
-from lora_exp.storage.result import PREDICTIONS, RESULT, ClassErrors, Outcome, RunResult
+from lora_exp.storage.result import PREDICTIONS, RESULT, Outcome, RunResult
 
 WIDTHS = (784, 1000, 2000, 10)
 
@@ -44,6 +45,7 @@ def made_run(
     diverged_at: int | None = None,
     steps: int = 100,
     method: str = "lora",
+    base_seed: int = 0,
 ) -> tuple[RunResult, dict[str, NDArray[Any]]]:
     """A result and its predictions: the base errs on 5 % of all; the target is mended and others broken."""
     random = np.random.default_rng([*digit, rank, seed])
@@ -94,7 +96,7 @@ def made_run(
     spec = RunSpec(
         ModelSpec(WIDTHS[1:-1]),
         DataSpec("mnist"),
-        BaseSpec(),
+        BaseSpec(seed=base_seed),
         AdapterSpec(method, rank, alpha).used(),
         FinetuneSpec(digit=digit, seed=seed, steps=steps),
     )

@@ -14,10 +14,10 @@ from lora_exp.adapters.initialisation import initial_factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan
 from lora_exp.config.spec import AdapterSpec, FinetuneSpec
+from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import BaseModel, plain_logits
 from lora_exp.model.data import ImageData, Split
-from lora_exp.storage.result import ClassErrors
 from lora_exp.training import evaluation
 from lora_exp.training.evaluation import (
     Predictions,

@@ -26,9 +26,10 @@ from lora_exp.config.settings import HalvingSettings
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
 from lora_exp.executors.worker import trained_into_store
+from lora_exp.measures.class_errors import error_of
 from lora_exp.model.base import BaseModel
 from lora_exp.model.data import ImageData
-from lora_exp.storage.result import error_of, read
+from lora_exp.storage.result import read
 from lora_exp.storage.store import ENTRY, Store
 from lora_exp.storage.sweep_file import Stopped
 from lora_exp.storage.sweep_folder import load_sweep, read_sweep

@@ -91,7 +91,7 @@ def test_the_runs_of_a_sweep_are_compared_by_rank_alpha_digit_and_errors(shown: 
 def test_a_sweep_links_to_its_runs_and_they_link_back(shown: Shown, page: Page) -> None:
     page.goto(shown.page_of(shown.parent))
     expect(page.get_by_text("8 jobs: 8 finished.")).to_be_visible()
-    expect(page.get_by_text("Lowest sum of both errors:")).to_be_visible()
+    expect(page.get_by_text("Chosen by balanced accuracy on")).to_be_visible()
     page.get_by_text("Show more").first.click()
     link = page.get_by_role("link", name=re.compile("^digit-")).first
     name = link.inner_text()

@@ -18,7 +18,8 @@ from made_results import made_run, pictures_and_labels, small_result, write_swee
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.errors import LoraExpError
-from lora_exp.storage.result import ClassErrors, RunResult
+from lora_exp.measures.class_errors import ClassErrors
+from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_file import FailedJob, Stopped
 from lora_exp.storage.sweep_folder import read_sweep
 from lora_exp.storage.table import representative
@@ -244,7 +245,7 @@ def test_a_sweep_is_open_until_it_gets_its_summary(recorder: Recorder, tmp_path:
     assert len(recorder.client.get_metric_history(parent, "mean_target_error")) == 1
     assert run.data.tags["command"] == "lora-exp -m adapter.rank=1,2"
     lowest = {0: "a0", 1: "b1"}[representative(sweep.frame) or 0]
-    assert run.data.tags["lowest_sum_run"] == lowest
+    assert run.data.tags["chosen_run"] == lowest
     assert (
         f"](#/experiments/{recorder.experiment_id}/runs/{lowest}?workflowType=machine_learning) |"
         in run.data.tags["mlflow.note.content"]

@@ -213,14 +213,17 @@ def test_any_sweep_gives_a_sensible_page(tmp_path: Path, runs: list[object], tol
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_claim_is_told_before_the_other_figures_whatever_became_of_its_jobs(tmp_path: Path, lost: bool) -> None:
-    runs: list[object] = [made.made_run(FEW, rank=rank, seed=seed) for rank in (1, 2, 4, 64) for seed in (0, 1)]
+    runs: list[object] = [
+        made.made_run(FEW, rank=rank, seed=seed, base_seed=seed) for rank in (1, 2, 4, 64) for seed in (0, 1)
+    ]
     sweep = read_sweep(made.write_sweep(tmp_path / "s", [*runs[:7], "no memory" if lost else runs[7]]))  # type: ignore[list-item]
     claim = judged_claim(sweep, "rank_saturates")
     assert claim is not None and judged_claim(sweep, None) is None
     out = write_report(sweep, tmp_path / "report", PICTURES[: len(FEW)], FEW, claim)
     text = (out / "report.md").read_text()
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-    assert headings[:4] == ["Verdict", "Claim", "Settings over seeds", "Errors by target digit and rank"]
+    expected = ["Verdict", "Claim", "What was gained", "Settings over seeds", "Errors by target digit and rank"]
+    assert headings[:5] == expected
     section = text.split("## Claim")[1].split("\n## ")[0]
     assert f"**{claim.outcome}**: Few ranks suffice" in section
     assert (out / "figures" / "claim.png").is_file() == ("](figures/claim.png)" in section) == (not lost)

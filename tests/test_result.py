@@ -12,7 +12,8 @@ from made_results import class_errors, write_result
 from made_results import small_result as result
 
 from lora_exp.config.spec import AdapterSpec
-from lora_exp.storage.result import error_of, from_json, kind_label, read
+from lora_exp.measures.class_errors import error_of
+from lora_exp.storage.result import from_json, kind_label, read
 
 
 def test_a_result_survives_json_and_its_file(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_exp.config.spec import SIDE
+from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.measures.logits import probabilities
 from lora_exp.measures.paired import wilson
 from lora_exp.report import gained
 from lora_exp.report.figures import changes, spread
 from lora_exp.report.tables import ALWAYS, MEASURES, differing, heading, runs_table, setting_text, values_of
-from lora_exp.storage.result import ClassErrors, RunResult, kind_label
+from lora_exp.storage.result import RunResult, kind_label
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import finished, representative

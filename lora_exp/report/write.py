@@ -75,8 +75,8 @@ def _write_pages(
     first = [
         sections.head(sweep),
         sections.verdict_section(frame, comparison),
-        *gained_section(frame, sweep.results),
         *([] if claim is None else [claim_section(claim)]),
+        *gained_section(frame, sweep.results),
         *([] if sweep.search is None else [search_section(sweep, sweep.search)]),
         *sections.halving_section(sweep),
         *sections.over_seeds(comparison),

@@ -21,7 +21,7 @@ COMPUTING = {
     "bases": ("numerics", "config.spec", "model", "training.base", "training.evaluation"),
     "results": (
         *("numerics", "config.spec", "config.methods", "measures", "model", "adapters", "training"),
-        *("storage.result.Outcome", "storage.result.ClassErrors"),
+        "storage.result.Outcome",
     ),
 }
 # Exceptions: code that only schedules, finds a stored base or converts adapters of other libraries, and the parts of

@@ -15,6 +15,7 @@ from typing import Any
 
 from lora_exp.config.spec import SPECS, RunSpec, from_dict
 from lora_exp.errors import LoraExpError
+from lora_exp.measures.class_errors import ClassErrors, error_of
 from lora_exp.measures.gains import Choice, Gains
 from lora_exp.measures.gains import from_dict as gains_from_dict
 from lora_exp.measures.shift import beyond_words
@@ -31,40 +32,6 @@ UNKNOWN_SETTINGS = {
 SHORT_NAMES = {"model_hidden": "model", "data_name": "data"}
 # Method and rank; the rank is None for a method without one.
 Kind = tuple[str, int | None]
-
-
-@dataclass(frozen=True)
-class ClassErrors:
-    """Errors of a classifier on a labelled split; `confusion[true][predicted]` counts images.
-
-    `error_rates` are shares of each class's images, 0 for a class without images. `losses` are each class's mean loss;
-    empty in a result that an older version wrote.
-    """
-
-    accuracy: float
-    loss: float
-    counts: list[int]
-    errors: list[int]
-    error_rates: list[float]
-    confusion: list[list[int]]
-    losses: list[float] = field(default_factory=list)
-
-    @staticmethod
-    def of(confusion: list[list[int]], loss: float, losses: list[float]) -> ClassErrors:
-        """Derive every number from the confusion counts, the mean loss and those of the classes."""
-        counts = [sum(row) for row in confusion]
-        errors = [count - row[digit] for digit, (row, count) in enumerate(zip(confusion, counts, strict=True))]
-        rates = [wrong / count if count else 0.0 for wrong, count in zip(errors, counts, strict=True)]
-        images = sum(counts)
-        return ClassErrors((images - sum(errors)) / images, loss, counts, errors, rates, confusion, losses)
-
-    def error_of(self, classes: Sequence[int]) -> float:
-        """Mean error rate of `classes`, with equal weight for each class."""
-        return _mean_rate(self.error_rates, classes)
-
-    def loss_of(self, classes: Sequence[int]) -> float | None:
-        """Mean loss of `classes`, with equal weight for each class; None where an older version wrote the result."""
-        return _mean_rate(self.losses, classes) if self.losses else None
 
 
 @dataclass(frozen=True)
@@ -251,22 +218,6 @@ def kind_label(kind: Kind) -> str:
 def adapted(kind: Kind) -> str:
     """Return `at rank 4`, `with dora rank 4` or `with full`."""
     return f"{'at' if kind[0] == 'lora' else 'with'} {kind_label(kind)}"
-
-
-def error_of(objective: str, target: Sequence[int], before: Sequence[float], after: Sequence[float]) -> float:
-    """Compute one of `config.settings.ERRORS` from the error rates of every class before and after fine-tuning."""
-    rest = [digit for digit in range(len(after)) if digit not in target]
-    if objective == "target_error":
-        return _mean_rate(after, target)
-    if objective == "forgetting":
-        return _mean_rate(after, rest) - _mean_rate(before, rest)
-    if objective == "balanced_error":
-        return _mean_rate(after, range(len(after)))
-    return _mean_rate(after, target) + _mean_rate(after, rest)
-
-
-def _mean_rate(rates: Sequence[float], classes: Sequence[int]) -> float:
-    return sum(rates[digit] for digit in classes) / len(classes)
 
 
 def as_text(value: Any) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 
 from lora_exp.config.spec import CLASSES
+from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.measures.gains import NUMBERS
-from lora_exp.storage.result import ClassErrors, RunResult
+from lora_exp.storage.result import RunResult
 
 # Types of columns. An absent text is None in every pandas; nullable integers keep 4 a 4 beside a failed job.
 TEXT, WHOLE, NUMBER, TRUTH = "object", "Int64", "float64", "boolean"

@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.config.spec import CLASSES
+from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.model.base import BaseModel, plain_logits
 from lora_exp.model.data import Split
 from lora_exp.numerics import MIN_ROWS, ROW_MULTIPLE, frozen_product, on_threads
-from lora_exp.storage.result import ClassErrors
 
 CHUNK_ROWS = 2000  # rows of one matrix product: enough to run at full speed, few enough to stay in cache
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from lora_exp.config.settings import HalvingSettings
 from lora_exp.config.spec import RunSpec
+from lora_exp.measures.class_errors import error_of
 from lora_exp.model.data import ImageData
-from lora_exp.storage.result import error_of
 from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import Stopped
 from lora_exp.training.base import TrainedBase

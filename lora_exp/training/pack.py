@@ -19,12 +19,13 @@ from lora_exp.adapters.adapted import encode_adapter
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, adapter_plan
 from lora_exp.config.spec import RunSpec
+from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.measures.gains import gains
 from lora_exp.measures.logits import Logits, compact, to_tensors
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import layer_table
 from lora_exp.model.data import ImageData, Split
-from lora_exp.storage.result import ADAPTER, PREDICTIONS, ClassErrors, Outcome, RunResult
+from lora_exp.storage.result import ADAPTER, PREDICTIONS, Outcome, RunResult
 from lora_exp.training.base import TrainedBase
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.evaluation import Predictions, class_errors, frozen_first_layer, other_classes, predict_pack

@@ -69,7 +69,7 @@ def _draw_answers(axes: Axes, answers: Sequence[Answer]) -> None:
         axes.plot(question.differences, [row + 0.12] * len(question.differences), ".", color=FAINT, ms=5)
         bars, colour = [[interval.mean - interval.low], [interval.high - interval.mean]], OUTCOMES[answer.outcome]
         axes.errorbar(interval.mean, row, xerr=bars, color=colour, lw=2.4, marker="o", ms=7, capsize=5)
-        text, place = answer.outcome, (interval.mean, row)
+        text, place = f"{answer.outcome} ({100 * interval.confidence:.3g} %)", (interval.mean, row)
         axes.annotate(text, place, (0, 9), textcoords="offset points", ha="center", fontsize=8, color=INK)
     question = answers[0].question
     axes.axvline(question.margin, color=INK, ls="--", lw=1.2, label=f"claimed: below {question.margin:g}")
