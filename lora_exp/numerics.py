@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CPUINFO = Path("/proc/cpuinfo")
 # The requests of `device.portable=true`, to MKL and to torch's own kernels. On processors of other makers than Intel,
-# MKL takes any request but COMPATIBLE as AUTO: `exp`, small products and decompositions then have other bits there.
+# MKL takes any request but COMPATIBLE as AUTO: small products, `exp`, `sqrt` and decompositions have other bits there.
 PORTABLE = {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "avx2"}
 
 

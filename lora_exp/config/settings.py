@@ -41,7 +41,7 @@ def _optional_count() -> Any:
 class DeviceSettings:
     """The device, and how many packs train at a time on a CPU (`threads`; null: one per core).
 
-    With `portable` a CPU uses the kernels that all x86-64 processors with AVX2 have, also where it has wider ones.
+    With `portable` a CPU uses kernels that have the same bits on all x86-64 processors with AVX2.
     """
 
     name: str = one_of(DEVICES, default="auto")
