@@ -97,18 +97,18 @@ def test_a_diverging_job_reports_its_step_and_changes_no_other_job_of_its_pack(r
     assert {spec: found[spec] for spec in specs} == {spec: one_pack[spec] for spec in specs}
 
 
-def test_equal_jobs_are_computed_once(run: Run) -> None:
-    assert len(run([grid()[0]] * 3)) == 1
-
-
-def test_what_is_in_the_store_is_not_computed_again(run: Run, data_root: Path, tmp_path: Path) -> None:
+def test_equal_jobs_and_what_is_in_the_store_are_not_computed_again(run: Run, data_root: Path, tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.prepare()
     laboratory = Laboratory(store, data_root, torch.device("cpu"), 1, LocalExecutor(1, 2**30))
-    first = dict(laboratory.run(grid()[:2]))
+    one, two = grid()[:2]
+    made = list(laboratory.run([one, two, one]))  # equal jobs are computed and yielded once
+    first = dict(made)
+    assert len(made) == len(first) == 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(laboratory_module, "PackTrainer", None)  # would fail if anything were trained
-        assert dict(laboratory.run(grid()[:2])) == first
+        again = list(laboratory.run([one, two, one]))
+    assert dict(again) == first and len(again) == 2
 
 
 def test_a_pack_that_raises_fails_its_own_jobs_only(

@@ -18,8 +18,9 @@ from hydra.test_utils.launcher_common_tests import (
     IntegrationTestSuite,
     LauncherTestSuite,
 )
-from places import QUICK
+from places import QUICK, prepared
 
+from lora_exp import load_sweep
 from lora_exp.model.data import ImageData
 
 # Some of the suites' applications state no version_base.
@@ -60,6 +61,18 @@ def test_the_folder_of_a_job_holds_what_it_holds_with_hydras_own_launcher(
             ours, hydras = (b"".join(line[len("HH:MM:SS") :] for line in text.splitlines()) for text in (ours, hydras))
             assert b"target error" in ours
         assert ours == hydras, path
+
+
+def test_jobs_return_in_their_own_order_and_equal_ones_all_run(
+    tmp_path: Path, data_root: Path, mnist: ImageData
+) -> None:
+    """A pack trains rank 1 first, since its factors are smaller. Every job diverges, and the first of them is told."""
+    place = prepared(tmp_path, data_root)
+    jobs = ("adapter.rank=9,1", "finetune.digit=3,3", "finetune.steps=3", "finetune.learning_rate=1e38")
+    _, err = place.run("-m", *QUICK, *jobs, "tracking=off", code=1)
+    assert err.splitlines()[-1].startswith("lora-exp: 4 of 4 jobs failed; the first: digit-3_lora_rank-9_")
+    assert load_sweep(place.sweep())["status"].tolist() == ["diverged"] * 4
+    assert len(place.results_made()) == 2
 
 
 @pytest.mark.parametrize(("launcher_name", "overrides"), [("packed", [])])
