@@ -192,19 +192,18 @@ def test_predicting_leaves_the_frozen_product_as_it_is(small_base: BaseModel, sp
     assert torch.equal(first, kept)
 
 
-def test_the_first_layers_products_have_the_same_bits_on_any_number_of_threads(
+def test_the_first_layers_products_are_those_of_one_product_whatever_threads_the_process_has(
     small_base: BaseModel, mnist: ImageData, any_pack: None
 ) -> None:
     images = mnist.train.images[
         : 2 * evaluation.CHUNK_ROWS + numerics.MIN_ROWS - 1
     ]  # the last chunk is long, not short
-    one, two, five = (frozen_first_layer(small_base, images, threads) for threads in (1, 2, 5))
-    assert one is not None and two is not None and five is not None
-    assert torch.equal(one, two) and torch.equal(one, five)
     layer = small_base.layers[0]
     with numerics.on_threads(1):
         whole = numerics.frozen_product(images, layer.weight, layer.bias)
-    assert torch.equal(one, whole)
+    for threads in (1, 2):
+        with numerics.on_threads(threads):
+            assert torch.equal(frozen_first_layer(small_base, images), whole)  # type: ignore[arg-type]
 
 
 def test_the_base_predicts_on_one_thread_whatever_the_process_has(

@@ -5,7 +5,6 @@ Shapes: P jobs of the pack, N test images, c images of a chunk, C classes.
 
 from __future__ import annotations
 
-from concurrent import futures
 from dataclasses import dataclass
 
 import torch
@@ -47,23 +46,20 @@ def class_errors(predictions: Predictions, labels: torch.Tensor) -> ClassErrors:
     return ClassErrors.of(table.tolist(), float(losses.mean()), (sums / table.sum(1).clamp_min(1)).tolist())
 
 
-def frozen_first_layer(base: BaseModel, images: torch.Tensor, threads: int = 1) -> torch.Tensor | None:
+def frozen_first_layer(base: BaseModel, images: torch.Tensor) -> torch.Tensor | None:
     """Compute the frozen product of the first layer [N, O], a constant of base and data that all jobs share.
 
-    None for a convolution: on one-channel images its product is cheaper than the memory to store it. So many `threads`
-    compute chunks of images next to each other, each chunk on one thread: on two the bits of few images could differ.
+    None for a convolution: on one-channel images its product is cheaper than the memory to store it. On one thread, the
+    calling one: on two the bits of few images could differ, and processes that are forked after threads of a pool have
+    used MKL hung in its memory manager, 3 of 364 in a trial.
     """
     layer = base.layers[0]
     if layer.shape.convolution is not None:
         return None
     product_NO = images.new_empty(len(images), len(layer.weight))
-
-    def compute(at: slice) -> None:
-        with torch.no_grad():
+    with torch.no_grad(), on_threads(1):
+        for at in _cut(len(images), CHUNK_ROWS):
             product_NO[at] = frozen_product(images[at], layer.weight, layer.bias)
-
-    with on_threads(1), futures.ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(compute, _cut(len(images), CHUNK_ROWS)))
     return product_NO
 
 

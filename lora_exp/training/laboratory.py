@@ -190,7 +190,7 @@ class ResultWork:
     @functools.cached_property
     def trainer(self) -> PackTrainer:
         """What trains packs in this process and its forks."""
-        return PackTrainer(self.base, self.data, self.jobs, self._laboratory.threads)
+        return PackTrainer(self.base, self.data, self.jobs)
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:

@@ -56,18 +56,13 @@ def plan_jobs(specs: Sequence[RunSpec], data: ImageData) -> dict[RunSpec, Planne
 
 
 class PackTrainer:
-    """Trains and evaluates packs of one base. All packs share its data and the first layer's frozen products.
+    """Trains and evaluates packs of one base. All packs share its data and the first layer's frozen products."""
 
-    So many `threads` compute these products, before any pack trains.
-    """
-
-    def __init__(
-        self, base: TrainedBase, data: ImageData, jobs: Mapping[RunSpec, PlannedJob], threads: int = 1
-    ) -> None:
+    def __init__(self, base: TrainedBase, data: ImageData, jobs: Mapping[RunSpec, PlannedJob]) -> None:
         self.base, self.data, self.jobs = base, data, jobs
         self._of_classes = functools.cache(data.train.of_classes)
         self._sha256 = base.model.sha256()
-        first = functools.partial(frozen_first_layer, base.model, threads=threads)
+        first = functools.partial(frozen_first_layer, base.model)
         self._first_test = first(data.test.images)
         self._first_validation = None if data.validation is None else first(data.validation.images)
         pixels, labels, self._index = self._drawn_images()
