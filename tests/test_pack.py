@@ -15,6 +15,7 @@ from safetensors.torch import load
 from lora_exp.adapters.initialisation import initial_factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
+from lora_exp.measures.logits import AFTER, BEFORE
 from lora_exp.model.base import BaseModel
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, PREDICTIONS
@@ -61,17 +62,17 @@ def test_the_numbers_of_a_run_are_those_counted_from_its_predictions(trainer: Pa
     for result, files in PackTrainer(trainer.base, mnist, plan_jobs(pack, mnist)).train(pack, None):
         out, target = result.outcome, result.spec.finetune.digit
         found = load(files[PREDICTIONS])
-        assert torch.equal(found["before_predicted"], trainer.base.test.predicted)
-        assert torch.equal(found["before_confidence"], trainer.base.test.confidence.half())
+        assert torch.equal(found[BEFORE].argmax(1), trainer.base.test.predicted)
         means = {}
-        for when in ("before_predicted", "predicted"):
-            rates = [float((found[when] != labels)[labels == digit].double().mean()) for digit in range(10)]
+        for when in (BEFORE, AFTER):
+            wrong = found[when].argmax(1) != labels
+            rates = [float(wrong[labels == digit].double().mean()) for digit in range(10)]
             rest = [rate for digit, rate in enumerate(rates) if digit not in target]
             means[when] = sum(rates[digit] for digit in target) / len(target), sum(rest) / len(rest)
-        assert (out.target_error_before, out.other_error_before) == pytest.approx(means["before_predicted"])
-        assert (out.target_error, out.other_error) == pytest.approx(means["predicted"])
-        assert out.forgetting == pytest.approx(means["predicted"][1] - means["before_predicted"][1], abs=1e-12)
-        assert out.after.accuracy == pytest.approx(float((found["predicted"] == labels).double().mean()))
+        assert (out.target_error_before, out.other_error_before) == pytest.approx(means[BEFORE])
+        assert (out.target_error, out.other_error) == pytest.approx(means[AFTER])
+        assert out.forgetting == pytest.approx(means[AFTER][1] - means[BEFORE][1], abs=1e-12)
+        assert out.after.accuracy == pytest.approx(float((found[AFTER].argmax(1) == labels).double().mean()))
         assert out.adapter_sha256 == hashlib.sha256(files[ADAPTER]).hexdigest()
         assert out.target_error < out.target_error_before and out.forgetting > 0  # it was trained on its own digits
 
