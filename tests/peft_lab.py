@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_exp import AdaptedClassifier, load_base
 from lora_exp.commands.export import BASE, export_peft
+from lora_exp.measures.logits import AFTER
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT
 
@@ -108,4 +109,4 @@ def same_logits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 
 def predicted_by(folder: Path) -> torch.Tensor:
-    return load_file(folder / PREDICTIONS)["predicted"].long()
+    return load_file(folder / PREDICTIONS)[AFTER].argmax(1)

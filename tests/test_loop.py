@@ -61,7 +61,7 @@ def differing(one: Bits, other: Bits) -> list[str]:
     """What is not the same bit for bit."""
     assert one[0].keys() == other[0].keys()
     pairs = {name: (one[0][name], other[0][name]) for name in one[0]} | {"losses": (one[1], other[1])}
-    for part in ("predicted", "confidence", "losses"):
+    for part in ("logits", "losses"):
         pairs[f"test {part}"] = (getattr(one[2], part), getattr(other[2], part))
     return [name for name, (a, b) in pairs.items() if a.numpy().tobytes() != b.numpy().tobytes()]
 

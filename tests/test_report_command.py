@@ -82,5 +82,5 @@ def test_settings_without_a_column_of_their_own_tell_runs_apart(tmp_path: Path) 
     joined = join(sweeps)
     assert joined.name == "2 sweeps from ranks by digit"
     assert list(joined.frame["rank"]) == [1, 2]
-    assert joined.predictions(1) is not None
+    assert joined.logits(1) is not None
     assert joined.frame.dtypes.to_dict() == sweeps[0].frame.dtypes.to_dict()

@@ -109,7 +109,7 @@ def test_runs_drawn_at_random_are_the_same_bits_alone_in_fresh_processes(lab: La
     frames = {name: load_sweep(lab.folder / name) for name in ("methods", "preset")}
     counts = zip(frames, drawn, strict=True)
     runs = [f"{name}/{job}" for name, many in counts for job in draw.sample(list(frames[name]["job"]), many)]
-    assert len(frames["methods"]) == 72 and len(frames["preset"]) == 16
+    assert len(frames["methods"]) == 80 and len(frames["preset"]) == 16
     if len(runs) == 30:
         specs = [read(lab.folder / run).spec for run in runs]
         assert {spec.adapter.method for spec in specs} == set(METHODS)

@@ -293,7 +293,8 @@ def test_objectives_are_of_the_validation_images(lab: Place, grid: pd.DataFrame)
     assert target == after.error_rates[3] != result.outcome.target_error
     assert rest[0] == pytest.approx(sum(one - other for one, other in others) / 9)
     assert rest[1] == pytest.approx(target + sum(one for one, _ in others) / 9)
-    assert rest[2] == result.outcome.parameters_adapter
+    assert rest[2] == pytest.approx((target + sum(one for one, _ in others)) / 10)
+    assert rest[3] == result.outcome.parameters_adapter
     bare = dataclasses.replace(result, outcome=dataclasses.replace(result.outcome, validation_after=None))
     with pytest.raises(ValueError, match="has no errors on validation images"):
         bare.objectives(["both_errors"])

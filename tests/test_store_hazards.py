@@ -105,12 +105,8 @@ TAMPERINGS: dict[str, Callable[[dict[str, bytes]], None]] = {
     "other weights than": weights_with(lambda weights: weights.update({"linear1.bias": torch.zeros(16)})),
     "holds no weights": lambda files: files.update({WEIGHTS: struct.pack("<Q", 2**40) + files[WEIGHTS][8:]}),
     "holds no predictions": lambda files: files.update({"predictions.safetensors": save({})}),
-    "a value for each image": lambda files: files.update(
-        {
-            "predictions.safetensors": save(
-                {f"test_{part}": torch.zeros(3) for part in ("predicted", "confidence", "losses")}
-            )
-        }
+    "must be a float32 tensor of shape (10000,": lambda files: files.update(
+        {"predictions.safetensors": save({f"test_{part}": torch.zeros(3) for part in ("logits", "losses")})}
     ),
     "could not convert": lambda files: files.update({SECONDS: b"soon"}),
     f"than {SHA256} says": lambda files: files.__delitem__(SHA256),

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lora_exp.measures.logits import to_tensors
 from lora_exp.storage.result import PREDICTIONS, RESULT
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.storage.sweep_folder import load_sweep, read_sweep
@@ -117,12 +118,13 @@ def test_a_folder_without_runs_is_refused_in_one_line(tmp_path: Path, content: s
 def test_predictions_come_back_and_damaged_ones_are_refused(folder: Path, tmp_path: Path) -> None:
     run = made.made_run(LABELS)
     other = read_sweep(made.write_sweep(tmp_path / "sweep", [run, None]))
-    predictions = other.predictions(0)
-    assert all(np.array_equal(predictions[name], run[1][name]) for name in run[1])
+    logits = other.logits(0)
+    assert all(np.array_equal(own, run[1][name]) for name, own in to_tensors(logits, None).items())
+    assert len(run[1]) == 3
     (tmp_path / "sweep" / "0" / PREDICTIONS).write_bytes(b"not a safetensors file")
     for job in (0, 1):
         with pytest.raises(ValueError, match="its predictions can't be read"):
-            other.predictions(job)
+            other.logits(job)
 
 
 def test_the_command_of_a_row_runs_that_job_alone() -> None:
