@@ -1,7 +1,7 @@
 """python benchmarks/halving.py DIR [OVERRIDE ...]: what successive halving finds beside the whole grid, and saves.
 
 Runs `experiment=rank_by_digit` with three learning rates on the reference model, whole and halved, in DIR. Of both, the
-job of each digit with the lowest error on validation images is taken, and its error on test images is told, with the
+job of each digit with the lowest error on validation images is taken, and its error on test images is printed, with the
 lowest of the whole grid on test images beside it (which nobody could have chosen without looking at them).
 """
 

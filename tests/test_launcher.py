@@ -66,7 +66,7 @@ def test_the_folder_of_a_job_holds_what_it_holds_with_hydras_own_launcher(
 def test_jobs_return_in_their_own_order_and_equal_ones_all_run(
     tmp_path: Path, data_root: Path, mnist: ImageData
 ) -> None:
-    """A pack trains rank 1 first, since its factors are smaller. Every job diverges, and the first of them is told."""
+    """A pack trains rank 1 first, since its factors are smaller. Every job diverges, and the first of them is named."""
     place = prepared(tmp_path, data_root)
     jobs = ("adapter.rank=9,1", "finetune.digit=3,3", "finetune.steps=3", "finetune.learning_rate=1e38")
     _, err = place.run("-m", *QUICK, *jobs, "tracking=off", code=1)

@@ -86,7 +86,7 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
 
 
 def _gains(row: dict[Any, Any], result: RunResult) -> dict[str, Any]:
-    """The gain in balanced accuracy, what is said of the run beside a moved threshold, and the cells of its tables."""
+    """The gain in balanced accuracy, how the run compares with a moved threshold, and the cells of its tables."""
     gains = result.outcome.gains
     if gains is None:
         return {"balanced_accuracy_gained": None, "said": "", "gains": None}

@@ -3,7 +3,7 @@
 The runs of a seed are averaged over digits first, so n is the number of seeds: those of the bases, if they differ,
 since runs over one base are not independent. Paired t tests compare the settings over the seeds and digits that all of
 them have. Holm's procedure (see `statistics`) corrects the p values, those against base and threshold together, then
-those of all pairs and measures. Settings are told apart by their values, not by how these are written.
+those of all pairs and measures. Settings differ by their values, not by how these are written.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Comparison:
     why_not: str
 
     def sentences(self) -> list[str]:
-        """Describe the comparison; "best" and "better" are said of significant differences only."""
+        """Describe the comparison; "best" and "better" name significant differences only."""
         found = []
         tested = [setting for setting in self.settings if setting.chances]
         for measure, contestant in CONTESTANTS.items() if tested else ():

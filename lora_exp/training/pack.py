@@ -21,7 +21,7 @@ from lora_exp.adapters.plan import AdapterPlan, adapter_plan
 from lora_exp.config.spec import RunSpec
 from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.measures.gains import gains
-from lora_exp.measures.logits import Logits, compact, to_tensors
+from lora_exp.measures.logits import Array, Logits, compact, to_tensors
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import layer_table
 from lora_exp.model.data import ImageData, Split
@@ -111,13 +111,14 @@ class PackTrainer:
         seconds = (time.perf_counter() - started) / len(pack)
         times = {"base_training": self.base.seconds, **times, "evaluation": seconds}
         results = []
+        before = _compact(self.base.test), _compact(self.base.validation)
         all_factors = adapters.factors([layer.shape for layer in model.layers])
         for row, (factors, added) in enumerate(zip(all_factors, self._trained_parameters(adapters), strict=True)):
             spec = pack[row]
             weights = encode_adapter(factors, self._scaling(spec), self._sha256)
             checks["adapter_sha256"] = hashlib.sha256(weights).hexdigest()
-            test = _logits(data.test, self.base.test, on_test[row])
-            validation = _logits(data.validation, self.base.validation, on_validation[row])
+            test = _logits(data.test, before[0], on_test[row])
+            validation = _logits(data.validation, before[1], on_validation[row])
             outcome = self._outcome(spec, losses[row], on_test[row], on_validation[row], added, checks)
             if outcome.diverged_at is None:
                 outcome = dataclasses.replace(outcome, gains=gains(test, validation, spec.finetune.digit))
@@ -204,16 +205,28 @@ def _errors_on(split: Split | None, predictions: Predictions | None) -> ClassErr
 
 
 @overload
-def _logits(split: Split, before: Predictions, after: Predictions) -> Logits: ...
+def _compact(predictions: Predictions) -> Array: ...
 
 
 @overload
-def _logits(split: Split | None, before: Predictions | None, after: Predictions | None) -> Logits | None: ...
+def _compact(predictions: Predictions | None) -> Array | None: ...
 
 
-def _logits(split: Split | None, before: Predictions | None, after: Predictions | None) -> Logits | None:
+def _compact(predictions: Predictions | None) -> Array | None:
+    """Return logits as they are stored; None without predictions."""
+    return None if predictions is None else compact(predictions.logits.numpy())
+
+
+@overload
+def _logits(split: Split, before: Array, after: Predictions) -> Logits: ...
+
+
+@overload
+def _logits(split: Split | None, before: Array | None, after: Predictions | None) -> Logits | None: ...
+
+
+def _logits(split: Split | None, before: Array | None, after: Predictions | None) -> Logits | None:
     """Return the logits of a split as they are stored; None without the split."""
     if split is None or before is None or after is None:
         return None
-    labels = split.labels.cpu().numpy().astype(np.uint8)
-    return Logits(labels, *(compact(own.logits.numpy()) for own in (before, after)))
+    return Logits(split.labels.cpu().numpy().astype(np.uint8), before, _compact(after))
