@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.measures.class_errors import ClassErrors
-from lora_exp.measures.gains import gains
 from lora_exp.measures.logits import Logits, compact, to_tensors
+from lora_exp.measures.measured import gains
 from lora_exp.model.data import EMBEDDED
 from lora_exp.storage.result import PREDICTIONS, RESULT, Outcome, RunResult
 

@@ -66,7 +66,7 @@ for place in COMMANDS.values():
         getattr(importlib.import_module(f"lora_exp.commands.{module}"), function or "main")(["--help"])
     except SystemExit as end:
         assert end.code == 0
-loaded = {"torch", "mlflow", "pandas", "scipy", "matplotlib"} & set(sys.modules)
+loaded = {"torch", "mlflow", "pandas", "numpy", "scipy", "matplotlib"} & set(sys.modules)
 assert not loaded, loaded
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -22,8 +22,9 @@ from statsmodels.stats import contingency_tables, proportion
 from lora_exp.measures import gains as gained
 from lora_exp.measures import paired
 from lora_exp.measures.classification import measures
-from lora_exp.measures.gains import NUMBERS, gains
+from lora_exp.measures.gains import NUMBERS
 from lora_exp.measures.logits import Array, Logits, compact, from_tensors, probabilities, to_tensors
+from lora_exp.measures.measured import gains
 from lora_exp.measures.shift import halves, matched_shift
 
 CLASSES = 5

@@ -12,7 +12,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from lora_exp.measures.class_errors import ClassErrors
-from lora_exp.measures.shift import beyond_words
+from lora_exp.measures.gains import beyond_words
 from lora_exp.report.gained import HEADINGS, TITLES
 from lora_exp.report.page_data import page_data, wilson_intervals
 from lora_exp.storage.sweep_folder import Sweep, read_sweep

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from made_results import small_result as result
 
 from lora_exp.config.spec import AdapterSpec
-from lora_exp.measures.gains import gains
 from lora_exp.measures.logits import Logits
+from lora_exp.measures.measured import gains
 from lora_exp.measures.shift import halves
 from lora_exp.storage.result import IMPORTED_FROM
 from lora_exp.storage.table import COLUMNS, frame_of, pareto_front, representative, row_of

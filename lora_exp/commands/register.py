@@ -14,7 +14,6 @@ from lora_exp.commands.export import adapted_classifier, settings_with_kernels
 from lora_exp.config.fields import is_name
 from lora_exp.config.spec import MEAN, STD
 from lora_exp.errors import LoraExpError
-from lora_exp.measures.logits import AFTER
 from lora_exp.storage.result import PREDICTIONS, read_run
 from lora_exp.tracking.connection import translated_errors
 from lora_exp.tracking.delivery import recorded_run
@@ -75,6 +74,8 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
             model = save_model(place, architecture, save(module.state_dict()), images[:EXAMPLES])
             stored = load_file(folder / PREDICTIONS)
             # An older version wrote the predicted classes instead of logits.
+            from lora_exp.measures.logits import AFTER
+
             predicted = stored["predicted"] if "predicted" in stored else stored[AFTER].argmax(axis=1)
             same = int((model.predict(images) == predicted).sum())
         agreement = f"{same} of {len(images)} test images classified as in the run"

@@ -7,33 +7,13 @@ to import, in every process that trains; `benchmarks/recompute.py` and a test co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from lora_exp.measures.gains import Measures
 from lora_exp.measures.logits import Array, probabilities
 
 BINS = 15  # of the calibration error, as in the paper
-
-
-@dataclass(frozen=True)
-class Measures:
-    """Shares from 0 to 1.
-
-    `balanced_accuracy` is the mean recall of all classes; `precision`, `recall`, `f1` and `auroc` are the target's;
-    `predicted_share` is the share of images that are predicted as the target; `calibration_error` is the expected
-    calibration error over BINS bins of equal width (Guo et al. 2017, equation 3, arXiv:1706.04599).
-    """
-
-    accuracy: float
-    balanced_accuracy: float
-    precision: float
-    recall: float
-    f1: float
-    auroc: float
-    worst_class_error: float
-    predicted_share: float
-    calibration_error: float
 
 
 def measures(labels: Array, logits: Array, target: Sequence[int]) -> Measures:

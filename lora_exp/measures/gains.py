@@ -1,20 +1,75 @@
-"""What one run gained and what it cost: all measures before and after, paired differences, and the matched shift."""
+"""What one run gained and what it cost, as numbers with their names and words; `measured` computes them.
+
+No numpy: commands that only read results start without it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from lora_exp.measures.classification import Measures, measures
-from lora_exp.measures.logits import Logits
-from lora_exp.measures.paired import Estimate, McNemar, change, mcnemar
-from lora_exp.measures.shift import MatchedShift, halves, matched_shift, mean_weights
-
 VALIDATION_IMAGES, TEST_HALF = "validation images", "half of the test images"
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Shares from 0 to 1.
+
+    `balanced_accuracy` is the mean recall of all classes; `precision`, `recall`, `f1` and `auroc` are the target's;
+    `predicted_share` is the share of images that are predicted as the target; `calibration_error` is the expected
+    calibration error over 15 bins of equal width (Guo et al. 2017, equation 3, arXiv:1706.04599).
+    """
+
+    accuracy: float
+    balanced_accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    auroc: float
+    worst_class_error: float
+    predicted_share: float
+    calibration_error: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A difference of rates and its 95 % interval over images."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Images that one classifier got right and the other wrong, and how likely so uneven a split is by chance.
+
+    `mended` were wrong before and are right after, `broken` the reverse. `chance` is the two-sided exact p value
+    (McNemar 1947).
+    """
+
+    mended: int
+    broken: int
+    chance: float
+
+
+@dataclass(frozen=True)
+class MatchedShift:
+    """A moved threshold at an adapter's recall, judged on the test images; rates from 0 to 1.
+
+    `constants` has one for each part of the test images. `beyond` is the forgetting of the shift minus that of the
+    adapter: above zero, the adapter forgets less.
+    """
+
+    constants: list[float]
+    recall: float
+    forgetting: float
+    accuracy: float
+    balanced_accuracy: float
+    beyond: Estimate
+
 
 MEASURES = tuple(field.name for field in dataclasses.fields(Measures) if field.name != "accuracy")
 _ESTIMATES = ("accuracy_gained", "balanced_accuracy_gained", "target_error_change", "forgetting", "beyond_shift")
@@ -83,42 +138,6 @@ class Gains:
         return {name: found[name] for name in NUMBERS}
 
 
-def gains(test: Logits, validation: Logits | None, target: Sequence[int]) -> Gains:
-    """Measure a run by the logits of its test images, and of its validation images, if there are any."""
-    classes = range(test.classes)
-    others = [digit for digit in classes if digit not in target]
-    own, rest, every = (mean_weights(test.labels, chosen, test.classes) for chosen in (target, others, classes))
-    is_target = np.isin(test.labels, target)
-    before, after = test.right_before, test.right_after
-    one_group = np.zeros(len(test.labels), dtype=int)
-    return Gains(
-        before=measures(test.labels, test.before, target),
-        after=measures(test.labels, test.after, target),
-        all_images=mcnemar(before, after),
-        target_images=mcnemar(before[is_target], after[is_target]),
-        accuracy=change(before, after, one_group, np.ones(1)),
-        balanced_accuracy=change(before, after, test.labels, every),
-        # An error rises where the rate of right images falls.
-        target_error=change(after, before, test.labels, own),
-        forgetting=change(after, before, test.labels, rest),
-        shift=matched_shift(test, validation, target),
-        choice=_choice(test, validation, others),
-    )
-
-
-def _choice(test: Logits, validation: Logits | None, others: Sequence[int]) -> Choice:
-    second = halves(test.labels)
-    images, chosen, judged = TEST_HALF, test.where(~second), test.where(second)
-    if validation is not None:
-        images, chosen, judged = VALIDATION_IMAGES, validation, test
-    numbers: list[float] = []
-    for on in (chosen, judged):
-        every, rest = (mean_weights(on.labels, own, on.classes) for own in (range(on.classes), others))
-        numbers.append(change(on.right_before, on.right_after, on.labels, every).value)
-        numbers.append(change(on.right_after, on.right_before, on.labels, rest).value)
-    return Choice(images, *numbers)
-
-
 def from_dict(values: Mapping[str, Any]) -> Gains:
     """The gains that `dataclasses.asdict` was taken of."""
 
@@ -141,3 +160,14 @@ def from_dict(values: Mapping[str, Any]) -> Gains:
         shift=None if shift is None else MatchedShift(**{**shift, "beyond": Estimate(**shift["beyond"])}),
         choice=Choice(**values["choice"]),
     )
+
+
+def beyond_words(beyond: Estimate | None) -> str:
+    """Say how a run compares with a moved threshold of the same recall."""
+    if beyond is None:
+        return "no moved threshold has its recall"
+    if beyond.low > 0:
+        return f"{100 * beyond.value:.2f} points less forgetting than a moved threshold"
+    if beyond.high < 0:
+        return f"{-100 * beyond.value:.2f} points more forgetting than a moved threshold"
+    return "no better than moving one threshold"

@@ -6,37 +6,15 @@ scipy and statsmodels have the test and Wilson's interval, but take a second to 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
+from lora_exp.measures.gains import Estimate, McNemar
 from lora_exp.measures.logits import Array
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A difference of rates and its 95 % interval over images."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class McNemar:
-    """Images that one classifier got right and the other wrong, and how likely so uneven a split is by chance.
-
-    `mended` were wrong before and are right after, `broken` the reverse. `chance` is the two-sided exact p value
-    (McNemar 1947).
-    """
-
-    mended: int
-    broken: int
-    chance: float
 
 
 def mcnemar(right_before: Array, right_after: Array) -> McNemar:

@@ -16,27 +16,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lora_exp.measures.gains import Estimate, MatchedShift
 from lora_exp.measures.logits import Array, Logits
-from lora_exp.measures.paired import Estimate, change
+from lora_exp.measures.paired import change
 
 LEAST_IMAGES = 20  # of each target class, for a recall on validation images to be worth matching
 NEAR = 0.005  # a recall that is lower by no more than this is reached
-
-
-@dataclass(frozen=True)
-class MatchedShift:
-    """A moved threshold at an adapter's recall, judged on the test images; rates from 0 to 1.
-
-    `constants` has one for each part of the test images. `beyond` is the forgetting of the shift minus that of the
-    adapter: above zero, the adapter forgets less.
-    """
-
-    constants: list[float]
-    recall: float
-    forgetting: float
-    accuracy: float
-    balanced_accuracy: float
-    beyond: Estimate
 
 
 @dataclass(frozen=True)
@@ -165,17 +150,6 @@ def matched_shift(test: Logits, validation: Logits | None, target: Sequence[int]
             beyond.value + math.hypot(beyond.high - beyond.value, max(0.0, *moved)),
         ),
     )
-
-
-def beyond_words(beyond: Estimate | None) -> str:
-    """Say how a run compares with a moved threshold of the same recall."""
-    if beyond is None:
-        return "no moved threshold has its recall"
-    if beyond.low > 0:
-        return f"{100 * beyond.value:.2f} points less forgetting than a moved threshold"
-    if beyond.high < 0:
-        return f"{-100 * beyond.value:.2f} points more forgetting than a moved threshold"
-    return "no better than moving one threshold"
 
 
 def mean_weights(labels: Array, classes: Sequence[int], count: int) -> Array:

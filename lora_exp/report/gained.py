@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lora_exp.measures.gains import Gains
-from lora_exp.measures.shift import beyond_words
+from lora_exp.measures.gains import Gains, beyond_words
 from lora_exp.report.document import Block, Grid, Section
 from lora_exp.report.tables import NONE, percent, points
 from lora_exp.storage.result import RunResult

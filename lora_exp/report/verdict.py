@@ -6,8 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from lora_exp.measures.paired import Estimate
-from lora_exp.measures.shift import beyond_words
+from lora_exp.measures.gains import Estimate, beyond_words
 from lora_exp.report.tables import percent, points, run_text
 from lora_exp.storage.table import finished, representative
 

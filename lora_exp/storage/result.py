@@ -16,9 +16,8 @@ from typing import Any
 from lora_exp.config.spec import SPECS, RunSpec, from_dict
 from lora_exp.errors import LoraExpError
 from lora_exp.measures.class_errors import ClassErrors, error_of
-from lora_exp.measures.gains import Choice, Gains
+from lora_exp.measures.gains import Choice, Gains, beyond_words
 from lora_exp.measures.gains import from_dict as gains_from_dict
-from lora_exp.measures.shift import beyond_words
 
 RESULT, ADAPTER, PREDICTIONS = "result.json", "adapter.safetensors", "predictions.safetensors"
 # Provenance of an adapter that was trained elsewhere: the folder it came from.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.spec import SIDE, TRAIN_IMAGES
-from lora_exp.measures.shift import beyond_words
+from lora_exp.measures.gains import beyond_words
 from lora_exp.storage.result import RunResult, as_text
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, adapter_plan
 from lora_exp.config.spec import RunSpec
 from lora_exp.measures.class_errors import ClassErrors
-from lora_exp.measures.gains import gains
 from lora_exp.measures.logits import Array, Logits, compact, to_tensors
+from lora_exp.measures.measured import gains
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import layer_table
 from lora_exp.model.data import ImageData, Split
