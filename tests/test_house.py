@@ -39,7 +39,7 @@ USERS_OF_ASIDE = ("sweeps", "commands", "__main__")
 # What other packages may import of a package.
 FACES = {
     "config": "fields methods spec settings compose hydra_rules",
-    "measures": "class_errors logits measured gains paired shift",
+    "measures": "class_errors logits measured gains paired",
     "storage": "result table sweep_file sweep_folder store keys pruning promises provenance",
     "model": "data architecture base",
     "adapters": "plan pack adapted peft initialisation",
