@@ -11,7 +11,6 @@ import re
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from lora_exp.storage.sweep_folder import load_sweep, read_sweep
 from lora_exp.training.base import TrainedBase
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.evaluation import class_errors, other_classes, predict_base
-from lora_exp.training.executor import Pack, Work, rung_key
+from lora_exp.training.executor import Ended, Pack, Work, rung_key
 from lora_exp.training.halving import CHECKPOINT, RUNG, HalvingTrainer, keep_rung, rung_files, rungs, select, survivors
 from lora_exp.training.laboratory import Laboratory, ResultWork
 from lora_exp.training.loop import Progress, TrainingImages, fine_tune
@@ -160,7 +159,7 @@ class Here:
     def check(self) -> None:
         """Need nothing."""
 
-    def train(self, packs: deque[Pack], work: Work, progress: Progress) -> Iterator[tuple[Pack, str | None]]:
+    def train(self, packs: deque[Pack], work: Work, progress: Progress) -> Ended:
         while packs:
             pack = packs.popleft()
             work.run(pack, self.count)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
 from lora_exp.model.data import ImageData
+from lora_exp.storage import store as store_module
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, Outcome, from_json
 from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import Failure
@@ -129,3 +132,24 @@ def test_a_pack_that_raises_fails_its_own_jobs_only(
     assert [isinstance(found[spec], Failure) for spec in specs] == [True] * 4 + [False]
     failure = found[specs[0]]
     assert isinstance(failure, Failure) and failure.error == "RuntimeError: out of luck"
+
+
+def test_nothing_is_left_half_written_by_a_pack_that_was_killed_while_it_stored_a_result(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    laboratory = Laboratory(store, data_root, torch.device("cpu"), 1, LocalExecutor(1, 2**30))
+    [spec] = grid()[:1]
+    laboratory.base(spec)
+    parent, written = os.getpid(), store_module._write_flushed
+
+    def killed(path: Path, content: bytes) -> None:
+        written(path, content)
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(store_module, "_write_flushed", killed)
+    [failure] = dict(laboratory.run([spec])).values()
+    assert isinstance(failure, Failure) and "SIGKILL" in failure.error
+    assert list((tmp_path / "partial").iterdir()) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -54,3 +56,14 @@ def test_no_more_packs_train_at_a_time_than_there_are_workers_and_each_is_told_o
     times = [tuple(map(float, path.read_text().split())) for path in tmp_path.iterdir()]
     at_once = [sum(began <= moment < end for began, end in times) for moment, _ in times]
     assert len(times) == 5 and max(at_once) <= 2
+
+
+def test_no_interruption_is_lost_at_a_fork(tmp_path: Path) -> None:
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    os.register_at_fork(after_in_parent=lambda: interrupt() if armed else None)
+    armed = [True]
+    with pytest.raises(KeyboardInterrupt):
+        list(LocalExecutor(1, 2**30).train(deque([[SPECS[0]]]), Noted(tmp_path), lambda steps: None))
+    armed.clear()

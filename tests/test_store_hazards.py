@@ -17,15 +17,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import forkserver
+import psutil
 import pytest
 import torch
 from forkserver import Process
+from places import busy
 from safetensors.torch import load, save
 
 from lora_exp.commands.store import verify_lines
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
 from lora_exp.model.data import ImageData
+from lora_exp.storage.pruning import activity
 from lora_exp.storage.result import ADAPTER, RESULT, from_json
 from lora_exp.storage.store import ENTRY, Store
 from lora_exp.storage.sweep_file import Failure
@@ -201,3 +204,16 @@ def test_four_sweeps_at_once_share_base_store_and_a_fresh_database_and_have_fold
     assert sorted(jobs[0][0] for jobs in asked) == [f"finetune.digit={swept[0]}" for swept in digits]
     assert len(list(folder.glob("multirun_reports/*/report.md"))) == 4
     assert not os.path.lexists(folder / "mlflow.db.new")
+
+
+@pytest.mark.parametrize("executor", ["local", "processes"])
+def test_no_process_outlives_a_killed_sweep_and_none_keeps_its_locks(folder: Path, executor: str) -> None:
+    jobs = ("adapter.rank=1,4", "finetune.steps=200000", "tracking=off", f"executor={executor}")
+    process = forkserver.start(["-m", *QUICK, *jobs], folder)
+    busy(process, "", seconds=6.0)  # a pack trains, and would for many minutes
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+    assert activity(Store(folder / "cache" / "store")).processes == 0

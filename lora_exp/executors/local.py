@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
+import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -16,8 +17,9 @@ from typing import ClassVar
 
 import torch
 
+from lora_exp.child import end_with, let_go, signals_held_back
 from lora_exp.errors import reason
-from lora_exp.training.executor import Pack, Work
+from lora_exp.training.executor import Ended, Pack, Work
 from lora_exp.training.loop import Progress
 
 
@@ -36,16 +38,14 @@ class LocalExecutor:
     def check(self) -> None:
         """Need nothing that is not installed with the package."""
 
-    def train(self, packs: deque[Pack], work: Work, progress: Progress) -> Iterator[tuple[Pack, str | None]]:
+    def train(self, packs: deque[Pack], work: Work, progress: Progress) -> Ended:
         """Train packs; yield each when it ends, with the reason if it failed (see `training.executor`)."""
         # A forked process can't use an accelerator, and forking is safe beside the math libraries on Linux only.
         forks = self.device == "cpu" and sys.platform == "linux"
         return (_in_processes if forks else _in_threads)(packs, work, self.workers, progress)
 
 
-def _in_processes(
-    packs: deque[Pack], work: Work, workers: int, progress: Progress
-) -> Iterator[tuple[Pack, str | None]]:
+def _in_processes(packs: deque[Pack], work: Work, workers: int, progress: Progress) -> Ended:
     """Train each pack in a forked process, which reads this one's memory, so that nothing is loaded twice."""
     context = multiprocessing.get_context("fork")
     running: dict[Connection, tuple[BaseProcess, Pack, list[str]]] = {}
@@ -54,8 +54,9 @@ def _in_processes(
             while packs and len(running) < workers:
                 pack = packs.popleft()
                 receiver, sender = context.Pipe(duplex=False)
-                child = context.Process(target=_child, args=(work, pack, sender), daemon=True)
-                child.start()
+                child = context.Process(target=_child, args=(work, pack, sender, os.getpid()), daemon=True)
+                with signals_held_back():
+                    child.start()
                 sender.close()  # the child has the only other end, so its death ends what can be received
                 running[receiver] = (child, pack, [])
             for ready in wait(list(running)):
@@ -80,16 +81,21 @@ def _in_processes(
             receiver.close()
 
 
-def _child(work: Work, pack: Pack, sender: Connection) -> None:
-    """Train a pack in a forked process, which ends by itself when its parent is gone and no one reads its messages."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its children
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+def _child(work: Work, pack: Pack, sender: Connection, parent: int) -> None:
+    """Train a pack in a forked process, which keeps nothing of its parent but what both write to."""
+    let_go(kept={1, 2, sender.fileno(), *_log_files()})
+    end_with(parent)
     torch.set_num_threads(1)
     try:
         work.run(pack, lambda steps: sender.send_bytes(json.dumps({"steps": steps}).encode()))
     except BaseException as error:
         sender.send_bytes(json.dumps({"error": reason(error)}).encode())
+
+
+def _log_files() -> list[int]:
+    """The descriptors of the files that logs go to."""
+    files = [handler for handler in logging.root.handlers if isinstance(handler, logging.FileHandler)]
+    return [file.stream.fileno() for file in files if file.stream is not None]
 
 
 def exit_reason(exit_code: int) -> str | None:
@@ -103,7 +109,7 @@ def exit_reason(exit_code: int) -> str | None:
     return f"its process was killed ({name}{hint})"
 
 
-def _in_threads(packs: deque[Pack], work: Work, workers: int, progress: Progress) -> Iterator[tuple[Pack, str | None]]:
+def _in_threads(packs: deque[Pack], work: Work, workers: int, progress: Progress) -> Ended:
     """Train each pack in a thread of this process."""
     running: dict[futures.Future[None], Pack] = {}
     with futures.ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as threads:

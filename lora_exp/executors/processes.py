@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -88,7 +89,7 @@ class ProcessPool(WorkerPool):
         ours, theirs = Pipe()
         with theirs:
             number = theirs.fileno()
-            command = [sys.executable, "-m", "lora_exp.executors.worker", str(number)]
+            command = [sys.executable, "-m", "lora_exp.executors.worker", str(number), str(os.getpid())]
             # In a process group of its own, so that Ctrl-C in a terminal does not reach it while it starts.
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[number], process_group=0)
         return _Worker(process, ours, device)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_exp.config.settings import ExecutorSettings
 from lora_exp.errors import LoraExpError
-from lora_exp.training.executor import Files, Pack, PackTask, Work
+from lora_exp.training.executor import Ended, Files, Pack, PackTask, Work
 from lora_exp.training.loop import Progress
 
 # A single job is tried so often when its worker is lost: the first losses may not be its fault.
@@ -97,7 +97,7 @@ class WorkerPool(ABC):
     def end(self) -> None:
         """Stop all running packs at once, and release the workers."""
 
-    def train(self, packs: deque[Pack], work: Work, progress: Progress) -> Iterator[tuple[Pack, str | None]]:
+    def train(self, packs: deque[Pack], work: Work, progress: Progress) -> Ended:
         """Train packs; yield each when it ends, with the reason if it failed (see `training.executor`)."""
         running: dict[int, tuple[Pack, int]] = {}
         try:

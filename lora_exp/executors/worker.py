@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import platform
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from lora_exp import numerics
+from lora_exp.child import end_with
 from lora_exp.config.spec import from_dict
 from lora_exp.errors import LoraExpError, reason
 from lora_exp.executors.local import LocalExecutor
@@ -121,7 +121,5 @@ def _check_same(expected: list[str], found: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Ctrl-C reaches the launching process, which ends its workers; they end by themselves when it is gone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    end_with(parent=int(sys.argv[2]))
     serve(Connection(int(sys.argv[1])))

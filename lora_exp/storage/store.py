@@ -51,9 +51,13 @@ class Store:
         with writable_folder("store.folder", self.root):
             for name in (*KINDS, PARTIAL, LOCKS):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            remove_abandoned(self.root / PARTIAL)
+            self.discard_partial()
             with tempfile.TemporaryFile(dir=self.root / PARTIAL):
                 pass
+
+    def discard_partial(self) -> None:
+        """Remove what killed processes left half written."""
+        remove_abandoned(self.root / PARTIAL)
 
     def lock(self, kind: str, key: str) -> FileLock:
         """The lock of the one process that computes an entry, for which others wait."""

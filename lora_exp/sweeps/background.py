@@ -22,12 +22,12 @@ from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any
 
+from lora_exp.child import end_with, let_go, signals_held_back
 from lora_exp.errors import LoraExpError, explained
 
 log = logging.getLogger(__name__)
 
 STARTS = 3  # of a process, before a request that kills it is given up
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 URGENT = "close"  # the request that drops those before it which are not carried out
 GRACE = 1.0  # so many seconds after it came
 
@@ -48,6 +48,7 @@ class Background:
         self._asked: deque[dict[str, Any]] = deque()  # requests that are not carried out yet
         self._starts = 0
         self._error: Exception | None = None
+        self._answer: Any = None  # to the last request that was carried out
         atexit.register(self.stop)
 
     def start(self) -> None:
@@ -75,9 +76,10 @@ class Background:
 
         Raises what the first of them raised, as a LoraExpError or, for a mistake in the program, a RuntimeError.
         """
-        answer = self._answers(seconds)
-        if self._error is not None:
-            error, self._error = self._error, None
+        self._take_answers(seconds)
+        error, self._error = self._error, None
+        answer, self._answer = self._answer, None
+        if error is not None:
             raise error
         return answer
 
@@ -98,11 +100,10 @@ class Background:
             self._connection.send_bytes(json.dumps(message).encode())
         except OSError:
             self._start_again()
-        self._answers(0)
+        self._take_answers(0)
 
-    def _answers(self, seconds: float | None) -> Any:
-        """Take answers until all requests are carried out, or until none arrives for so long; return the last one."""
-        last = None
+    def _take_answers(self, seconds: float | None) -> None:
+        """Take answers until all requests are carried out, or until none arrives for so long."""
         while self._asked and self._connection is not None and self._connection.poll(seconds):
             try:
                 answer = json.loads(self._connection.recv_bytes())
@@ -113,11 +114,10 @@ class Background:
                 logging.getLogger(answer["log"]).log(answer["level"], "%s", answer["text"])
                 continue
             self._asked.popleft()
-            last = answer.get("answer")
+            self._answer = answer.get("answer")
             if "why" in answer:
                 why, code = answer["why"], answer["code"]
                 self._error = self._error or (RuntimeError(why) if code is None else LoraExpError(why, code))
-        return last
 
     def _start_again(self) -> None:
         """Start the process again after its end, and ask again for what it left; give up after STARTS times."""
@@ -184,43 +184,27 @@ def _started(descriptor: int, factory: str, library: str) -> int:
     """Start the process at the other end of a socket; return its number."""
     parent = os.getpid()
     if library in sys.modules:
-        if process := os.fork():
+        with signals_held_back():
+            process = os.fork()
+        if process:
             return process
         try:
-            os.setpgid(0, 0)
             os.dup2(2, 1)
-            _let_go(kept={1, 2, descriptor})
+            let_go(kept={1, 2, descriptor})
             _main(descriptor, parent, factory)
         finally:
             os._exit(1)
     os.set_inheritable(descriptor, True)
     streams = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, 2, 1)]
     command = [sys.executable, "-m", __name__, str(descriptor), str(parent), factory]
-    # In a process group of its own, so that Ctrl-C reaches the launching process alone.
+    # In a process group of its own, so that Ctrl-C does not reach it while it starts.
     return os.posix_spawn(sys.executable, command, os.environ, file_actions=streams, setpgroup=0)
 
 
-def _let_go(kept: set[int]) -> None:
-    """Put the null device in the place of every other descriptor that a fork has of its parent.
-
-    A pipe that a fork holds open too never ends. Closed numbers would be used anew, while objects that the fork has of
-    its parent still refer to them.
-    """
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in {0, *map(int, os.listdir("/dev/fd"))} - {*kept, null}:  # noqa: PTH208 - the numbers are names
-        os.dup2(null, descriptor, inheritable=False)
-
-
 def _main(descriptor: int, parent: int, factory: str) -> None:
-    """Be the process, and end with the parent."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if sys.platform == "linux":  # elsewhere it ends at its next request
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == parent:  # else it has ended already
-        serve(Connection(descriptor), factory)
+    """Be the process."""
+    end_with(parent)
+    serve(Connection(descriptor), factory)
 
 
 if __name__ == "__main__":

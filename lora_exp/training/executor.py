@@ -6,9 +6,10 @@ only that a pack ended. Packs that fail are retried in halves, in the same way f
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 Made = TypeVar("Made")
 Files = Mapping[str, bytes]
 Pack = list[RunSpec]
+Ended = Generator[tuple[Pack, str | None], None, None]
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Executor(Protocol):
     def check(self) -> None:
         """Raise LoraExpError, with a one-line message, if no pack can train; called before anything is computed."""
 
-    def train(self, packs: deque[Pack], work: Work, progress: Progress) -> Iterator[tuple[Pack, str | None]]:
+    def train(self, packs: deque[Pack], work: Work, progress: Progress) -> Ended:
         """Train packs; yield each when it ends, with the reason if it failed.
 
         Packs are taken from the left of `packs`; the caller may add some between two yields. Packs that still run are
@@ -113,9 +115,13 @@ def train_in_parts(
     and jobs, which it calls `what`.
     """
     done, count = 0, sum(map(len, packs))
-    with logging_redirect_tqdm(), tqdm(total=steps, disable=None, unit="step") as bar:
+    with (
+        logging_redirect_tqdm(),
+        tqdm(total=steps, disable=None, unit="step") as bar,
+        contextlib.closing(executor.train(packs, work, bar.update)) as ended,
+    ):
         bar.set_description(f"0/{count} {what}")
-        for pack, why in executor.train(packs, work, bar.update):
+        for pack, why in ended:
             left = []
             for spec in pack:
                 made = find(spec)

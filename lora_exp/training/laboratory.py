@@ -162,8 +162,11 @@ class Laboratory:
         self, packs: deque[Pack], work: Work, find: Callable[[RunSpec], Files | None], steps: int, what: str
     ) -> Iterator[tuple[RunSpec, Files | Failure]]:
         """Train packs; yield each job with what `find` returns for it, or with its failure."""
-        for spec, files, why in train_in_parts(packs, self.executor, work, find, steps, what):
-            yield spec, files or self._failed(spec, why)
+        try:
+            for spec, files, why in train_in_parts(packs, self.executor, work, find, steps, what):
+                yield spec, files or self._failed(spec, why)
+        finally:
+            self.store.discard_partial()  # a pack that was stopped, or killed, may have been storing a result
 
     def _stored(self, spec: RunSpec) -> Files | None:
         return self.store.get("results", self.result_key(spec))

@@ -1,0 +1,50 @@
+"""What a process that this one starts may keep of it, and how it ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+@contextlib.contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Take Ctrl-C and SIGTERM at the end of the block.
+
+    Python ignores what a signal raises while it runs the functions that were registered for a fork, so an interruption
+    at that moment would be lost.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def end_with(parent: int) -> None:
+    """In a child: end without a word when `parent`, its process, ends, whatever ends that; Ctrl-C is its matter."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    if sys.platform == "linux":  # elsewhere it ends when it next reads or writes
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
+
+
+def let_go(kept: set[int]) -> None:
+    """In a fork: put the null device in the place of every descriptor of the parent but those.
+
+    A pipe that a fork holds open too never ends, and a lock is held until the last process that has its descriptor
+    ends. Closed numbers would be used anew, while objects that the fork has of its parent still refer to them.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in {0, *map(int, os.listdir("/dev/fd"))} - {*kept, null}:  # noqa: PTH208 - the numbers are names
+        os.dup2(null, descriptor, inheritable=False)
