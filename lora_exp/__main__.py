@@ -10,8 +10,10 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
+from lora_exp.child import INTERRUPTIONS
 from lora_exp.commands import COMMANDS
 from lora_exp.config.fields import is_text
 from lora_exp.errors import LoraExpError, explained
@@ -21,6 +23,7 @@ from lora_exp.sweeps.recording import recording
 ASKING = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 PLANNING = "sweep.plan=true"
 NO_TRACKING = {"tracking=off", "tracking.kind=off"}
+SECONDS_TO_END = 10.0
 
 
 def main() -> None:
@@ -30,8 +33,10 @@ def main() -> None:
     _mend_streams()
     # Libraries create a million objects at import and keep them; collecting among them took two seconds.
     gc.set_threshold(50_000)
-    # SIGTERM ends the process as cleanly as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interruptions = _Interruptions()
+    for number in INTERRUPTIONS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(number, interruptions)
 
     try:
         code = _do(sys.argv[1:])
@@ -45,6 +50,7 @@ def main() -> None:
         _stop("interrupted; finished jobs are kept, and the same command takes them from the store", 130)
     finally:
         gc.freeze()  # no search for garbage at exit
+        interruptions.is_ending = True
 
 
 def _do(arguments: list[str]) -> int:
@@ -72,6 +78,29 @@ def _do(arguments: list[str]) -> int:
 
     run_application()
     return 0
+
+
+class _Interruptions:
+    """What Ctrl-C, SIGTERM and the end of the terminal do: the first ends the process cleanly.
+
+    Further ones wait for the clean end, and after SECONDS_TO_END they end the process at once.
+    """
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self.is_ending = False  # nothing can catch what is raised at the exit
+
+    def __call__(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        self._first = self._first or now
+        if now - self._first > SECONDS_TO_END:
+            os._exit(130)
+        handled = sys.exc_info()[1]
+        while handled is not None and not isinstance(handled, KeyboardInterrupt):
+            handled = handled.__context__
+        # Python ignores what is raised in a callback, so the first may have been lost.
+        if handled is None and not self.is_ending:
+            raise KeyboardInterrupt
 
 
 def _mend_streams() -> None:

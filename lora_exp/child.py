@@ -8,17 +8,18 @@ import signal
 import sys
 from collections.abc import Iterator
 
+INTERRUPTIONS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # Ctrl-C, `kill`, the end of the terminal
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 @contextlib.contextmanager
 def signals_held_back() -> Iterator[None]:
-    """Take Ctrl-C and SIGTERM at the end of the block.
+    """Take interruptions at the end of the block.
 
     Python ignores what a signal raises while it runs the functions that were registered for a fork, so an interruption
     at that moment would be lost.
     """
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
     try:
         yield
     finally:
@@ -26,11 +27,15 @@ def signals_held_back() -> Iterator[None]:
 
 
 def end_with(parent: int) -> None:
-    """In a child: end without a word when `parent`, its process, ends, whatever ends that; Ctrl-C is its matter."""
+    """In a child: end without a word when `parent`, its process, ends, whatever ends that.
+
+    Ctrl-C, and the end of the terminal, are the parent's matter.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTIONS)
     if sys.platform == "linux":  # elsewhere it ends when it next reads or writes
         import ctypes
 

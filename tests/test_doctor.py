@@ -19,12 +19,14 @@ from pathlib import Path
 import forkserver
 import pytest
 import torch
+from places import QUICK
 
 import lora_exp
 from lora_exp.commands import doctor
 from lora_exp.config.spec import DataSpec
 from lora_exp.model import data
 from lora_exp.model.data import ImageData
+from lora_exp.storage.result import ADAPTER
 from lora_exp.storage.store import ENTRY, Store
 
 ROOT = Path(lora_exp.__file__).parents[1]
@@ -98,6 +100,18 @@ def test_a_damaged_record_is_found_at_once_and_a_damaged_file_by_the_full_look(f
     assert f"results {KEY}: {ENTRY} is damaged" in "\n".join(examine(folder, code=1))
     forkserver.run(["store", "verify"], folder)
     assert "1 set aside" in "\n".join(examine(folder, "--full", code=0))
+
+
+def test_a_flipped_bit_in_the_adapter_of_a_run_is_found_by_the_full_look(folder: Path) -> None:
+    run = folder / "runs" / "2026-01-01" / "12-00-00" / "3"
+    forkserver.run([*QUICK, "finetune.steps=2", "tracking=off", f"hydra.run.dir={run}"], folder)
+    assert "1 finished runs, 0 damaged" in "\n".join(examine(folder, "--full", code=0))
+    content = bytearray((run / ADAPTER).read_bytes())
+    content[-1] ^= 1
+    (run / ADAPTER).write_bytes(content)
+    examine(folder, code=0)
+    lines = examine(folder, "--full", code=1)
+    assert any(f"{run / ADAPTER}: is damaged" in line and "lora-exp resume" in line for line in lines)
 
 
 def test_what_a_killed_writer_left_is_found(folder: Path) -> None:

@@ -128,7 +128,15 @@ def test_a_base_that_is_not_in_the_store_is_one_line_with_the_command_that_makes
         ("export {tiny}/0 stor.folder=elsewhere", "stor.folder=elsewhere: must be an override GROUP.KEY=VALUE"),
         ("export {tiny}/0 device=cpu", "device=cpu: must be GROUP.KEY=VALUE of"),
         ("export {tiny}/0 device.name=tpu", "device.name=tpu: must be one of auto"),
-        ("merge {damaged}", "adapter.safetensors: is not a readable adapter file"),
+        (
+            "merge {damaged}",
+            "adapter.safetensors: is damaged, or of another run: its SHA-256 is not that in result.json",
+        ),
+        (
+            "export {damaged}",
+            "adapter.safetensors: is damaged, or of another run: its SHA-256 is not that in result.json",
+        ),
+        ("register {damaged} --name x", "adapter.safetensors: is damaged, or of another run"),
         ("merge {tiny}/none", "{tiny}/none: holds no result.json"),
     ],
 )
@@ -138,7 +146,10 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / RESULT).write_bytes((lab.job("tiny", "lora") / RESULT).read_bytes())
-    (damaged / ADAPTER).write_bytes(b"nothing")
+    content = bytearray((lab.job("tiny", "lora") / ADAPTER).read_bytes())
+    content[-1] ^= 1
+    (damaged / ADAPTER).write_bytes(content)
+    (damaged / PREDICTIONS).write_bytes((lab.job("tiny", "lora") / PREDICTIONS).read_bytes())
     lab.refuses(
         command, says, {"tiny": lab.sweeps["tiny"], "other": lab.exported(tmp_path / "other"), "damaged": damaged}
     )

@@ -61,7 +61,10 @@ def test_a_sweep_killed_at_any_moment_ends_as_one_that_was_not(place: Place, uni
     assert place.partial_files() == []
 
 
-def test_ctrl_c_ends_within_five_seconds_and_says_how_to_go_on(place: Place) -> None:
+@pytest.mark.parametrize(
+    "signals", [["SIGINT"], ["SIGHUP", "SIGTERM", "SIGINT"]], ids=["ctrl-c", "terminal-closed-and-more"]
+)
+def test_an_interruption_ends_within_five_seconds_and_says_how_to_go_on(place: Place, signals: list[str]) -> None:
     # Three batch sizes, hence a pack that waits while others train.
     jobs = ("finetune.steps=2000", "adapter.rank=1,2", "finetune.digit=1,2,3", "finetune.batch_size=10,20,30")
     process = place.start("-m", *QUICK, *jobs)
@@ -69,7 +72,9 @@ def test_ctrl_c_ends_within_five_seconds_and_says_how_to_go_on(place: Place) -> 
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     started = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    for name in signals:
+        process.send_signal(signal.Signals[name])
+        time.sleep(0.2)
     _, err = process.communicate(timeout=30)
     # Other tests run beside this one: five seconds of a machine that has nothing else to do.
     assert time.monotonic() - started < 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import logging
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -371,20 +372,23 @@ def test_without_the_extra_there_is_one_line_that_says_how_to_get_it(
     assert told == "lora-exp: hydra/sweeper=optuna: needs no_such_package; pip install 'lora-exp[search]'"
 
 
-def test_two_processes_do_not_search_in_one_folder(command: Any, lab: Place) -> None:
-    place = "runs/all/taken"
-    held = "from pathlib import Path; from lora_exp.sweeps.study import lock_folder\n"
-    held += f"with lock_folder(Path('{place}')):\n print(1, flush=True)\n input()"
+@pytest.mark.parametrize("kind", ["search", "grid"])
+def test_two_processes_do_not_work_on_one_sweep(command: Any, lab: Place, kind: str) -> None:
+    place = f"runs/all/taken-{kind}"
+    arguments = {
+        "search": [*SEARCH, *TASK, *SPACE, f"hydra.sweep.dir={place}"],
+        "grid": ["-m", *TASK, "adapter.rank=1,2", f"hydra.sweep.dir={place}"],
+    }[kind]
+    held = "from pathlib import Path; from lora_exp.storage.sweep_file import alone_in\n"
+    held += f"with alone_in(Path('{place}')):\n print(1, flush=True)\n input()"
     with subprocess.Popen(
         [sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=lab.folder
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "1\n"
-        code, told = command(*SEARCH, *TASK, *SPACE, f"hydra.sweep.dir={place}")
+        code, told = command(*arguments)
         other.communicate("\n")
-    assert (code, told) == (
-        2,
-        f"lora-exp: hydra.sweep.dir={place}: another process searches in it; choose another folder",
-    )
+    who = rf"process {other.pid} on \S+ works on this sweep; wait until it ends, or end it"
+    assert code == 2 and re.fullmatch(rf"lora-exp: \S*{place}: {who}", told)
 
 
 def test_a_plan_of_a_search_runs_nothing(command: Any, lab: Place) -> None:

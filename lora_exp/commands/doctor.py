@@ -17,10 +17,12 @@ from lora_exp.commands.arguments import add_overrides, parse
 from lora_exp.config.compose import compose_config, compose_values, config_folder, read, saved_values
 from lora_exp.config.settings import Settings
 from lora_exp.config.spec import DATA_SETS, spec_from
+from lora_exp.errors import LoraExpError
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.data import MNIST_SHA256, damaged_embedded_files, damaged_unpacked_files, read_prepared
 from lora_exp.storage.provenance import processor
 from lora_exp.storage.pruning import GIB, activity, damage, entries
+from lora_exp.storage.result import RESULT, read_run, whole_adapter
 from lora_exp.storage.store import DAMAGED, Store
 from lora_exp.tracking.connection import status_line
 
@@ -64,6 +66,7 @@ def _checks(settings: Settings, runs: str, full: bool) -> list[tuple[str, Iterat
         ("data", _data_sets(Path(settings.data.root).absolute())),
         ("store", _store(store, full)),
         ("leftovers", _leftovers(store)),
+        *([("runs", _runs(Path(runs).absolute().parent.parent))] if full else []),
         ("tracking", _tracking(settings)),
         *(("disk", _place(name, Path(place).absolute())) for name, place in places.items()),
     ]
@@ -172,6 +175,19 @@ def _store(store: Store, full: bool) -> Iterator[Finding]:
     depth = "all checksums checked" if full else "checksums not checked (--full does)"
     counts = f"{len(found) - aside} entries, {damaged} damaged, {aside} set aside"
     yield Finding(f"{store.root}: {counts}; {depth}", not damaged)
+
+
+def _runs(root: Path) -> Iterator[Finding]:
+    """The adapter of every run below `root`, by date and time, is the one that its result was measured with."""
+    found = sorted(root.rglob(RESULT))
+    damaged = 0
+    for path in found:
+        try:
+            whole_adapter(path.parent, read_run(path.parent))
+        except LoraExpError as error:
+            damaged += 1
+            yield Finding(f"{error}; mend: run its sweep again with lora-exp resume", ok=False)
+    yield Finding(f"{root}: {len(found)} finished runs, {damaged} damaged", not damaged)
 
 
 def _leftovers(store: Store) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from lora_exp.config.compose import saved_settings
 from lora_exp.config.methods import METHODS
 from lora_exp.errors import LoraExpError
 from lora_exp.numerics import request_portable_kernels
-from lora_exp.storage.result import ADAPTER, RunResult, read_run
+from lora_exp.storage.result import RunResult, read_run, whole_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def export_peft(folder: Path, out: Path | None, overrides: Sequence[str]) -> Pat
     from lora_exp.training.base import load_base
 
     base = load_base(folder, overrides)
-    adapted = adapted_classifier(base, folder)
+    adapted = adapted_classifier(base, folder, result)
     layers = [layer.shape for layer in base.layers]
     files = peft_files(adapted.factors, adapted.scaling, layers, adapter.dropout)
     files |= {BASE: save(_state_dict(base)), README: _readme(folder, result, base).encode()}
@@ -100,7 +100,7 @@ def merge(folder: Path, out: Path | None, overrides: Sequence[str]) -> Path:
         "run": result.name,
         "folder": str(folder.absolute()),
     }
-    merged = _state_dict(adapted_classifier(base, folder).merge())
+    merged = _state_dict(adapted_classifier(base, folder, result).merge())
     out = folder / "merged.safetensors" if out is None else out
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(save(merged, metadata={METADATA: json.dumps(about, sort_keys=True)}))
@@ -118,12 +118,12 @@ def settings_with_kernels(result: RunResult, overrides: Sequence[str]) -> Settin
     return settings
 
 
-def adapted_classifier(base: BaseModel, folder: Path) -> AdaptedClassifier:
-    """The classifier of the run in `folder`, whose base is `base`. Raises LoraExpError when it can't be read."""
+def adapted_classifier(base: BaseModel, folder: Path, result: RunResult) -> AdaptedClassifier:
+    """The classifier of the run in `folder`. Raises LoraExpError when its adapter can't be read or is damaged."""
     from lora_exp.adapters.adapted import AdaptedClassifier
 
     try:
-        return AdaptedClassifier.load(base, folder / ADAPTER)
+        return AdaptedClassifier.load(base, whole_adapter(folder, result))
     except ValueError as error:
         raise LoraExpError(str(error)) from error
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from lora_exp.config.compose import saved_settings
 from lora_exp.errors import LoraExpError
-from lora_exp.storage.sweep_file import SWEEP, read_about
+from lora_exp.storage.sweep_file import SWEEP, alone_in, read_about
 from lora_exp.tracking.connection import check
 from lora_exp.tracking.delivery import Delivery
 
@@ -52,11 +53,12 @@ def sync_main(arguments: Sequence[str]) -> int:
     if tracking.kind == "off":
         raise LoraExpError(f"{folder}: was run with tracking=off, so it has no tracking store")
     check(tracking)
-    delivery = Delivery(tracking)
-    parent = delivery.open_parent(folder) if is_sweep else None
-    missing = delivery.deliver_all([Path(place) for place in sweep.frame["folder"]], parent)
-    if is_sweep and not missing:
-        missing += not delivery.close_parent(folder)
+    with alone_in(folder) if is_sweep else contextlib.nullcontext():
+        delivery = Delivery(tracking)
+        parent = delivery.open_parent(folder) if is_sweep else None
+        missing = delivery.deliver_all([Path(place) for place in sweep.frame["folder"]], parent)
+        if is_sweep and not missing:
+            missing += not delivery.close_parent(folder)
     print(f"{missing} records are still missing in MLflow" if missing else "all of it is in MLflow")
     return 1 if missing else 0
 

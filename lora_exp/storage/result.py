@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -206,6 +207,18 @@ def read_run(folder: Path) -> RunResult:
         raise LoraExpError(f"{folder}: holds no {RESULT}, so it is not the folder of a finished run") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LoraExpError(f"{folder / RESULT}: can't be read ({' '.join(repr(error).split())})") from error
+
+
+def whole_adapter(folder: Path, result: RunResult) -> Path:
+    """The file of a run's adapter. Raises LoraExpError unless it has the hash that `result` holds."""
+    path = folder / ADAPTER
+    try:
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise LoraExpError(f"{path}: can't be read ({error.strerror})") from error
+    if sha256 != result.outcome.adapter_sha256:
+        raise LoraExpError(f"{path}: is damaged, or of another run: its SHA-256 is not that in {RESULT}")
+    return path
 
 
 def kind_label(kind: Kind) -> str:

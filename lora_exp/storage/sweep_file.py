@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from typing import Any
 from lora_exp.errors import LoraExpError, writable_folder
 from lora_exp.storage.leases import locked
 
-SWEEP, FAILURE = "sweep.json", "failure.json"
+SWEEP, FAILURE, LOCK = "sweep.json", "failure.json", "sweep.lock"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,26 @@ def begin_sweep(
     }
     write_json(path, about)
     return about
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """A block in which no other process works on the sweep in `folder`. Raises LoraExpError when one does.
+
+    Takes a record lock, which ends with this process, whatever ends it. Forked processes don't inherit it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            who = " ".join(file.read(100).split()) or "another process"
+            raise LoraExpError(f"{folder}: {who} works on this sweep; wait until it ends, or end it") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
 
 
 def _is_same_search(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:

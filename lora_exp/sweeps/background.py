@@ -189,6 +189,7 @@ def _started(descriptor: int, factory: str, library: str) -> int:
         if process:
             return process
         try:
+            os.setpgid(0, 0)
             os.dup2(2, 1)
             let_go(kept={1, 2, descriptor})
             _main(descriptor, parent, factory)
@@ -197,7 +198,7 @@ def _started(descriptor: int, factory: str, library: str) -> int:
     os.set_inheritable(descriptor, True)
     streams = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, 2, 1)]
     command = [sys.executable, "-m", __name__, str(descriptor), str(parent), factory]
-    # In a process group of its own, so that Ctrl-C does not reach it while it starts.
+    # In a process group of its own, so that Ctrl-C and the end of the terminal don't reach it while it starts.
     return os.posix_spawn(sys.executable, command, os.environ, file_actions=streams, setpgroup=0)
 
 

@@ -184,9 +184,18 @@ class JobConfigs:
         )
 
     def _loaded(self, overrides: Sequence[str]) -> DictConfig:
-        """The config as Hydra composes it. A preset of a job must not change the `hydra` node of the sweep."""
+        """The config as Hydra composes it. A preset of a job must not change the `hydra` node of the sweep.
+
+        Raises LoraExpError for one that is a sweep of its own, whose values the job would lose.
+        """
         config = self._loader.load_sweep_config(self.master, list(overrides))
         check_hydra(config, self.master)
+        if (params := config.hydra.sweeper.params) != self.master.hydra.sweeper.params:
+            chosen = [one for one in overrides if one.lstrip("+").startswith("experiment=")] or list(overrides)
+            values = " ".join(f"{key}={value}" for key, value in params.items()) or "none"
+            raise LoraExpError(
+                f"{' '.join(chosen)}: is a sweep of its own ({values}), so it can't be a job of another; run it alone"
+            )
         return config
 
     def _sets_a_value(self, override: Override) -> bool:

@@ -26,7 +26,7 @@ from lora_exp.sweeps.job import finished_run, open_laboratory
 from lora_exp.sweeps.job_configs import JobConfigs, job_configs
 from lora_exp.sweeps.samplers import check_sampler
 from lora_exp.sweeps.search_space import Space, parse_space
-from lora_exp.sweeps.study import STUDY, Study, lock_folder
+from lora_exp.sweeps.study import STUDY, Study
 from lora_exp.sweeps.sweep import open_sweep, raise_failed, read_jobs
 from lora_exp.training.packing import FULL_PACK
 
@@ -69,7 +69,7 @@ def search(context: HydraContext, config: DictConfig, launcher: Launcher, given:
         print(plan_text(laboratory, read_jobs(context, config, first.jobs())[0]))
         return []
     about = dataclasses.asdict(chosen) | {"objectives": list(chosen.objectives)} | space.to_dict()
-    with lock_folder(folder), open_sweep(config, [], specs[0], settings, about):
+    with open_sweep(config, [], specs[0], settings, about):
         chosen = dataclasses.replace(chosen, trials=read_about(folder)["search"]["trials"])
         returns = _run(Study(folder / STUDY, space, chosen), chosen, launcher, configs, folder)
     raise_failed(returns)

@@ -6,9 +6,7 @@ values come from the result in the job's folder. Samplers work on a copy in memo
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +18,7 @@ from lora_exp.sweeps.search_space import Space
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-STUDY, LOCK = "study.db", "study.lock"
+STUDY = "study.db"
 JOB = "job"  # the user attribute of a trial that holds its job number
 
 
@@ -115,19 +113,3 @@ class Study:
     def _trials(self) -> dict[int, FrozenTrial]:
         """The trial of each job, the last one if it has several."""
         return {int(trial.user_attrs[JOB]): trial for trial in self._memory.get_trials(deepcopy=False)}
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """A block in which no other process searches in `folder`. Raises LoraExpError when one does.
-
-    Takes a record lock. Forked processes don't inherit it, and those of packs may outlive a search that is killed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            place = f"hydra.sweep.dir={folder}"
-            raise LoraExpError(f"{place}: another process searches in it; choose another folder") from error
-        yield

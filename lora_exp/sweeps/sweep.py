@@ -21,7 +21,7 @@ from lora_exp.config.compose import is_run_config, one_line_errors
 from lora_exp.config.spec import RunSpec
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.pruning import kept_within
-from lora_exp.storage.sweep_file import SWEEP, begin_sweep, check_report_place, end_sweep, read_about
+from lora_exp.storage.sweep_file import SWEEP, alone_in, begin_sweep, check_report_place, end_sweep, read_about
 from lora_exp.sweeps.job import check, open_laboratory
 from lora_exp.sweeps.job_configs import job_configs
 from lora_exp.sweeps.recording import recording
@@ -87,14 +87,14 @@ def open_sweep(
 
     `jobs` are the overrides of each job. A search adds its jobs later, and describes itself in `search`. After an
     interrupt no report is written, so that the process ends at once; the command to resume is printed instead.
-    Raises LoraExpError when the folder holds another sweep, or when the report can't be written where it should be.
+    Raises LoraExpError when the folder holds another sweep, when another process works on it, or when the report can't
+    be written where it should be.
     """
     folder = Path(str(config.hydra.sweep.dir))
     name = "-".join(folder.parts[-2:]) if len(folder.parts) > 1 else folder.name  # by default its date and time
     check_report_place(settings.report.place(name))
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / "multirun.yaml")
-    with kept_within(open_laboratory(settings).store, settings.store.limit):
+    with alone_in(folder), kept_within(open_laboratory(settings).store, settings.store.limit):
+        OmegaConf.save(config, folder / "multirun.yaml")
         is_resumed = (folder / SWEEP).exists()
         begin_sweep(folder, name, jobs, search)
         recording().begin(folder, is_resumed)
@@ -103,7 +103,8 @@ def open_sweep(
         except KeyboardInterrupt:
             end_sweep(folder, "KILLED", None)
             recording().close(folder)
-            print(f"to resume: {shlex.join(['lora-exp', 'resume', str(folder.absolute())])}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(f"to resume: {shlex.join(['lora-exp', 'resume', str(folder.absolute())])}", file=sys.stderr)
             raise
         except BaseException:
             _report(folder, first, settings, "FAILED")
