@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 INTERRUPTIONS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # Ctrl-C, `kill`, the end of the terminal
@@ -16,14 +17,21 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 def signals_held_back() -> Iterator[None]:
     """Take interruptions at the end of the block.
 
-    Python ignores what a signal raises while it runs the functions that were registered for a fork, so an interruption
-    at that moment would be lost.
+    Python ignores what a signal's handler raises while it runs the functions that were registered for a fork, so an
+    interruption at that moment would be lost. To block the signals in this thread would not help: another takes them.
     """
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
+    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread alone
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda which, _: came.append(which)) for number in INTERRUPTIONS}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for which in came:
+            signal.raise_signal(which)
 
 
 def end_with(parent: int) -> None:
@@ -35,7 +43,6 @@ def end_with(parent: int) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTIONS)
     if sys.platform == "linux":  # elsewhere it ends when it next reads or writes
         import ctypes
 

@@ -118,6 +118,15 @@ class Place:
         lines = self.computed.read_text().splitlines() if self.computed.exists() else []
         return Counter(line for line in lines if line.startswith("results "))
 
+    def made_once(self, kind: str = "results") -> int:
+        """Assert that no entry was put into the store twice; return how many it holds.
+
+        A process may be killed after it put one there and before it noted that.
+        """
+        lines = self.computed.read_text().splitlines()
+        assert set(Counter(line for line in lines if line.startswith(f"{kind} ")).values()) == {1}, "computed twice"
+        return len(list(self.folder.glob(f"cache/store/{kind}/*/*/entry.json")))
+
     def partial_files(self) -> list[Path]:
         return [*self.folder.glob("cache/store/partial/*"), *self.folder.glob("runs/**/*.tmp")]
 

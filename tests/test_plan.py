@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import forkserver
 import pytest
 from conftest import CPU
 
@@ -40,3 +41,13 @@ def test_the_expected_time_is_that_of_bases_and_packs_on_all_workers_without_dup
     first, base, pack, _ = plan.plan_text(laboratory, [*SPECS, SPECS[0]]).splitlines()
     assert first == "3 jobs: 1 in the store already, 1 to run, 1 duplicates"
     assert base.endswith("in the store already") and pack.startswith("  pack 1: 1 jobs, lora, rank 64, steps 100, ")
+
+
+def test_a_preset_that_is_a_sweep_is_no_job_of_another(tmp_path: Path) -> None:
+    given = ["-m", "--plan", "model=tiny", "data.limit=1000", "experiment=digit_9,rank_by_digit"]
+    done = forkserver.run(given, tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "lora-exp: experiment=rank_by_digit: is a sweep of its own (adapter.rank=1,2,4,8 finetune.digit=range(0,10)), "
+        "so it can't be a job of another; run it alone (job 1 of the sweep)\n"
+    )

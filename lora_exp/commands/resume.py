@@ -38,7 +38,9 @@ def sync_main(arguments: Sequence[str]) -> int:
     """Record in MLflow what a sweep or a run has finished and MLflow does not have, each job once."""
     parser = argparse.ArgumentParser(prog="lora-exp sync", description=sync_main.__doc__)
     parser.add_argument("folder", type=Path, help="folder of a sweep or a run")
-    folder = parser.parse_args(arguments).folder.absolute()
+    parser.add_argument("--restore", action="store_true", help="restore runs that were deleted in MLflow")
+    options = parser.parse_args(arguments)
+    folder = options.folder.absolute()
     from lora_exp.storage.sweep_folder import read_sweep
 
     sweep = read_sweep(folder)
@@ -54,12 +56,17 @@ def sync_main(arguments: Sequence[str]) -> int:
         raise LoraExpError(f"{folder}: was run with tracking=off, so it has no tracking store")
     check(tracking)
     with alone_in(folder) if is_sweep else contextlib.nullcontext():
-        delivery = Delivery(tracking)
+        delivery, folders = Delivery(tracking), [Path(place) for place in sweep.frame["folder"]]
+        deleted = delivery.compare(folders, folder if is_sweep else None, options.restore)
         parent = delivery.open_parent(folder) if is_sweep else None
-        missing = delivery.deliver_all([Path(place) for place in sweep.frame["folder"]], parent)
+        missing = delivery.deliver_all(folders, parent)
         if is_sweep and not missing:
             missing += not delivery.close_parent(folder)
-    print(f"{missing} records are still missing in MLflow" if missing else "all of it is in MLflow")
+        delivery.end()
+    if deleted:
+        print(f"{deleted} runs were deleted in MLflow and stay so; lora-exp sync --restore {folder} brings them back")
+    whole = "all of it is in MLflow" if not deleted else "all others are in MLflow"
+    print(f"{missing} records are still missing in MLflow" if missing else whole)
     return 1 if missing else 0
 
 

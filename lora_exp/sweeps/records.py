@@ -33,24 +33,27 @@ class Tracking:
     def begin(self, sweep: str, resumed: bool) -> None:
         """Open the parent run of the sweep in that folder."""
         if resumed:
+            self._delivery.compare(_job_folders(Path(sweep)), Path(sweep))
             self._delivery.reopen_parent(Path(sweep))
         self._delivery.open_parent(Path(sweep))
 
     def record(self, folder: str, sweep: str | None) -> None:
         """Record what a job's folder holds, below the parent run of its sweep, if any."""
         self._delivery.deliver(Path(folder), None if sweep is None else self._delivery.open_parent(Path(sweep)))
+        if sweep is None:
+            self._delivery.end()
 
     def complete(self, sweep: str) -> bool:
         """Record every job that is missing and close the parent run; return whether nothing is missing."""
-        from lora_exp.storage.sweep_file import read_about
-
         folder, parent = Path(sweep), self._delivery.open_parent(Path(sweep))
-        jobs = [folder / str(job) for job in range(len(read_about(folder)["jobs"]))]
-        return self._delivery.deliver_all(jobs, parent) == 0 and self._delivery.close_parent(folder)
+        is_whole = self._delivery.deliver_all(_job_folders(folder), parent) == 0 and self._delivery.close_parent(folder)
+        self._delivery.end()
+        return is_whole
 
     def close(self, sweep: str) -> None:
         """Close the parent run of an interrupted sweep."""
         self._delivery.close_parent(Path(sweep))
+        self._delivery.end()
 
 
 class Reports:
@@ -92,3 +95,9 @@ class Reports:
             lines.append(search_verdict(done, done.search))
         lines += [f"report   {Path(out) / 'report.html'}", f"runs     {sweep}"]
         return sweep_text(done.frame, terminal) + "\n".join(lines) + f"\n{next_text(done)}"
+
+
+def _job_folders(sweep: Path) -> list[Path]:
+    from lora_exp.storage.sweep_file import read_about
+
+    return [sweep / str(job) for job in range(len(read_about(sweep)["jobs"]))]

@@ -79,6 +79,7 @@ def check(settings: TrackingSettings) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and path.stat().st_size > 0:
                 _check_database(path)
+                _check_experiment(path, settings.experiment)
             else:
                 with tempfile.TemporaryFile(dir=path.parent):
                     pass
@@ -100,6 +101,21 @@ def existing_store(settings: TrackingSettings, wanted: str) -> TrackingSettings:
     with translated_errors(settings.uri):
         _check_database(path)
     return settings
+
+
+def settle(settings: TrackingSettings) -> None:
+    """Write what sqlite keeps beside its database (`-wal`) into it, so that the file alone holds all runs.
+
+    Where another process reads at the moment, or the file is gone, nothing happens.
+    """
+    if settings.kind == "sqlite":
+        path = Path(_absolute(settings).uri.removeprefix(SQLITE))
+        address = f"{path.as_uri()}?mode=rw"
+        with (
+            contextlib.suppress(sqlite3.Error),
+            contextlib.closing(sqlite3.connect(address, uri=True, timeout=1)) as connection,
+        ):
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def status_line(settings: TrackingSettings) -> str:
@@ -126,6 +142,7 @@ def status_line(settings: TrackingSettings) -> str:
             f"tracking.uri={settings.uri}: is damaged or not a database of MLflow ({found[:100]}); move it away: the "
             "next run creates a new one, and the folders of the runs keep all results"
         )
+    _check_experiment(path, settings.experiment)
     return f"{path}: intact, {runs} runs"
 
 
@@ -143,8 +160,20 @@ def _experiment(client: Any, settings: TrackingSettings) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise LoraExpError(f"tracking.experiment={name}: is deleted in MLflow; restore it there, or choose another")
+        raise _deleted(name)
     return str(found.experiment_id)
+
+
+def _check_experiment(path: Path, name: str) -> None:
+    """Raise LoraExpError when the experiment of that name is deleted in the database."""
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, timeout=20)) as connection:
+        found = connection.execute("SELECT lifecycle_stage FROM experiments WHERE name = ?", [name]).fetchone()
+        if found == ("deleted",):
+            raise _deleted(name)
+
+
+def _deleted(experiment: str) -> LoraExpError:
+    return LoraExpError(f"tracking.experiment={experiment}: is deleted in MLflow; restore it there, or choose another")
 
 
 def _check_server(uri: str) -> None:

@@ -20,7 +20,8 @@ from lora_exp.config.settings import TrackingSettings
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import RESULT, read
 from lora_exp.storage.sweep_file import FAILURE, note, read_about, read_failure, write_json
-from lora_exp.tracking.recorder import Recorder, Ticket, now
+from lora_exp.tracking.connection import settle
+from lora_exp.tracking.recorder import ACTIVE, DELETED, Recorder, Ticket, now
 
 if TYPE_CHECKING:
     from lora_exp.storage.sweep_folder import Sweep
@@ -42,6 +43,7 @@ class Delivery:
         self._settings = settings
         self._paused_until = 0.0
         self._parents: dict[Path, str] = {}
+        self._is_parent_deleted = False
 
     @property
     def is_off(self) -> bool:
@@ -92,10 +94,42 @@ class Delivery:
             note(folder, parent_run=parent)
         return parent
 
+    def compare(self, folders: Iterable[Path], sweep: Path | None, restore: bool = False) -> int:
+        """Ask the store for what the folders of jobs, and of their sweep, say that it has.
+
+        What it does not know, such as after its database was moved away, counts as not recorded from now on. What was
+        deleted there stays so, unless `restore` says otherwise; return how many runs that are.
+        """
+        deleted = 0
+        with self._logged_errors():
+            about = {} if sweep is None else read_about(sweep)
+            if sweep is not None and (parent := about.get("parent_run")):
+                stage = self._stage(parent, restore)
+                self._is_parent_deleted |= stage == DELETED
+                deleted += stage == DELETED
+                if stage is None:
+                    ended = about.get("ended")
+                    note(sweep, parent_run=None, ended=ended and ended | {"recorded": False})
+            for folder in folders:
+                known = _ticket(folder)
+                if run := known.get("run"):
+                    stage = self._stage(run, restore)
+                    deleted += stage == DELETED
+                    if stage is None:
+                        write_json(folder / TICKET, known | {"run": None})
+        return deleted
+
+    def _stage(self, run: str, restore: bool) -> str | None:
+        stage = self.recorder.stage(run)
+        if stage == DELETED and restore:
+            self.recorder.restore(run)
+            return ACTIVE
+        return stage
+
     def reopen_parent(self, folder: Path) -> None:
         """Set the parent run of a sweep that is resumed to RUNNING."""
         about = read_about(folder)
-        if not self.is_off and about.get("parent_run"):
+        if not self.is_off and about.get("parent_run") and not self._is_parent_deleted:
             with self._logged_errors():
                 self.recorder.reopen(about["parent_run"])
 
@@ -108,7 +142,7 @@ class Delivery:
 
         about = read_about(folder)
         ended, parent = about.get("ended"), about.get("parent_run")
-        if self.is_off or (ended or {}).get("recorded"):
+        if self.is_off or self._is_parent_deleted or (ended or {}).get("recorded"):
             return True
         if ended and parent and not self._is_paused():
             report = None if ended["report"] is None else Path(ended["report"])
@@ -120,6 +154,11 @@ class Delivery:
                 return True
         return False
 
+    def end(self) -> None:
+        """Leave the store whole on disk."""
+        if not self.is_off:
+            settle(self._settings)
+
     def _is_paused(self) -> bool:
         return time.monotonic() < self._paused_until
 
@@ -130,7 +169,7 @@ class Delivery:
             yield
         except LoraExpError as error:
             self._paused_until = time.monotonic() + PAUSE
-            log.warning("%s; results are kept, and will be recorded when the store is back", error)
+            log.warning("%s; results are kept, and `lora-exp sync` records them when the store takes them", error)
 
 
 def _runs_of(sweep: Sweep) -> dict[int, str]:

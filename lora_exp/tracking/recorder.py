@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # MLflow's limits, in characters.
 NAME_LIMIT, PARAMETER_LIMIT, TAG_LIMIT = 250, 6000, 8000
+ACTIVE, DELETED = "active", "deleted"  # MLflow's lifecycle stages
 REPORT_PAGES = ("report.html", "report.md")
 # Part of addresses in MLflow's UI. Without it the UI opens its view for language models, which hides most of a run.
 VIEW = "workflowType=machine_learning"
@@ -190,9 +191,25 @@ class Recorder:
                 self.client.delete_run(run.info.run_id)
 
     def has(self, run: str) -> bool:
-        """Whether the experiment has a run with that id."""
+        """Whether the store has a run with that id, which is not deleted."""
+        return self.stage(run) == ACTIVE
+
+    def stage(self, run: str) -> str | None:
+        """ACTIVE or DELETED; None where the store knows no run with that id."""
+        from mlflow.exceptions import MlflowException
+
         with translated_errors(self.settings.uri):
-            return bool(self.client.search_runs([self.experiment_id], f"attributes.run_id = '{run}'"))
+            try:
+                return str(self.client.get_run(run).info.lifecycle_stage)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
+
+    def restore(self, run: str) -> None:
+        """Undo the deletion of a run."""
+        with translated_errors(self.settings.uri):
+            self.client.restore_run(run)
 
     def _of_ticket(self, ticket: str) -> list[Any]:
         return list(self.client.search_runs([self.experiment_id], f"tags.ticket = '{ticket}'"))
