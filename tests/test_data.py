@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import lzma
 import shutil
@@ -172,6 +173,21 @@ def test_another_data_set_is_read_from_where_its_files_were_put(kmnist_root: Pat
     found = data.load(DataSpec("kmnist"), kmnist_root, CPU)
     assert torch.equal(found.test.images, mnist.test.images)
     assert (kmnist_root / "kmnist.safetensors").is_file()
+
+
+def test_packed_files_are_read_however_they_were_compressed(kmnist_root: Path, mnist: ImageData) -> None:
+    for file in (kmnist_root / "KMNIST" / "raw").iterdir():
+        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes(), compresslevel=1))
+        file.unlink()
+    assert torch.equal(data.load(DataSpec("kmnist"), kmnist_root, CPU).test.images, mnist.test.images)
+
+
+def test_a_packed_file_that_is_cut_short_is_called_so(kmnist_root: Path) -> None:
+    file = kmnist_root / "KMNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    packed = file.with_name(f"{file.name}.gz")
+    packed.write_bytes(gzip.compress(file.read_bytes())[:-20])
+    file.unlink()
+    assert refusal(DataSpec("kmnist"), kmnist_root).startswith(f"{packed}: can't be unpacked (")
 
 
 def test_a_data_set_of_another_size_is_refused(kmnist_root: Path) -> None:

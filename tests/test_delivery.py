@@ -203,6 +203,38 @@ def test_a_sweep_that_is_closed_in_the_store_needs_the_store_no_more(
     assert Delivery(settings).close_parent(sweep)
 
 
+@OF_MLFLOW
+def test_sync_asks_mlflow_for_each_run_and_says_what_is_gone_and_what_was_deleted(place: Place) -> None:
+    place.run("-m", *QUICK, "finetune.steps=2", "adapter.rank=1,2")
+    database, sweep = place.folder / "mlflow.db", str(place.sweep())
+    wal = place.folder / "mlflow.db-wal"
+    assert not wal.exists() or wal.stat().st_size == 0, "the database alone is not whole"
+    for name in ("moved", "emptied"):
+        database.rename(place.folder / name)
+        if name == "emptied":
+            database.touch()
+        assert place.run("sync", sweep)[0] == "all of it is in MLflow\n"
+        assert place.statuses() == {"FINISHED": 3}
+    client = MlflowClient(f"sqlite:///{database}")
+    for gone in (
+        read_about(place.sweep())["parent_run"],
+        json.loads((place.sweep() / "0" / TICKET).read_text())["run"],
+    ):
+        client.delete_run(gone)
+        told = f"1 runs were deleted in MLflow and stay so; lora-exp sync --restore {sweep} brings them back"
+        assert place.run("sync", sweep)[0] == f"{told}\nall others are in MLflow\n"
+        place.run("resume", sweep)
+        assert place.statuses() == {"FINISHED": 2}
+        assert place.run("sync", "--restore", sweep)[0] == "all of it is in MLflow\n"
+        assert place.statuses() == {"FINISHED": 3}
+    client.delete_experiment(client.get_experiment_by_name("lora_exp").experiment_id)
+    for arguments in (["sync", sweep], ["resume", sweep], [*QUICK, "finetune.steps=2"]):
+        assert place.run(*arguments, code=2)[1] == (
+            "lora-exp: tracking.experiment=lora_exp: is deleted in MLflow; restore it there, or choose another\n"
+        )
+    assert "is deleted in MLflow" in place.run("doctor", code=1)[0]
+
+
 @pytest.mark.long
 def test_a_server_that_is_away_for_half_a_minute_gets_all_runs_and_for_good_what_sync_brings(
     server: Server, place: Place

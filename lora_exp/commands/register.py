@@ -63,8 +63,8 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
     from lora_exp.model.data import test_pictures
     from lora_exp.training.base import load_base
 
-    recorder = Recorder.open(settings.tracking)
     module = plain_module(adapted_classifier(load_base(folder, overrides), folder, result).merge())
+    recorder = Recorder.open(settings.tracking)
     layers = [_description(*named) for named in module.named_children()]
     images, _ = test_pictures(result.spec.data.name, Path(settings.data.root).absolute())
     with tempfile.TemporaryDirectory() as temporary:

@@ -7,8 +7,10 @@ Later runs read only that file and import no torchvision. MNIST needs no network
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import lzma
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,6 +164,7 @@ def _read_idx(name: str, root: Path) -> dict[str, NDArray[Any]]:
     if name == "mnist":
         _unpack_embedded(root)
     folder = root / cls.__name__ / "raw"
+    _unpack(folder)
     tensors = {}
     for part, expected in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
         options = {"what": part if part == "train" else "test10k"} if name == "qmnist" else {"train": part == "train"}
@@ -183,6 +186,19 @@ def _read_idx(name: str, root: Path) -> dict[str, NDArray[Any]]:
         tensors[f"{part}_images"] = images.contiguous().numpy()
         tensors[f"{part}_labels"] = labels.to(images.dtype).contiguous().numpy()
     return tensors
+
+
+def _unpack(folder: Path) -> None:
+    """Unpack the `.gz` files in a folder, however they were compressed: torchvision takes one form of each only."""
+    for packed in sorted(folder.glob("*.gz")):
+        target = packed.with_suffix("")
+        if not target.exists():
+            temporary = target.with_suffix(".tmp")
+            try:
+                temporary.write_bytes(gzip.decompress(packed.read_bytes()))
+            except (OSError, EOFError, zlib.error) as error:
+                raise LoraExpError(f"{packed}: can't be unpacked ({error}); put a whole file there") from error
+            temporary.replace(target)
 
 
 def _file_names(cls: Any, part: str) -> list[str]:
