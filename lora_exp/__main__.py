@@ -117,7 +117,9 @@ def _mend_streams() -> None:
 def _stop(line: str, code: int) -> None:
     logging.shutdown()
     with contextlib.suppress(OSError):
-        print(f"lora-exp: {' '.join(line.split())}", file=sys.stderr, flush=True)
+        # A line may hold what a file from elsewhere says, which must not control the terminal.
+        plain = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in " ".join(line.split()))
+        print(f"lora-exp: {plain}", file=sys.stderr, flush=True)
     try:
         sys.stdout.flush()
     except OSError:  # Python would try again at exit, and print an error

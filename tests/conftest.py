@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from lora_exp.training.evaluation import frozen_first_layer, other_classes
 from lora_exp.training.loop import FineTuned, Job, TrainingImages, batch_order, fine_tune, step_count
 
 CPU = torch.device("cpu")
+# The key that signs sweeps is the user's own; tests have another.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="lora-exp-state-")
 SMALL = ModelSpec((96, 64))
 MakeJob = Callable[[AdapterSpec, FinetuneSpec], Job]
 TrainPack = Callable[[Sequence[Job]], FineTuned]

@@ -41,7 +41,7 @@ USERS_OF_ASIDE = ("sweeps", "commands", "__main__")
 FACES = {
     "config": "fields methods spec settings compose hydra_rules",
     "measures": "class_errors logits measured gains paired",
-    "storage": "result table sweep_file sweep_folder store keys pruning promises provenance",
+    "storage": "ownership result table sweep_file sweep_folder store keys pruning promises provenance",
     "model": "data architecture base",
     "adapters": "plan pack adapted peft initialisation",
     "training": "laboratory executor base packing pack loop halving checkpoint",

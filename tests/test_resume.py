@@ -119,3 +119,23 @@ def test_jobs_that_fail_in_any_way_take_no_other_with_them_and_are_tried_again(p
 def test_resuming_something_else_is_one_line(place: Place) -> None:
     err = place.run("resume", str(place.folder), code=2)[1]
     assert err.strip() == f"lora-exp: {place.folder}: holds no sweep.json, so it is not the folder of a sweep"
+
+
+def test_a_sweep_of_somebody_else_is_resumed_only_with_trust_and_links_in_its_folder_never(place: Place) -> None:
+    place.run("-m", *QUICK, "finetune.steps=2", "adapter.rank=1,2", "tracking=off")
+    sweep, victim = place.sweep(), place.folder / "victim"
+    about = json.loads((sweep / "sweep.json").read_text())
+    about["arguments"].append("store.limit=0\x1b[2J")
+    (sweep / "sweep.json").write_text(json.dumps(about))
+    _, err = place.run("resume", str(sweep), code=2)
+    assert f"{sweep}: you did not begin this sweep here; to trust it, add --trust. It would run: lora-exp -m " in err
+    assert "'store.limit=0\\x1b[2J'" in err and "\x1b" not in err
+    about["arguments"].pop()
+    (sweep / "sweep.json").write_text(json.dumps(about | {"signature": None}))
+    assert "you did not begin" in place.run("resume", str(sweep), code=2)[1]
+    assert "Mean of 2 finished runs" in place.run("resume", "--trust", str(sweep))[0]
+    victim.write_text("mine")
+    (sweep / "0" / "lora_exp.log").unlink()
+    (sweep / "0" / "lora_exp.log").symlink_to(victim)
+    _, err = place.run("resume", "--trust", str(sweep), code=2)
+    assert "0/lora_exp.log: is a symbolic link, which is not followed" in err and victim.read_text() == "mine"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lora_exp.config.compose import saved_settings
 from lora_exp.errors import LoraExpError
+from lora_exp.storage.ownership import is_own
 from lora_exp.storage.sweep_file import SWEEP, alone_in, read_about
 from lora_exp.tracking.connection import check
 from lora_exp.tracking.delivery import Delivery
@@ -23,8 +26,10 @@ def main(arguments: Sequence[str]) -> list[str]:
     """
     parser = argparse.ArgumentParser(prog="lora-exp resume", description=(main.__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="folder of the sweep: runs/<date>/<time>")
-    folder = parser.parse_args(arguments).folder.absolute()
-    about = read_about(folder)
+    _add_trust(parser)
+    options = parser.parse_args(arguments)
+    folder = options.folder.absolute()
+    about = _trusted(folder, options.trust)
     command, directory = about.get("arguments"), about.get("directory")
     # Overrides and flags are no identifiers; sub-commands are.
     if not isinstance(command, list) or not isinstance(directory, str) or (command and str(command[0]).isidentifier()):
@@ -38,6 +43,7 @@ def sync_main(arguments: Sequence[str]) -> int:
     """Record in MLflow what a sweep or a run has finished and MLflow does not have, each job once."""
     parser = argparse.ArgumentParser(prog="lora-exp sync", description=sync_main.__doc__)
     parser.add_argument("folder", type=Path, help="folder of a sweep or a run")
+    _add_trust(parser)
     parser.add_argument("--restore", action="store_true", help="restore runs that were deleted in MLflow")
     options = parser.parse_args(arguments)
     folder = options.folder.absolute()
@@ -46,7 +52,7 @@ def sync_main(arguments: Sequence[str]) -> int:
     sweep = read_sweep(folder)
     is_sweep = (folder / SWEEP).is_file()
     if is_sweep:
-        _enter(Path(read_about(folder)["directory"]))
+        _enter(Path(_trusted(folder, options.trust)["directory"]))
     saved = folder / ("multirun.yaml" if is_sweep else ".hydra/config.yaml")
     try:
         tracking = saved_settings(saved.read_text(encoding="utf-8"), []).tracking
@@ -68,6 +74,21 @@ def sync_main(arguments: Sequence[str]) -> int:
     whole = "all of it is in MLflow" if not deleted else "all others are in MLflow"
     print(f"{missing} records are still missing in MLflow" if missing else whole)
     return 1 if missing else 0
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust", action="store_true", help="also go on with a sweep that somebody else began")
+
+
+def _trusted(folder: Path, trust: bool) -> dict[str, Any]:
+    """The record of a sweep. Raises LoraExpError for one that this user did not begin here, unless `trust` is given."""
+    about = read_about(folder)
+    if not trust and not is_own(about):
+        command = shlex.join(["lora-exp", *map(str, about.get("arguments") or ())])
+        raise LoraExpError(
+            f"{folder}: you did not begin this sweep here; to trust it, add --trust. It would run: {command}"
+        )
+    return about
 
 
 def _enter(folder: Path) -> None:

@@ -3,6 +3,7 @@
 - `result`: what a run yields, and its `result.json`
 - `table`: the columns of a summary
 - `sweep_file`: `sweep.json` and `failure.json`
+- `ownership`: which sweeps this user began on this machine
 - `sweep_folder`: a sweep's folder as one table
 - `store`: bases, results and the like by the hash of what determines them
 - `keys`: those hashes

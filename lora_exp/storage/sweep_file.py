@@ -25,6 +25,7 @@ from typing import Any
 
 from lora_exp.errors import LoraExpError, writable_folder
 from lora_exp.storage.leases import locked
+from lora_exp.storage.ownership import signature
 
 SWEEP, FAILURE, LOCK = "sweep.json", "failure.json", "sweep.lock"
 
@@ -101,6 +102,7 @@ def begin_sweep(
         "jobs": planned,
         **({} if search is None else {"search": dict(search)}),
     }
+    about |= {"signature": signature(about)}
     write_json(path, about)
     return about
 
@@ -109,9 +111,13 @@ def begin_sweep(
 def alone_in(folder: Path) -> Iterator[None]:
     """A block in which no other process works on the sweep in `folder`. Raises LoraExpError when one does.
 
+    So it does when there is a symbolic link in the folder: what is written there would change a file elsewhere.
     Takes a record lock, which ends with this process, whatever ends it. Forked processes don't inherit it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise LoraExpError(f"{path}: is a symbolic link, which is not followed; remove it, or put a copy there")
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
