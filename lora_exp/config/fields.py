@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from typing import Any
 
+SMALLEST, LARGEST = 1e-37, 3e38  # of the numbers that single precision holds with all its digits
+POSITIVE = f"a number above 0, from {SMALLEST:g} to {LARGEST:g}"
+
 
 def is_int(value: Any) -> bool:
     """Whether `value` is an integer; true and false are not."""
@@ -17,6 +20,11 @@ def is_int(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_positive(value: Any) -> bool:
+    """Whether `value` is a number above 0 in single precision, in which everything is computed."""
+    return is_number(value) and SMALLEST <= value <= LARGEST
 
 
 def is_text(value: Any) -> bool:
@@ -51,8 +59,8 @@ def integer(least: int, **default: Any) -> Any:
 
 
 def positive(**default: Any) -> Any:
-    """A field for numbers above 0."""
-    return allow("a number above 0", lambda v: is_number(v) and v > 0, **default)
+    """A field for numbers above 0 in single precision."""
+    return allow(POSITIVE, is_positive, **default)
 
 
 def flag(**default: Any) -> Any:

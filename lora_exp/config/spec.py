@@ -13,7 +13,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lora_exp.config.fields import allow, flag, integer, is_int, is_number, is_pattern, one_of, optional, positive
+from lora_exp.config.fields import (
+    POSITIVE,
+    allow,
+    flag,
+    integer,
+    is_int,
+    is_number,
+    is_pattern,
+    is_positive,
+    one_of,
+    optional,
+    positive,
+)
 from lora_exp.config.methods import METHODS
 from lora_exp.errors import LoraExpError
 
@@ -38,7 +50,7 @@ def is_digits(value: Any) -> bool:
 
 def is_alpha(value: Any) -> bool:
     """Whether `value` is a number above 0, or "rank"."""
-    return value == "rank" or (is_number(value) and value > 0)
+    return value == "rank" or (is_positive(value))
 
 
 @dataclass(frozen=True)
@@ -144,9 +156,7 @@ class FinetuneSpec:
 
     digit: tuple[int, ...] = allow("a digit from 0 to 9, or a list of one to nine different ones", is_digits)
     steps: int = integer(1, default=100)
-    epochs: float | None = optional(
-        "a number above 0", lambda v: is_number(v) and v > 0, null="null (then finetune.steps counts)"
-    )
+    epochs: float | None = optional(POSITIVE, is_positive, null="null (then finetune.steps counts)")
     batch_size: int = integer(1, default=10)
     learning_rate: float = positive(default=1e-3)
     seed: int = integer(0, default=0)

@@ -63,7 +63,7 @@ def next_text(sweep: Sweep) -> str:
             # A search would search over the seeds, so its best job is repeated as a grid.
             once = f"lora-exp {sweep.frame['overrides'].iloc[job]}"
             _, *given = shlex.split(sweep.command if sweep.search is None else once)
-            own = [part for part in given if part != "-m" and not part.startswith("hydra.sweep.dir=")]
+            own = [part for part in given if part != "-m" and not part.startswith(("hydra.sweep.dir=", "report.name="))]
             seeds = ["base.seed=range(0,5)", "finetune.seed=${base.seed}"]
             again = shlex.join(["lora-exp", "-m", *own, *seeds])
             steps.append((again, "several bases show which differences are chance"))

@@ -91,6 +91,8 @@ def open_sweep(
     be written where it should be.
     """
     folder = Path(str(config.hydra.sweep.dir))
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise LoraExpError(f"hydra.sweep.dir={folder}: must be a folder of its own, such as runs/mine")
     name = "-".join(folder.parts[-2:]) if len(folder.parts) > 1 else folder.name  # by default its date and time
     check_report_place(settings.report.place(name))
     with alone_in(folder), kept_within(open_laboratory(settings).store, settings.store.limit):

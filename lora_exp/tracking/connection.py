@@ -177,6 +177,11 @@ def _deleted(experiment: str) -> LoraExpError:
 
 
 def _check_server(uri: str) -> None:
+    if "@" in uri.partition("://")[2].partition("/")[0]:
+        raise LoraExpError(
+            "tracking.uri: must not hold a user and a password, which every run would store; put them into the "
+            "environment, as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     if not uri.startswith(("http://", "https://")):
         raise LoraExpError(f"tracking.uri={uri}: must be http://HOST:PORT or https://HOST:PORT")
     try:
