@@ -8,6 +8,7 @@
 - `report`: write a report again, or one report of several sweeps.
 - `reproduce`: make a run again and compare; `stored_run` reads what is stored of it, `differences` compares.
 - `resume`: go on with a sweep (`resume`), or record in MLflow what is missing there (`sync`).
+- `relocate`: put MLflow's database right after the working folder was moved.
 - `store`: list, verify or prune the store.
 - `doctor`: check the installation.
 """
@@ -24,6 +25,7 @@ COMMANDS = {
     "reproduce": "reproduce",
     "resume": "resume",
     "sync": "resume:sync_main",
+    "relocate": "relocate",
     "store": "store",
     "doctor": "doctor",
 }

@@ -13,7 +13,7 @@ from typing import Any
 from lora_exp.config.compose import saved_settings
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.ownership import is_own
-from lora_exp.storage.sweep_file import SWEEP, alone_in, read_about
+from lora_exp.storage.sweep_file import SWEEP, alone_in, read_about, start_folder
 from lora_exp.tracking.connection import check
 from lora_exp.tracking.delivery import Delivery
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> list[str]:
     # Overrides and flags are no identifiers; sub-commands are.
     if not isinstance(command, list) or not isinstance(directory, str) or (command and str(command[0]).isidentifier()):
         raise LoraExpError(f"{folder / SWEEP}: holds no command of a sweep to go on with")
-    _enter(Path(directory))
+    _enter(start_folder(folder, about))
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [*map(str, command), f"hydra.sweep.dir='{quoted}'"]
 
@@ -52,7 +52,7 @@ def sync_main(arguments: Sequence[str]) -> int:
     sweep = read_sweep(folder)
     is_sweep = (folder / SWEEP).is_file()
     if is_sweep:
-        _enter(Path(_trusted(folder, options.trust)["directory"]))
+        _enter(start_folder(folder, _trusted(folder, options.trust)))
     saved = folder / ("multirun.yaml" if is_sweep else ".hydra/config.yaml")
     try:
         tracking = saved_settings(saved.read_text(encoding="utf-8"), []).tracking

@@ -96,6 +96,7 @@ def begin_sweep(
         "command": shlex.join(["lora-exp", *sys.argv[1:]]),
         "arguments": sys.argv[1:],
         "directory": str(Path.cwd()),
+        "place": _place(folder),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "ticket": uuid.uuid4().hex,
         "parent_run": None,
@@ -136,6 +137,25 @@ def _is_same_search(one: Mapping[str, Any] | None, other: Mapping[str, Any] | No
     if one is None or other is None:
         return one is other
     return {**one, "trials": 0} == {**other, "trials": 0}
+
+
+def start_folder(folder: Path, about: Mapping[str, Any]) -> Path:
+    """The working folder that a sweep was started in, where it is now: it may have been moved with the sweep in it.
+
+    `folder` is that of the sweep, `about` what its `sweep.json` says.
+    """
+    was = Path(str(about["directory"]))
+    # Older records don't say; by default the folder is runs/DATE/TIME.
+    parts = Path(about.get("place") or Path(*folder.parts[-3:])).parts
+    if folder == was.joinpath(*parts) or folder.parts[-len(parts) :] != parts:
+        return was
+    return Path(*folder.parts[: -len(parts)])
+
+
+def _place(folder: Path) -> str | None:
+    """Where a sweep's folder is below the working folder, if it is."""
+    whole = folder.absolute()
+    return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else None
 
 
 def read_about(folder: Path) -> dict[str, Any]:

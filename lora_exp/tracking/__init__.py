@@ -1,6 +1,7 @@
 """MLflow: runs are recorded once, read back, and registered as models.
 
 - `connection`: opens and checks the tracking store, a sqlite file or a server.
+- `relocation`: a working folder that was moved or copied with its database.
 - `facts`: what is recorded of a run and of a sweep.
 - `recorder`: writes runs.
 - `delivery`: records the jobs of a sweep exactly once, also when the store is away for a while.

@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.errors import LoraExpError, writable_folder
+from lora_exp.tracking.relocation import check_place, relocate
 
 SQLITE = "sqlite:///"
 SERVER_TIMEOUT = 3.0  # seconds
@@ -79,7 +80,7 @@ def check(settings: TrackingSettings) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and path.stat().st_size > 0:
                 _check_database(path)
-                _check_experiment(path, settings.experiment)
+                _check_experiment(path, settings)
             else:
                 with tempfile.TemporaryFile(dir=path.parent):
                     pass
@@ -100,6 +101,7 @@ def existing_store(settings: TrackingSettings, wanted: str) -> TrackingSettings:
         raise LoraExpError(f"tracking.uri={settings.uri}: there is no such file, so {wanted} is not in it")
     with translated_errors(settings.uri):
         _check_database(path)
+    check_place(path, settings.experiment, Path(settings.artifacts))
     return settings
 
 
@@ -116,6 +118,20 @@ def settle(settings: TrackingSettings) -> None:
             contextlib.closing(sqlite3.connect(address, uri=True, timeout=1)) as connection,
         ):
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def put_right(settings: TrackingSettings) -> int:
+    """Put the places of artifacts right in the database of a folder that was moved; return how many there were.
+
+    Raises LoraExpError when there is no database, or it can't be changed.
+    """
+    settings = _absolute(settings)
+    path = Path(settings.uri.removeprefix(SQLITE))
+    if not path.is_file():
+        raise LoraExpError(f"tracking.uri={settings.uri}: there is no such file")
+    with translated_errors(settings.uri):
+        _check_database(path)
+        return relocate(path, settings.experiment, Path(settings.artifacts))
 
 
 def status_line(settings: TrackingSettings) -> str:
@@ -142,7 +158,7 @@ def status_line(settings: TrackingSettings) -> str:
             f"tracking.uri={settings.uri}: is damaged or not a database of MLflow ({found[:100]}); move it away: the "
             "next run creates a new one, and the folders of the runs keep all results"
         )
-    _check_experiment(path, settings.experiment)
+    _check_experiment(path, _absolute(settings))
     return f"{path}: intact, {runs} runs"
 
 
@@ -164,8 +180,10 @@ def _experiment(client: Any, settings: TrackingSettings) -> str:
     return str(found.experiment_id)
 
 
-def _check_experiment(path: Path, name: str) -> None:
-    """Raise LoraExpError when the experiment of that name is deleted in the database."""
+def _check_experiment(path: Path, settings: TrackingSettings) -> None:
+    """Raise LoraExpError when the experiment is deleted in the database, or lies elsewhere than that says."""
+    name = settings.experiment
+    check_place(path, name, Path(settings.artifacts))
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, timeout=20)) as connection:
         found = connection.execute("SELECT lifecycle_stage FROM experiments WHERE name = ?", [name]).fetchone()
         if found == ("deleted",):
@@ -221,6 +239,7 @@ def _prepared_database(settings: TrackingSettings) -> Iterator[None]:
         if not path.exists() or path.stat().st_size == 0:
             _create_database(path, settings.artifacts)
         _check_database(path)
+        check_place(path, settings.experiment, Path(settings.artifacts))
         yield
 
 

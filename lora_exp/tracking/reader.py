@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import RESULT
 from lora_exp.storage.sweep_file import Failure, write_failure, write_whole
 from lora_exp.tracking.connection import existing_store, translated_errors
+
+log = logging.getLogger(__name__)
 
 
 def fetch_run(settings: TrackingSettings, run: str, names: Sequence[str]) -> dict[str, bytes]:
@@ -52,11 +55,18 @@ def fetch_experiment(settings: TrackingSettings, folder: Path) -> list[tuple[Pat
             1000,
         )
         sweeps = {run.info.run_id: run.info.run_name for run in runs if run.data.tags.get("kind") == "sweep"}
-        found = []
+        found, absent = [], []
         for run in runs:
             place = folder / run.info.run_id
-            if run.data.tags.get("kind") == "run" and _write(settings, run, place):
+            if run.data.tags.get("kind") != "run":
+                continue
+            if _write(settings, run, place):
                 found.append((place, sweeps.get(run.data.tags.get("mlflow.parentRunId"), settings.experiment)))
+            elif run.info.status != "RUNNING":
+                absent.append(run.info.run_name)
+    if absent:
+        some = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+        log.warning("%d runs are left out, since their artifacts hold no %s: %s", len(absent), RESULT, some)
     if not found:
         raise LoraExpError(f"tracking.experiment={settings.experiment}: has no finished or failed run of lora-exp")
     return found
