@@ -56,6 +56,7 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
     if result.diverged:
         raise LoraExpError(f"{folder}: the run diverged at step {result.outcome.diverged_at}: it classifies nothing")
     settings = settings_with_kernels(result, overrides)
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
     from safetensors.torch import save
 
@@ -63,6 +64,10 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
     from lora_exp.model.data import test_pictures
     from lora_exp.training.base import load_base
 
+    try:
+        stored = load_file(folder / PREDICTIONS)
+    except (OSError, SafetensorError) as error:
+        raise LoraExpError(f"{folder / PREDICTIONS}: can't be read ({' '.join(str(error).split())})") from error
     module = plain_module(adapted_classifier(load_base(folder, overrides), folder, result).merge())
     recorder = Recorder.open(settings.tracking)
     layers = [_description(*named) for named in module.named_children()]
@@ -72,7 +77,6 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
         with translated_errors(recorder.settings.uri):
             architecture = {"mean": MEAN, "std": STD, "layers": layers}
             model = save_model(place, architecture, save(module.state_dict()), images[:EXAMPLES])
-            stored = load_file(folder / PREDICTIONS)
             # An older version wrote the predicted classes instead of logits.
             from lora_exp.measures.logits import AFTER
 

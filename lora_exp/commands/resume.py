@@ -55,7 +55,7 @@ def sync_main(arguments: Sequence[str]) -> int:
         _enter(start_folder(folder, _trusted(folder, options.trust)))
     saved = folder / ("multirun.yaml" if is_sweep else ".hydra/config.yaml")
     try:
-        tracking = saved_settings(saved.read_text(encoding="utf-8"), []).tracking
+        tracking = saved_settings(saved.read_text(encoding="utf-8", errors="replace"), []).tracking
     except OSError as error:
         raise LoraExpError(f"{saved}: can't be read ({error.strerror}), so its tracking store is unknown") from error
     if tracking.kind == "off":

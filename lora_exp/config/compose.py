@@ -17,7 +17,7 @@ from typing import Any
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import AliasToken, YAMLError, scan
 
 from lora_exp.config.settings import SETTINGS, DataFolder, Settings, settings_from
 from lora_exp.config.spec import SPECS, RunSpec, spec_from
@@ -202,8 +202,11 @@ def error_line(error: BaseException) -> str:
 def _loaded(text: str) -> DictConfig:
     register()
     try:
+        # What is saved has no aliases; a few lines of them stand for a billion values.
+        if "&" in text and any(isinstance(token, AliasToken) for token in scan(text)):
+            raise LoraExpError("is not a saved config (it holds aliases)")
         config = OmegaConf.create(text)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, RecursionError) as error:
         raise LoraExpError(f"is not a saved config ({' '.join(str(error).split())})") from error
     if not isinstance(config, DictConfig):
         raise LoraExpError("is not a saved config")

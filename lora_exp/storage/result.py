@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_exp.config.spec import SPECS, RunSpec, from_dict
+from lora_exp.config.spec import CLASSES, SPECS, RunSpec, from_dict
 from lora_exp.errors import LoraExpError
 from lora_exp.measures.class_errors import ClassErrors, error_of
 from lora_exp.measures.gains import Choice, Gains, beyond_words
 from lora_exp.measures.gains import from_dict as gains_from_dict
+from lora_exp.storage.schema import conform, parsed
 
 RESULT, ADAPTER, PREDICTIONS = "result.json", "adapter.safetensors", "predictions.safetensors"
 # Provenance of an adapter that was trained elsewhere: the folder it came from.
@@ -181,7 +182,7 @@ class RunResult:
 
 def from_json(text: str) -> RunResult:
     """Return the result that `to_json` wrote. Raises ValueError, KeyError or TypeError for any other text."""
-    values = json.loads(text)
+    values = parsed(text)
     outcome = dict(values["outcome"])
     for name in ("before", "after", "validation_before", "validation_after"):
         if outcome.get(name) is not None:
@@ -191,7 +192,23 @@ def from_json(text: str) -> RunResult:
     outcome["loss_curve"] = [float(loss) for loss in outcome["loss_curve"]]
     if outcome.get("gains") is not None:
         outcome["gains"] = gains_from_dict(outcome["gains"])
-    return RunResult(from_dict(values["spec"]), Outcome(**outcome), values["times"], values["provenance"])
+    found = RunResult(from_dict(values["spec"]), Outcome(**outcome), values["times"], values["provenance"])
+    out = found.outcome
+    for value, kind, name in ((out, Outcome, "outcome"), (found.times, dict[str, float], "times")):
+        conform(value, kind, name)
+    for own in (out.before, out.after, out.validation_before, out.validation_after):
+        if own is not None and not _is_whole(own):
+            raise ValueError(f"errors must be {CLASSES} numbers of images of each class that were classified wrongly")
+    return found
+
+
+def _is_whole(errors: ClassErrors) -> bool:
+    """Whether errors and counts of all classes are there and possible."""
+    lists = (errors.counts, errors.errors, errors.error_rates, errors.confusion)
+    return all(len(own) == CLASSES for own in lists) and all(
+        0 <= wrong <= count and 0 <= rate <= 1
+        for count, wrong, rate in zip(errors.counts, errors.errors, errors.error_rates, strict=True)
+    )
 
 
 def read(folder: Path) -> RunResult:

@@ -26,6 +26,7 @@ from typing import Any
 from lora_exp.errors import LoraExpError, writable_folder
 from lora_exp.storage.leases import locked
 from lora_exp.storage.ownership import signature
+from lora_exp.storage.schema import conform, parsed
 
 SWEEP, FAILURE, LOCK = "sweep.json", "failure.json", "sweep.lock"
 
@@ -162,7 +163,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     """Read `sweep.json`. Raises LoraExpError when there is none or it can't be read."""
     path = folder / SWEEP
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parsed(path.read_text(encoding="utf-8"))
         about["jobs"] = [[str(override) for override in job] for job in about["jobs"]]
     except FileNotFoundError as error:
         raise LoraExpError(f"{folder}: holds no {SWEEP}, so it is not the folder of a sweep") from error
@@ -218,8 +219,9 @@ def write_failure(folder: Path, name: str, overrides: Sequence[str], why: Failur
 def read_failure(folder: Path) -> FailedJob:
     """Read `failure.json`; one that can't be read becomes a failure that says so."""
     try:
-        values = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
+        values = parsed((folder / FAILURE).read_text(encoding="utf-8"))
         stopped = _from_json(values["stopped"]) if "stopped" in values else None
+        conform(stopped, Stopped | None, "stopped")
         overrides = [str(override) for override in values.get("overrides") or []]
         error = " ".join(str(values["error"]).split())
         return FailedJob(str(values.get("name", folder.name)), overrides, error, stopped)
