@@ -100,7 +100,8 @@ def test_settings_do_not_change_the_key_of_a_run() -> None:
         ("adapter.rank=-4", "adapter.rank=-4: must be an integer of at least 1"),
         (
             "finetune.digit=12",
-            "finetune.digit=12: must be a digit from 0 to 9, or a list of one to nine different ones",
+            "finetune.digit=12: must be a digit from 0 to 9, or a list of one to nine different ones, written as "
+            "'finetune.digit=[1,2]'",
         ),
         ("finetune.replay=1.5", "finetune.replay=1.5: must be a share of at least 0 and below 1"),
         ("finetune.batch_size=0", "finetune.batch_size=0: must be an integer of at least 1"),

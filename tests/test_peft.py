@@ -173,6 +173,8 @@ def test_options_that_are_off_or_say_nothing_do_not_matter(folder: Path) -> None
         ("target_modules", ["linear1", 3]),
         ("target_modules", "conv.*"),
         ("target_modules", "*"),
+        ("target_modules", r"((((((\w*)*)*)*)*)*)*!"),
+        ("target_modules", ".*" * 20 + "!"),
     ],
 )
 def test_an_option_that_is_not_understood_is_refused_by_name(folder: Path, option: str, value: Any) -> None:

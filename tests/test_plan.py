@@ -51,3 +51,10 @@ def test_a_preset_that_is_a_sweep_is_no_job_of_another(tmp_path: Path) -> None:
         "lora-exp: experiment=rank_by_digit: is a sweep of its own (adapter.rank=1,2,4,8 finetune.digit=range(0,10)), "
         "so it can't be a job of another; run it alone (job 1 of the sweep)\n"
     )
+
+
+@pytest.mark.parametrize("jobs", ["adapter.alpha=range(0,1000000000)", "finetune.seed=range(0,1e9)"])
+def test_more_jobs_than_a_sweep_can_have_are_refused_before_they_are_listed(tmp_path: Path, jobs: str) -> None:
+    done = forkserver.run(["-m", "--plan", "model=tiny", "adapter.rank=1,2", jobs], tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"lora-exp: {jobs}: gives 2,000,000,000") and "can have 100,000" in done.stderr

@@ -60,7 +60,8 @@ WITHOUT_EFFECT = {
     *("peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
     *("qalora_group_size", "megatron_core"),
 }
-MAX_PATTERN = 60  # characters; no pattern this short takes long to match
+MAX_PATTERN = 60  # characters
+MAX_REPETITIONS = 10
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,9 @@ def _matches(file: Path, key: str, pattern: str, layer: str) -> bool:
     try:
         if len(pattern) > MAX_PATTERN:
             raise ValueError(f"is longer than {MAX_PATTERN} characters")
+        # Else the time to match would grow without bound: Python tries every way to share a name among repetitions.
+        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]|(?<!\()\?", pattern)) > MAX_REPETITIONS:
+            raise ValueError(f"repeats a group, or has more than {MAX_REPETITIONS} repetitions")
         return re.fullmatch(pattern, layer) is not None
     except (re.error, ValueError, RecursionError, OverflowError) as error:
         raise ValueError(f"{file}: {key}: {_shown(pattern)} is not a valid pattern ({_line(error)})") from error

@@ -122,7 +122,7 @@ class AdapterSpec:
         default=(),
     )
     layers: tuple[str, ...] = allow(
-        "a list of layer names or patterns, such as [linear1] or ['*']",
+        "a list of layer names or patterns, written as 'adapter.layers=[linear1]' or \"adapter.layers=['linear*']\"",
         lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(name, str) for name in v),
         default=("*",),
     )
@@ -154,7 +154,9 @@ class AdapterSpec:
 class FinetuneSpec:
     """How the adapter is trained on the target digits (Adam, cross-entropy)."""
 
-    digit: tuple[int, ...] = allow("a digit from 0 to 9, or a list of one to nine different ones", is_digits)
+    digit: tuple[int, ...] = allow(
+        "a digit from 0 to 9, or a list of one to nine different ones, written as 'finetune.digit=[1,2]'", is_digits
+    )
     steps: int = integer(1, default=100)
     epochs: float | None = optional(POSITIVE, is_positive, null="null (then finetune.steps counts)")
     batch_size: int = integer(1, default=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
@@ -29,6 +31,8 @@ from lora_exp.sweeps.recording import recording
 if TYPE_CHECKING:
     from lora_exp.config.settings import Settings
 
+MAX_JOBS = 100_000  # a job takes 0.13 MiB of the launching process (docs/scaling.md)
+
 
 def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: list[str]) -> Sequence[JobReturn]:
     """Run a grid: every combination of the values in `given` is a job.
@@ -38,6 +42,7 @@ def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: 
     """
     with one_line_errors(HydraException):
         overrides = OverridesParser.create(config_loader=context.config_loader).parse_overrides(given)
+        _check_number(overrides)
         [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     if not is_run_config(config):
         return launcher.launch(jobs, initial_job_idx=0)
@@ -51,6 +56,21 @@ def sweep(context: HydraContext, config: DictConfig, launcher: Launcher, given: 
         returns = launcher.launch(jobs, initial_job_idx=0)
     raise_failed(returns)
     return returns
+
+
+def _check_number(overrides: Sequence[Override]) -> None:
+    """Raise LoraExpError for more jobs than a sweep can have, before they are listed."""
+    numbers = {}
+    for override in overrides:
+        values: Any = override.value() if override.is_sweep_override() else None
+        if isinstance(values, RangeSweep):
+            start, stop, step = (float(one or 0) for one in (values.start, values.stop, values.step or 1))
+            numbers[override.input_line] = max(0.0, (stop - start) / step)
+        elif isinstance(values, ChoiceSweep):
+            numbers[override.input_line] = float(len(values.list))
+    if (jobs := math.prod(numbers.values())) > MAX_JOBS:
+        largest = max(numbers, key=lambda line: numbers[line])
+        raise LoraExpError(f"{largest}: gives {jobs:,.0f} jobs, and a sweep can have {MAX_JOBS:,}; run several sweeps")
 
 
 def read_jobs(
