@@ -70,6 +70,14 @@ def test_what_is_written_is_read_again(
     assert adapter.spec.method == ("dora" if dora else "lora")
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened(folder: Path, kind: torch.dtype) -> None:
+    tensors = {name: tensor.to(kind) for name, tensor in load_file(folder / ADAPTER_MODEL).items()}
+    save_file(tensors, folder / ADAPTER_MODEL)
+    factors = read_folder(folder, MLP).factors
+    assert torch.equal(factors["linear1.A"], tensors[KEY].float())
+
+
 def test_the_rank_of_most_layers_is_that_of_the_folder_and_others_are_patterns(tmp_path: Path) -> None:
     ranks = {"conv1": 2, "conv2": 5, "linear1": 5}
     files = peft_files(factors_of(CNN, ranks, False), {"conv1": 0.5, "conv2": 0.2, "linear1": 2.0}, CNN, 0.25)
@@ -192,7 +200,7 @@ def test_an_option_that_is_not_understood_is_refused_by_name(folder: Path, optio
         (lambda t: t.update({KEY: t[KEY][:, 1:].contiguous()}), r"must be float32 of shape \(4, 784\)"),
         (lambda t: t.update({KEY: t[KEY][:3].contiguous()}), r"is float32 of \(3, 784\)"),
         (lambda t: t.update({KEY: t[KEY].T.contiguous()}), "shape"),
-        (lambda t: t.update({KEY: t[KEY].half()}), "is float16"),
+        (lambda t: t.update({KEY: t[KEY].double()}), "is float64"),
         (lambda t: t.update({KEY: t[KEY].double()}), "is float64"),
         (lambda t: t[KEY].__setitem__((0, 0), math.nan), f"{KEY}: holds values that are not finite"),
         (lambda t: t[KEY].__setitem__((0, 0), math.inf), f"{KEY}: holds values that are not finite"),

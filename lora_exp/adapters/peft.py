@@ -62,6 +62,7 @@ WITHOUT_EFFECT = {
 }
 MAX_PATTERN = 60  # characters
 MAX_REPETITIONS = 10
+WIDENED = (torch.float32, torch.float16, torch.bfloat16)  # each is exactly a float32
 
 
 @dataclass(frozen=True)
@@ -237,9 +238,10 @@ def _read_factors(file: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]
     factors = {}
     for key, (name, shape) in expected.items():
         tensor = tensors[key]
-        if tensor.shape != shape or tensor.dtype != torch.float32:
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise ValueError(f"{file}: {key}: must be float32 of shape {shape}, is {kind} of {tuple(tensor.shape)}")
+        if tensor.shape != shape or tensor.dtype not in WIDENED:
+            kind = f"{tensor.dtype}".removeprefix("torch.") + f" of {tuple(tensor.shape)}"
+            raise ValueError(f"{file}: {key}: must be float32, float16 or bfloat16 of shape {shape}, is {kind}")
+        tensor = tensor.float()
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{file}: {key}: holds values that are not finite")
         factors[name] = tensor.flatten(0 if name.endswith(".magnitude") else 1)
