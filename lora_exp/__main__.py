@@ -46,6 +46,10 @@ def main() -> None:
         _stop("the reader of the output has closed it; finished jobs are kept", 1)
     except (LoraExpError, OSError) as error:
         _stop(str(explained(error)), explained(error).exit_code)
+    except MemoryError:
+        _stop("there is not enough memory; finished jobs are kept; sweep.memory bounds what packs use", 1)
+    except ImportError as error:
+        _stop(f"a library can't be loaded ({error}); lora-exp doctor says what is wrong", 1)
     except KeyboardInterrupt:
         _stop("interrupted; finished jobs are kept, and the same command takes them from the store", 130)
     finally:

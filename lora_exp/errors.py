@@ -9,6 +9,7 @@ from pathlib import Path
 
 # No space on the disk, none in the quota, or a file larger than this process may write.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MAKE_ROOM = "what is finished is kept; make room (lora-exp store prune) and run the same command again to go on"
 
 
 class LoraExpError(ValueError):
@@ -31,7 +32,10 @@ def explained(error: LoraExpError | OSError) -> LoraExpError:
     if isinstance(error, LoraExpError):
         return error
     line = f"{error.filename or 'a file'}: {error.strerror or error}"
-    return LoraExpError(line, 1 if error.errno in DISK_FULL else 2)
+    if error.errno not in DISK_FULL:
+        return LoraExpError(line)
+    hint = "" if error.strerror and ";" in error.strerror else f"; {MAKE_ROOM}"
+    return LoraExpError(f"{line}{hint}", 1)
 
 
 def reason(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from lora_exp.errors import DISK_FULL, writable_folder
+from lora_exp.errors import DISK_FULL, MAKE_ROOM, writable_folder
 from lora_exp.storage.leases import leased_folder, remove_abandoned
 
 log = logging.getLogger(__name__)
@@ -154,8 +154,7 @@ def _explained_when_full(root: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        hint = "nothing stored is lost; make room (lora-exp store prune) and run the same command again to go on"
-        raise OSError(error.errno, f"{error.strerror}; {hint}", str(root)) from error
+        raise OSError(error.errno, f"{error.strerror}; {MAKE_ROOM}", str(root)) from error
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_exp.config.compose import is_run_config
 from lora_exp.config.settings import Settings
 from lora_exp.config.spec import RunSpec
+from lora_exp.storage.sweep_file import write_whole
 from lora_exp.sweeps.job import Job, finish, finished_run, open_laboratory, returned
 from lora_exp.sweeps.job_configs import job_configs
 
@@ -64,7 +65,7 @@ def launch(
         saved = configs.saved(job_overrides[at], initial_job_idx + at, folder)
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         for name, text in saved.items():
-            (folder / ".hydra" / name).write_text(text, encoding="utf-8")
+            write_whole(folder / ".hydra" / name, text.encode())
         with logs.in_folder(folder), _returning(overrides) as returns[at]:
             job = Job(spec, folder, sweep, overrides, saved["config.yaml"])
             returns[at].return_value = finish(job, settings, made)

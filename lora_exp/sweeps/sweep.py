@@ -23,7 +23,15 @@ from lora_exp.config.compose import is_run_config, one_line_errors
 from lora_exp.config.spec import RunSpec
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.pruning import kept_within
-from lora_exp.storage.sweep_file import SWEEP, alone_in, begin_sweep, check_report_place, end_sweep, read_about
+from lora_exp.storage.sweep_file import (
+    SWEEP,
+    alone_in,
+    begin_sweep,
+    check_report_place,
+    end_sweep,
+    read_about,
+    write_whole,
+)
 from lora_exp.sweeps.job import check, open_laboratory
 from lora_exp.sweeps.job_configs import job_configs
 from lora_exp.sweeps.recording import recording
@@ -116,7 +124,7 @@ def open_sweep(
     name = "-".join(folder.parts[-2:]) if len(folder.parts) > 1 else folder.name  # by default its date and time
     check_report_place(settings.report.place(name))
     with alone_in(folder), kept_within(open_laboratory(settings).store, settings.store.limit):
-        OmegaConf.save(config, folder / "multirun.yaml")
+        write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(config).encode())
         is_resumed = (folder / SWEEP).exists()
         begin_sweep(folder, name, jobs, search)
         recording().begin(folder, is_resumed)
