@@ -71,4 +71,4 @@ assert not loaded, loaded
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("usage: lora-exp ") == 11
+    assert done.stdout.count("usage: lora-exp ") == 12

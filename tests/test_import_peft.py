@@ -150,7 +150,7 @@ def test_an_imported_adapter_is_recorded_and_says_where_it_is_from(lab: Lab, tmp
             "import {other} model=cnn_small",
             "{other}/adapter_config.json: target_modules=linear2: the model has no such",
         ),
-        ("import {other} model=small", "linear1.lora_B.weight: must be float32 of shape"),
+        ("import {other} model=small", "linear1.lora_B.weight: must be float32, float16 or bfloat16 of shape"),
         ("import {other} model=tiny adapter.rank=2", "adapter.rank=2: the adapter is trained already"),
         ("import {other} model=tiny finetune.steps=9", "finetune.steps=9: the adapter is trained already"),
         ("import {other} model=huge", "model=huge: no such option"),

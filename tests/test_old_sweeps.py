@@ -87,7 +87,7 @@ def test_its_adapters_are_exported_and_merged(folder: Path) -> None:
 
 
 def test_it_is_brought_to_mlflow(folder: Path) -> None:
-    assert "all of it is in MLflow" in lora_exp(folder, "sync", "sweep")
+    assert "all of it is in MLflow" in lora_exp(folder, "sync", "--trust", "sweep")
     here = TrackingSettings("sqlite", f"sqlite:///{folder}/mlflow.db", str(folder / "mlartifacts"))
     recorder = Recorder.open(here)
     runs = recorder.client.search_runs([recorder.experiment_id])

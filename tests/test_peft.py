@@ -197,7 +197,10 @@ def test_an_option_that_is_not_understood_is_refused_by_name(folder: Path, optio
     [
         (lambda t: t.pop(KEY), f"{KEY} is missing"),
         (lambda t: t.update({"base_model.model.linear1.bias": torch.zeros(32)}), "linear1.bias is not expected"),
-        (lambda t: t.update({KEY: t[KEY][:, 1:].contiguous()}), r"must be float32 of shape \(4, 784\)"),
+        (
+            lambda t: t.update({KEY: t[KEY][:, 1:].contiguous()}),
+            r"float16 or bfloat16 of shape \(4, 784\)",
+        ),
         (lambda t: t.update({KEY: t[KEY][:3].contiguous()}), r"is float32 of \(3, 784\)"),
         (lambda t: t.update({KEY: t[KEY].T.contiguous()}), "shape"),
         (lambda t: t.update({KEY: t[KEY].double()}), "is float64"),

@@ -153,7 +153,9 @@ def test_a_long_value_is_cut_in_the_line() -> None:
 
 
 def test_a_number_too_big_for_a_float_is_refused() -> None:
-    assert refusal(config_with(base__learning_rate=10**400)).endswith("...: must be a number above 0")
+    assert refusal(config_with(base__learning_rate=10**400)).endswith(
+        "...: must be a number above 0, from 1e-37 to 3e+38"
+    )
 
 
 def test_an_unknown_key_is_refused_and_the_known_ones_are_named() -> None:

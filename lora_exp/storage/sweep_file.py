@@ -145,9 +145,10 @@ def start_folder(folder: Path, about: Mapping[str, Any]) -> Path:
 
     `folder` is that of the sweep, `about` what its `sweep.json` says.
     """
-    was = Path(str(about["directory"]))
-    # Older records don't say; by default the folder is runs/DATE/TIME.
-    parts = Path(about.get("place") or Path(*folder.parts[-3:])).parts
+    was, place = Path(str(about["directory"])), about.get("place")
+    if place is None and was.is_dir():  # an older record, or a folder that was not below the working folder
+        return was
+    parts = Path(place or Path(*folder.parts[-3:])).parts  # by default runs/DATE/TIME
     if folder == was.joinpath(*parts) or folder.parts[-len(parts) :] != parts:
         return was
     return Path(*folder.parts[: -len(parts)])
