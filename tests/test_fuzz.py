@@ -341,7 +341,7 @@ def jobs(lab: Path) -> JobConfigs:
     return JobConfigs(loader, loader.load_configuration("config", list(QUICK), RunMode.MULTIRUN))
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.long)])
 def test_override_lists_are_specs_or_refused(jobs: JobConfigs, lab: Path, count: int) -> None:
     seen: list[bool] = []
 
