@@ -173,6 +173,10 @@ def test_a_sweep_with_one_bad_job_is_refused_before_anything_runs(lab: Path) -> 
         (["tracking=server", "tracking.uri=http://127.0.0.1:9"], "tracking.uri=http://127.0.0.1:9"),
         (["data=kmnist", "data.root=cache/empty"], "data=kmnist: not in "),
         (["adapter=1"], "Config group override must be"),
+        (["hydra.mode=MULTIRUN", "hydra.sweep.dir=."], "hydra.sweep.dir=.: must be a folder of its own"),
+        (["finetune.learning_rate=1e-320"], "finetune.learning_rate=1e-320: must be a number above 0"),
+        (["adapter.alpha=1e308"], "adapter.alpha=1e+308: must be a number above 0"),
+        (["adapter.layers=linear*"], "written as 'adapter.layers=[linear1]'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(lab: Path, arguments: list[str], says: str) -> None:

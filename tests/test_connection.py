@@ -16,6 +16,7 @@ import pytest
 
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.errors import LoraExpError
+from lora_exp.tracking.connection import check
 from lora_exp.tracking.recorder import Recorder
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
@@ -65,6 +66,12 @@ def test_a_deleted_experiment_is_one_line(tmp_path: Path) -> None:
     gone.client.delete_experiment(gone.experiment_id)
     with pytest.raises(LoraExpError, match=r"tracking\.experiment=gone: is deleted"):
         Recorder.open(replace(store, experiment="gone"))
+
+
+def test_an_address_with_a_password_is_refused_without_showing_it() -> None:
+    with pytest.raises(LoraExpError, match="MLFLOW_TRACKING_PASSWORD") as raised:
+        check(TrackingSettings("server", "http://user:secret@127.0.0.1:5000/x"))
+    assert "secret" not in str(raised.value) and str(raised.value).startswith("tracking.uri: must not hold ")
 
 
 def test_a_server_that_is_absent_or_silent_is_found_out_within_five_seconds() -> None:
