@@ -34,7 +34,9 @@ TrainPack = Callable[[Sequence[Job]], FineTuned]
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root that holds MNIST once it has been loaded; the workers of pytest-xdist share one."""
     base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data_root"
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data_root"
+    root.mkdir(exist_ok=True)  # links to it must lead somewhere, whichever test comes first
+    return root
 
 
 @pytest.fixture(scope="session")
