@@ -1,4 +1,4 @@
-# make sweep: the first thing to try.  make test, make test-long: what CI checks.
+# make sweep: the first thing to try.  make test, make test-reference: what CI checks.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ TESTS := python -m pytest --numprocesses 2 --dist worksteal --durations 25
 # Threads that wait actively would take the core that the other half of the tests needs.
 test test-long minimum: export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: sweep test test-long minimum audit setup browser example clean
+.PHONY: sweep test test-reference test-long minimum audit setup browser example clean
 
 sweep: setup
 	$(BIN)/lora-exp experiment=rank_by_digit
@@ -19,10 +19,13 @@ test: setup browser
 	$(BIN)/mypy
 	$(BIN)/$(TESTS)
 
-# Tests that are slow by nature: CONTRIBUTING.md lists them, each with the promise that it holds.
-# The reference's base trains on two threads, which would take five times as long beside other tests.
-test-long: setup browser
+# The reference numbers on all of MNIST. Its base trains on two threads, which would take five times as long beside
+# other tests.
+test-reference: setup
 	$(BIN)/python -m pytest --durations 5 -m 'long and not gpu' tests/test_reference.py
+
+# Tests that are slow by nature: CONTRIBUTING.md lists them, each with the promise that it holds.
+test-long: test-reference browser
 	$(BIN)/$(TESTS) -m 'long and not gpu' --ignore tests/test_reference.py
 
 # The tests with each library at the oldest version that pyproject.toml allows; torch and the test tools are those of
