@@ -130,6 +130,9 @@ def test_a_sweep_of_somebody_else_is_resumed_only_with_trust_and_links_in_its_fo
     _, err = place.run("resume", str(sweep), code=2)
     assert f"{sweep}: you did not begin this sweep here; to trust it, add --trust. It would run: lora-exp -m " in err
     assert "'store.limit=0\\x1b[2J'" in err and "\x1b" not in err
+    for other in ({"signature": "é"}, {"arguments": 5}, {"directory": None}, {"place": 3}):
+        (sweep / "sweep.json").write_text(json.dumps(about | other))
+        assert place.run("resume", str(sweep), code=2)[1].startswith("lora-exp: ")
     about["arguments"].pop()
     (sweep / "sweep.json").write_text(json.dumps(about | {"signature": None}))
     assert "you did not begin" in place.run("resume", str(sweep), code=2)[1]

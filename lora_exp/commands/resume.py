@@ -30,9 +30,9 @@ def main(arguments: Sequence[str]) -> list[str]:
     options = parser.parse_args(arguments)
     folder = options.folder.absolute()
     about = _trusted(folder, options.trust)
-    command, directory = about.get("arguments"), about.get("directory")
+    command = about["arguments"]
     # Overrides and flags are no identifiers; sub-commands are.
-    if not isinstance(command, list) or not isinstance(directory, str) or (command and str(command[0]).isidentifier()):
+    if command and str(command[0]).isidentifier():
         raise LoraExpError(f"{folder / SWEEP}: holds no command of a sweep to go on with")
     _enter(start_folder(folder, about))
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
@@ -64,6 +64,8 @@ def sync_main(arguments: Sequence[str]) -> int:
     with alone_in(folder) if is_sweep else contextlib.nullcontext():
         delivery, folders = Delivery(tracking), [Path(place) for place in sweep.frame["folder"]]
         deleted = delivery.compare(folders, folder if is_sweep else None, options.restore)
+        if deleted is None:
+            return 1  # the reason is logged
         parent = delivery.open_parent(folder) if is_sweep else None
         missing = delivery.deliver_all(folders, parent)
         if is_sweep and not missing:
@@ -83,8 +85,11 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
 def _trusted(folder: Path, trust: bool) -> dict[str, Any]:
     """The record of a sweep. Raises LoraExpError for one that this user did not begin here, unless `trust` is given."""
     about = read_about(folder)
+    kinds = {"arguments": list, "directory": str, "place": str | None}
+    if not all(isinstance(about.get(name), kind) for name, kind in kinds.items()):
+        raise LoraExpError(f"{folder / SWEEP}: holds no command of a sweep to go on with")
     if not trust and not is_own(about):
-        command = shlex.join(["lora-exp", *map(str, about.get("arguments") or ())])
+        command = shlex.join(["lora-exp", *map(str, about["arguments"])])
         raise LoraExpError(
             f"{folder}: you did not begin this sweep here; to trust it, add --trust. It would run: {command}"
         )

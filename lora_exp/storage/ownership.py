@@ -31,7 +31,7 @@ def signature(about: Mapping[str, Any]) -> str | None:
 def is_own(about: Mapping[str, Any]) -> bool:
     """Whether this user began the sweep on this machine."""
     made = signature(about)
-    return made is not None and hmac.compare_digest(made, str(about.get("signature")))
+    return made is not None and hmac.compare_digest(made.encode(), str(about.get("signature")).encode(errors="replace"))
 
 
 def _key() -> bytes:

@@ -94,11 +94,11 @@ class Delivery:
             note(folder, parent_run=parent)
         return parent
 
-    def compare(self, folders: Iterable[Path], sweep: Path | None, restore: bool = False) -> int:
+    def compare(self, folders: Iterable[Path], sweep: Path | None, restore: bool = False) -> int | None:
         """Ask the store for what the folders of jobs, and of their sweep, say that it has.
 
         What it does not know, such as after its database was moved away, counts as not recorded from now on. What was
-        deleted there stays so, unless `restore` says otherwise; return how many runs that are.
+        deleted there stays so, unless `restore` says otherwise; return how many runs that are, None if the store fails.
         """
         deleted = 0
         with self._logged_errors():
@@ -117,7 +117,8 @@ class Delivery:
                     deleted += stage == DELETED
                     if stage is None:
                         write_json(folder / TICKET, known | {"run": None})
-        return deleted
+            return deleted
+        return None
 
     def _stage(self, run: str, restore: bool) -> str | None:
         stage = self.recorder.stage(run)
