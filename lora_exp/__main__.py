@@ -74,7 +74,7 @@ def _do(arguments: list[str]) -> int:
         outcome: int | list[str] = command(arguments[1:])
         return outcome if isinstance(outcome, int) else _do(outcome)
     # Hydra's own parser reads sys.argv and knows only its own flags.
-    sys.argv[1:] = ["sweep.plan=true" if argument == "--plan" else argument for argument in arguments]
+    sys.argv[1:] = list(map(_for_hydra, arguments))
     if not any(argument.partition("=")[0] in ASKING or argument == PLANNING for argument in sys.argv):
         # It imports MLflow while this process imports Hydra and torch.
         recording().start(with_mlflow=not NO_TRACKING & set(sys.argv))
@@ -84,10 +84,19 @@ def _do(arguments: list[str]) -> int:
     return 0
 
 
+def _for_hydra(argument: str) -> str:
+    """An argument in a form that Hydra knows: it has no --plan, and takes no null as an option on a command line."""
+    group, _, options = argument.partition("=")
+    if group == "experiment":
+        return "experiment=" + ",".join("none" if option == "null" else option for option in options.split(","))
+    return PLANNING if argument == "--plan" else argument
+
+
 class _Interruptions:
     """What Ctrl-C, SIGTERM and the end of the terminal do: the first ends the process cleanly.
 
-    Further ones wait for the clean end, and after SECONDS_TO_END they end the process at once.
+    Further ones wait for the clean end, and after SECONDS_TO_END they end the process at once. Python, and libraries,
+    swallow an exception here and there: so a timer raises the first one again until it is being handled.
     """
 
     def __init__(self) -> None:
@@ -96,13 +105,15 @@ class _Interruptions:
 
     def __call__(self, number: int, frame: object) -> None:
         now = time.monotonic()
-        self._first = self._first or now
-        if now - self._first > SECONDS_TO_END:
+        if self._first is None:
+            self._first = now
+            signal.signal(signal.SIGALRM, self)
+            signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)
+        if now - self._first > SECONDS_TO_END and number != signal.SIGALRM:
             os._exit(130)
         handled = sys.exc_info()[1]
         while handled is not None and not isinstance(handled, KeyboardInterrupt):
             handled = handled.__context__
-        # Python ignores what is raised in a callback, so the first may have been lost.
         if handled is None and not self.is_ending:
             raise KeyboardInterrupt
 

@@ -43,6 +43,13 @@ def reason(error: BaseException) -> str:
     return (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
 
 
+def in_words(error: BaseException) -> str:
+    """What an exception says about a file's content, in one line without Python's notation."""
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextlib.contextmanager
 def writable_folder(key: str, folder: Path) -> Iterator[None]:
     """Make the folder that a setting names. An OSError then or in the block becomes a LoraExpError with its name."""

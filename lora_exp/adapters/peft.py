@@ -20,6 +20,7 @@ from safetensors.torch import save
 from lora_exp.adapters.initialisation import Factors
 from lora_exp.config.fields import is_int, is_number
 from lora_exp.config.spec import AdapterSpec
+from lora_exp.errors import in_words
 from lora_exp.model.architecture import LayerShape
 
 T = TypeVar("T")
@@ -163,7 +164,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: can't be read ({_line(error)})") from error
+        raise ValueError(f"{file}: can't be read ({in_words(error)})") from error
     if not isinstance(given, dict):
         raise ValueError(f"{file}: must be a JSON object with the options of an adapter")
     for name in sorted(set(given) - set(OPTIONS) - WITHOUT_EFFECT):
@@ -216,7 +217,7 @@ def _matches(file: Path, key: str, pattern: str, layer: str) -> bool:
             raise ValueError(f"repeats a group, or has more than {MAX_REPETITIONS} repetitions")
         return re.fullmatch(pattern, layer) is not None
     except (re.error, ValueError, RecursionError, OverflowError) as error:
-        raise ValueError(f"{file}: {key}: {_shown(pattern)} is not a valid pattern ({_line(error)})") from error
+        raise ValueError(f"{file}: {key}: {_shown(pattern)} is not a valid pattern ({in_words(error)})") from error
 
 
 def _read_factors(file: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], parts: Sequence[str]) -> Factors:
@@ -234,7 +235,7 @@ def _read_factors(file: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]
                     raise ValueError(f"{file}: {_shown(min(keys))} {what}")
             tensors = {key: content.get_tensor(key) for key in expected}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: can't be read ({_line(error)})") from error
+        raise ValueError(f"{file}: can't be read ({in_words(error)})") from error
     factors = {}
     for key, (name, shape) in expected.items():
         tensor = tensors[key]
@@ -252,7 +253,3 @@ def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     text = " ".join(text.split())
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

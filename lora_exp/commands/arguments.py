@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora_exp.config.compose import PRESETS
 from lora_exp.config.settings import SETTINGS
 from lora_exp.config.spec import SPECS
 from lora_exp.errors import LoraExpError
@@ -14,7 +15,12 @@ OVERRIDE_GROUPS = (*SPECS, *SETTINGS, "experiment", "hydra")
 
 
 def is_override(argument: str) -> bool:
-    """Whether an argument is GROUP.KEY=VALUE or GROUP=OPTION with a config group, `+` and `~` before it allowed."""
+    """Whether an argument is GROUP.KEY=VALUE or GROUP=OPTION with a config group, `+` and `~` before it allowed.
+
+    `--config-dir=FOLDER`, which names presets of one's own, goes with the overrides.
+    """
+    if argument.startswith(PRESETS):
+        return True
     key, equals, _ = argument.lstrip("+~").partition("=")
     return bool(equals) and (key.partition(".")[0] in OVERRIDE_GROUPS or key.startswith("hydra/"))
 

@@ -13,7 +13,7 @@ from lora_exp.commands.arguments import add_overrides, add_run, parse
 from lora_exp.commands.export import adapted_classifier, settings_with_kernels
 from lora_exp.config.fields import is_name
 from lora_exp.config.spec import MEAN, STD
-from lora_exp.errors import LoraExpError
+from lora_exp.errors import LoraExpError, in_words
 from lora_exp.storage.result import PREDICTIONS, read_run
 from lora_exp.tracking.connection import translated_errors
 from lora_exp.tracking.delivery import recorded_run
@@ -67,7 +67,7 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
     try:
         stored = load_file(folder / PREDICTIONS)
     except (OSError, SafetensorError) as error:
-        raise LoraExpError(f"{folder / PREDICTIONS}: can't be read ({' '.join(str(error).split())})") from error
+        raise LoraExpError(f"{folder / PREDICTIONS}: can't be read ({in_words(error)})") from error
     module = plain_module(adapted_classifier(load_base(folder, overrides), folder, result).merge())
     recorder = Recorder.open(settings.tracking)
     layers = [_description(*named) for named in module.named_children()]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_exp.config.compose import saved_settings
+from lora_exp.config.compose import compose_settings, saved_settings
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.ownership import is_own
 from lora_exp.storage.sweep_file import SWEEP, alone_in, read_about, start_folder
@@ -60,6 +60,11 @@ def sync_main(arguments: Sequence[str]) -> int:
         raise LoraExpError(f"{saved}: can't be read ({error.strerror}), so its tracking store is unknown") from error
     if tracking.kind == "off":
         raise LoraExpError(f"{folder}: was run with tracking=off, so it has no tracking store")
+    if not is_sweep and not options.trust and tracking != compose_settings([]).tracking:
+        raise LoraExpError(
+            f"{folder}: its config names a tracking store of its own; to record it there, add --trust. It is "
+            f"tracking.uri={tracking.uri}, tracking.artifacts={tracking.artifacts}"
+        )
     check(tracking)
     with alone_in(folder) if is_sweep else contextlib.nullcontext():
         delivery, folders = Delivery(tracking), [Path(place) for place in sweep.frame["folder"]]
@@ -79,7 +84,7 @@ def sync_main(arguments: Sequence[str]) -> int:
 
 
 def _add_trust(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trust", action="store_true", help="also go on with a sweep that somebody else began")
+    parser.add_argument("--trust", action="store_true", help="also take what somebody else began")
 
 
 def _trusted(folder: Path, trust: bool) -> dict[str, Any]:

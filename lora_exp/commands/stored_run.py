@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from lora_exp.commands.differences import measures
 from lora_exp.config.compose import compose_settings, saved_values, start_folder
 from lora_exp.config.spec import RunSpec, spec_from
-from lora_exp.errors import LoraExpError
+from lora_exp.errors import LoraExpError, in_words
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, RunResult, from_json
 from lora_exp.storage.sweep_file import FAILURE, SWEEP
 from lora_exp.tracking.reader import fetch_run
@@ -156,4 +156,4 @@ def _reading(run: str, what: str) -> Iterator[None]:
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         if isinstance(error, LoraExpError) and str(error).startswith(f"{run}: "):
             raise
-        raise LoraExpError(f"{run}: {what} can't be read ({' '.join(repr(error).split())})") from error
+        raise LoraExpError(f"{run}: {what} can't be read ({in_words(error)})") from error

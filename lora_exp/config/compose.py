@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 import secrets
 import typing
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ from lora_exp.errors import LoraExpError
 # Top-level config group -> dataclasses of its keys.
 GROUPS: dict[str, tuple[type[Any], ...]] = {name: (cls,) for name, cls in (SPECS | SETTINGS).items()}
 GROUPS["data"] += (DataFolder,)
+# The option that names a folder of one's own presets. In records it stands before the overrides of a run.
+PRESETS = "--config-dir="
 
 
 def config_folder() -> Path:
@@ -76,10 +79,11 @@ def read(config: DictConfig) -> tuple[RunSpec, Settings]:
     return spec_from(values), settings_from(values)
 
 
-def compose_config(overrides: Sequence[str], multirun: bool = False) -> DictConfig:
+def compose_config(arguments: Sequence[str], multirun: bool = False) -> DictConfig:
     """The whole config, with its `hydra` node, of a run; or of a sweep, without the overrides of its jobs.
 
-    Raises LoraExpError for overrides that Hydra or the schema rejects, and for those that `hydra_rules` forbids.
+    `arguments` are overrides, and `--config-dir=FOLDER` where presets of one's own lie there. Raises LoraExpError for
+    overrides that Hydra or the schema rejects, and for those that `hydra_rules` forbids.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -87,17 +91,47 @@ def compose_config(overrides: Sequence[str], multirun: bool = False) -> DictConf
 
     from lora_exp.config.hydra_rules import check_hydra, check_overrides, own_choices
 
+    overrides = [argument for argument in arguments if not argument.startswith(PRESETS)]
+    folders = [argument.removeprefix(PRESETS) for argument in arguments if argument.startswith(PRESETS)]
     with one_line_errors():
         register()
         check_overrides(overrides)
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        with initialize_config_dir(str(config_folder()), version_base="1.3"), _presets(folders):
             if multirun:
                 load = GlobalHydra.instance().config_loader().load_configuration
-                config = load("config", list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False)
+                config = load("config", overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
             else:
-                config = compose("config", list(overrides), return_hydra_config=True)
+                config = compose("config", overrides, return_hydra_config=True)
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
             check_hydra(config, _reference(*own_choices(config)))
         return config
+
+
+@contextlib.contextmanager
+def _presets(folders: Sequence[str]) -> Iterator[None]:
+    """A block in which Hydra also composes from these folders, after `conf/`, as its option --config-dir has it.
+
+    Raises LoraExpError for one that is no folder.
+    """
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader: Any = GlobalHydra.instance().config_loader()
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise LoraExpError(f"{PRESETS}{folder}: must be a folder of presets, such as {folder}/experiment/mine.yaml")
+        own = f"file://{Path(folder).absolute()}"
+        loader.get_search_path().prepend("command-line", own, SearchPathQuery(provider="schema"))
+    if folders:
+        loader.repository.initialize_sources(loader.get_search_path())
+    yield
+
+
+def presets_of(hydra: Any) -> list[str]:
+    """The argument that names the folder of one's own presets, in the `hydra` node of a composed config, if any."""
+    found = [Path(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    here = Path.cwd()
+    return [f"{PRESETS}{path.relative_to(here) if path.is_relative_to(here) else path}" for path in found]
 
 
 @functools.cache
@@ -180,6 +214,8 @@ def error_line(error: BaseException) -> str:
     while walk is not None and walk not in chain:
         chain.append(walk)
         walk = walk.__cause__ or walk.__context__
+    if again := re.match(r"Multiple values for (\S+)\. .*: (\S+)'$", str(error)):
+        return f"+{again[1]}={again[2]}: {again[1]} has an option already; write {again[1]}={again[2]}"
     key = next((str(e.full_key) for e in chain if isinstance(e, OmegaConfBaseException) and e.full_key), None)
     for missing in chain:
         if isinstance(missing, MissingConfigException) and missing.missing_cfg_file:

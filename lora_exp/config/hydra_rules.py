@@ -77,7 +77,7 @@ def check_hydra(config: DictConfig, reference: DictConfig) -> None:
 def _check_folder(key: str, written: str, folder: Any, free: bool) -> None:
     """Users may choose any folder, but an interpolated part of its name must not lead out of it."""
     if not is_text(folder):
-        raise LoraExpError(f"{key}={folder!r}: must be a folder")
+        raise LoraExpError(f"{key}={folder}: must be a folder")
     if not free and "${" in SAME_FOR_ALL_JOBS.sub("", written):
         raise LoraExpError(
             f"{key}={written}: must be the same for all jobs, so only ${{now:...}} and ${{unique:}} may be in it"

@@ -15,6 +15,7 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from typing import Any
 
 from lora_exp.config.settings import ExecutorSettings
 from lora_exp.errors import LoraExpError
+from lora_exp.executors.ray_end import cleared_at_the_end
 from lora_exp.executors.remote import PackEnd, Resources, WorkerPool, loaded
 from lora_exp.numerics import PORTABLE
 from lora_exp.storage.store import Store
@@ -53,6 +55,7 @@ class RayPool(WorkerPool):
         self._numbers = itertools.count()
         self._running: dict[Any, int] = {}
         self._objects: dict[str, tuple[str, Any]] = {}
+        self._clearing: subprocess.Popen[bytes] | None = None
 
     def check(self) -> None:
         """Raise LoraExpError when Ray is not installed, or when no cluster with room for a pack is at the address."""
@@ -117,6 +120,9 @@ class RayPool(WorkerPool):
             self._ray.cancel(ref, force=True)
         self._running, self._objects = {}, {}
         self._ray.shutdown()
+        if self._clearing is not None:
+            self._clearing.communicate()
+            self._clearing = None
         for name in ("_ray", "_train", "workers"):
             vars(self).pop(name, None)
 
@@ -131,10 +137,12 @@ class RayPool(WorkerPool):
         alone = {"address": "local", "include_dashboard": False}
         where = alone if self._address is None else {"address": self._address}
         try:
-            ray.init(**where, logging_level="error", log_to_driver=False, runtime_env=environment)
+            started = ray.init(**where, logging_level="error", log_to_driver=False, runtime_env=environment)
         except (ConnectionError, RuntimeError, ValueError) as error:
             line = " ".join(str(error).split())
             raise LoraExpError(f"executor.address={self._address or 'null'}: can't connect to Ray ({line})") from error
+        if self._address is None:
+            self._clearing = cleared_at_the_end(started.address_info["session_dir"])
         atexit.register(self.end)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler would exit without a message

@@ -90,7 +90,9 @@ def _block(block: Block) -> str:
         case Heading(text):
             return f"### {_plain(text)}"
         case Listing(lines):
-            return "```bash\n" + "\n".join(lines) + "\n```"
+            # Longer than any row of backticks in it, which would end the listing.
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", "\n".join(lines))), default=0))
+            return "\n".join([f"{fence}bash", *lines, fence])
         case Picture(file, alt, note):
             image = f"![{_plain(alt)}](figures/{quote(file)})"
             return f"{_plain(note)}\n\n{image}" if note else image

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.spec import CLASSES, SPECS, RunSpec, from_dict
-from lora_exp.errors import LoraExpError
+from lora_exp.errors import LoraExpError, in_words
 from lora_exp.measures.class_errors import ClassErrors, error_of
 from lora_exp.measures.gains import Choice, Gains, beyond_words
 from lora_exp.measures.gains import from_dict as gains_from_dict
@@ -223,7 +223,7 @@ def read_run(folder: Path) -> RunResult:
     except FileNotFoundError as error:
         raise LoraExpError(f"{folder}: holds no {RESULT}, so it is not the folder of a finished run") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LoraExpError(f"{folder / RESULT}: can't be read ({' '.join(repr(error).split())})") from error
+        raise LoraExpError(f"{folder / RESULT}: can't be read ({in_words(error)})") from error
 
 
 def whole_adapter(folder: Path, result: RunResult) -> Path:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_exp.errors import LoraExpError, writable_folder
+from lora_exp.errors import LoraExpError, in_words, writable_folder
 from lora_exp.storage.leases import locked
 from lora_exp.storage.ownership import signature
 from lora_exp.storage.schema import conform, parsed
@@ -74,12 +74,17 @@ class FailedJob:
 
 
 def begin_sweep(
-    folder: Path, name: str, jobs: Sequence[Sequence[str]], search: Mapping[str, Any] | None = None
+    folder: Path,
+    name: str,
+    jobs: Sequence[Sequence[str]],
+    search: Mapping[str, Any] | None = None,
+    presets: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write `sweep.json`, unless it exists, with the command, its folder and each job's overrides; return its content.
 
-    What it says of an earlier end is removed, and so are the half-written files of killed processes. A search begins
-    without jobs; `search` holds its settings. It may go on with more trials than it had.
+    `presets` is the argument that names a folder of one's own presets, which every job needs. What `sweep.json` says
+    of an earlier end is removed, and so are the half-written files of killed processes. A search begins without jobs;
+    `search` holds its settings. It may go on with more trials than it had.
     Raises LoraExpError when the folder holds a sweep of other jobs, or another search.
     """
     path, planned = folder / SWEEP, [list(overrides) for overrides in jobs]
@@ -102,6 +107,7 @@ def begin_sweep(
         "ticket": uuid.uuid4().hex,
         "parent_run": None,
         "jobs": planned,
+        "presets": list(presets),
         **({} if search is None else {"search": dict(search)}),
     }
     about |= {"signature": signature(about)}
@@ -166,6 +172,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     try:
         about = parsed(path.read_text(encoding="utf-8"))
         about["jobs"] = [[str(override) for override in job] for job in about["jobs"]]
+        about["presets"] = [str(argument) for argument in about.get("presets", [])]
     except FileNotFoundError as error:
         raise LoraExpError(f"{folder}: holds no {SWEEP}, so it is not the folder of a sweep") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -227,7 +234,7 @@ def read_failure(folder: Path) -> FailedJob:
         error = " ".join(str(values["error"]).split())
         return FailedJob(str(values.get("name", folder.name)), overrides, error, stopped)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as damage:
-        return FailedJob(folder.name, [], " ".join(f"{FAILURE} can't be read: {damage!r}".split()))
+        return FailedJob(folder.name, [], f"{FAILURE} can't be read: {in_words(damage)}")
 
 
 def _to_json(stopped: Stopped) -> dict[str, Any]:

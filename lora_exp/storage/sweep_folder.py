@@ -17,7 +17,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from lora_exp.errors import LoraExpError
+from lora_exp.errors import LoraExpError, in_words
 from lora_exp.measures.logits import Logits, from_tensors
 from lora_exp.storage.result import PREDICTIONS, RESULT, RunResult, read
 from lora_exp.storage.sweep_file import FAILURE, SWEEP, Stopped, read_about, read_failure, run_command
@@ -73,7 +73,7 @@ def read_sweep(folder: str | Path) -> Sweep:
         about = read_about(folder)
         folders = [folder / str(job) for job in range(len(about["jobs"]))]
     else:
-        about = {"jobs": [None]}
+        about = {"jobs": [None], "presets": []}
         folders = [folder] if (folder / RESULT).is_file() or (folder / FAILURE).is_file() else []
     if not folders:
         raise LoraExpError(f"{folder}: holds no run (neither {SWEEP} with jobs, nor {RESULT}, nor {FAILURE})")
@@ -85,7 +85,8 @@ def read_sweep(folder: str | Path) -> Sweep:
     name = str(about.get("name") or (alone.spec.name if alone else folder.name))
     rows = []
     for job, (place, planned, (_, row)) in enumerate(zip(folders, about["jobs"], found, strict=True)):
-        overrides = shlex.join(row.get("overrides", []) if planned is None else planned)
+        presets = about["presets"] if planned and planned[0] != "import" else []
+        overrides = shlex.join(row.get("overrides", []) if planned is None else [*presets, *planned])
         rows.append({**row, "job": job, "sweep": name, "folder": str(place), "overrides": overrides})
     return Sweep(
         folder=folder,
@@ -141,7 +142,7 @@ def _outcome(folder: Path) -> tuple[RunResult | Stopped | None, dict[str, Any]]:
             result = read(folder)
             row = row_of(result)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = " ".join(f"{RESULT} can't be read: {error!r}".split())
+            reason = f"{RESULT} can't be read: {in_words(error)}"
             return None, {"status": "failed", "error": reason}
         overrides = result.provenance.get("overrides")
         return result, row | {"overrides": list(map(str, overrides)) if isinstance(overrides, list) else []}

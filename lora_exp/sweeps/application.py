@@ -14,7 +14,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.config.compose import compose_config, config_folder, error_line, one_line_errors, read, register
+from lora_exp.config.compose import (
+    PRESETS,
+    compose_config,
+    config_folder,
+    error_line,
+    one_line_errors,
+    read,
+    register,
+)
 from lora_exp.config.hydra_rules import check_overrides
 from lora_exp.errors import LoraExpError
 
@@ -41,9 +49,11 @@ def run_application() -> None:
             with one_line_errors(OSError):
                 register()
                 check_overrides(given.overrides)
+                if given.config_dir is not None:  # whose presets could choose logs that call code
+                    compose_config(_arguments(given), given.multirun)
                 application(run)()
         else:
-            mode = _mode(given.overrides, given.multirun)
+            mode = _mode(_arguments(given), given.multirun)
             is_sweep = given.multirun or mode == RunMode.MULTIRUN
             with _mode_is(mode):
                 application(run if is_sweep else alone)()
@@ -67,7 +77,7 @@ def _given() -> argparse.Namespace:
         raise LoraExpError(
             f"{unknown[0]}: no such option, or an override separated from the others; --help lists the options"
         )
-    for name in ("config_dir", "config_name", "config_path", "experimental_rerun"):
+    for name in ("config_name", "config_path", "experimental_rerun"):
         if getattr(given, name) is not None:
             raise LoraExpError(f"--{name.replace('_', '-')}: can't be chosen; configs are those in {config_folder()}")
     if sum(map(bool, (given.run, given.multirun, given.cfg, given.info, given.shell_completion))) > 1:
@@ -77,9 +87,14 @@ def _given() -> argparse.Namespace:
     return given
 
 
-def _mode(overrides: list[str], multirun: bool) -> RunMode | None:
+def _arguments(given: argparse.Namespace) -> list[str]:
+    """The overrides of the command line, and the folder of one's own presets as `compose_config` takes it."""
+    return [*([] if given.config_dir is None else [f"{PRESETS}{given.config_dir}"]), *given.overrides]
+
+
+def _mode(arguments: list[str], multirun: bool) -> RunMode | None:
     """The value of `hydra.mode`. A single run is checked here, before Hydra makes its folder."""
-    config = compose_config(overrides, multirun)
+    config = compose_config(arguments, multirun)
     mode: RunMode | None = config.hydra.mode
     if not multirun and mode != RunMode.MULTIRUN:
         spec, settings = read(config)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_exp.config.compose import read
+from lora_exp.config.compose import presets_of, read
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.model.data import prepared_sha256
 from lora_exp.numerics import request_portable_kernels
@@ -56,7 +56,8 @@ def run(config: DictConfig) -> float:
     spec, settings = read(config)
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
-    job = Job(spec, Path(hydra.runtime.output_dir), sweep, list(hydra.overrides.task), OmegaConf.to_yaml(config))
+    overrides = [*presets_of(hydra), *hydra.overrides.task]
+    job = Job(spec, Path(hydra.runtime.output_dir), sweep, overrides, OmegaConf.to_yaml(config))
     if sweep is None:
         remove_half_written(job.folder)
     # A sweep prunes the store itself, after its last job.

@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from lora_exp.config.compose import is_run_config
+from lora_exp.config.compose import is_run_config, presets_of
 from lora_exp.config.settings import Settings
 from lora_exp.config.spec import RunSpec
 from lora_exp.storage.sweep_file import write_whole
@@ -50,7 +50,7 @@ def launch(
     utils.configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     sweep = Path(str(config.hydra.sweep.dir))
     sweep.mkdir(parents=True, exist_ok=True)
-    configs, logs = job_configs(context.config_loader, config), Logs(config)
+    configs, logs, presets = job_configs(context.config_loader, config), Logs(config), presets_of(config.hydra)
     jobs = [configs.read(overrides) for overrides in job_overrides]
     folders = [sweep.absolute() / str(initial_job_idx + at) for at in range(len(jobs))]
     returns: dict[int, JobReturn] = {}
@@ -67,7 +67,7 @@ def launch(
         for name, text in saved.items():
             write_whole(folder / ".hydra" / name, text.encode())
         with logs.in_folder(folder), _returning(overrides) as returns[at]:
-            job = Job(spec, folder, sweep, overrides, saved["config.yaml"])
+            job = Job(spec, folder, sweep, [*presets, *overrides], saved["config.yaml"])
             returns[at].return_value = finish(job, settings, made)
     return [returns[at] for at in range(len(jobs))]
 

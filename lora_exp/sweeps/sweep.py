@@ -19,7 +19,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from lora_exp.config.compose import is_run_config, one_line_errors
+from lora_exp.config.compose import is_run_config, one_line_errors, presets_of
 from lora_exp.config.spec import RunSpec
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.pruning import kept_within
@@ -126,7 +126,7 @@ def open_sweep(
     with alone_in(folder), kept_within(open_laboratory(settings).store, settings.store.limit):
         write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(config).encode())
         is_resumed = (folder / SWEEP).exists()
-        begin_sweep(folder, name, jobs, search)
+        begin_sweep(folder, name, jobs, search, presets_of(config.hydra))
         recording().begin(folder, is_resumed)
         try:
             yield

@@ -2,6 +2,7 @@
 
 - `connection`: opens and checks the tracking store, a sqlite file or a server.
 - `relocation`: a working folder that was moved or copied with its database.
+- `migration`: a database of an older MLflow.
 - `facts`: what is recorded of a run and of a sweep.
 - `recorder`: writes runs.
 - `delivery`: records the jobs of a sweep exactly once, also when the store is away for a while.

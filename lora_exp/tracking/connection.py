@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.errors import LoraExpError, writable_folder
+from lora_exp.tracking.migration import brought_up_to_date
 from lora_exp.tracking.relocation import check_place, relocate
 
 SQLITE = "sqlite:///"
@@ -87,7 +88,7 @@ def check(settings: TrackingSettings) -> None:
 
 
 def existing_store(settings: TrackingSettings, wanted: str) -> TrackingSettings:
-    """The settings of a store that exists, with an absolute address. Nothing in the store is changed.
+    """The settings of a store that exists, with an absolute address. Only a database of an older MLflow is changed.
 
     Raises LoraExpError when there is no store; the message says that `wanted` is not in it.
     """
@@ -102,6 +103,7 @@ def existing_store(settings: TrackingSettings, wanted: str) -> TrackingSettings:
     with translated_errors(settings.uri):
         _check_database(path)
     check_place(path, settings.experiment, Path(settings.artifacts))
+    brought_up_to_date(path)
     return settings
 
 
@@ -240,6 +242,7 @@ def _prepared_database(settings: TrackingSettings) -> Iterator[None]:
             _create_database(path, settings.artifacts)
         _check_database(path)
         check_place(path, settings.experiment, Path(settings.artifacts))
+        brought_up_to_date(path)
         yield
 
 
