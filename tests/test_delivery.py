@@ -204,6 +204,18 @@ def test_a_sweep_that_is_closed_in_the_store_needs_the_store_no_more(
 
 
 @OF_MLFLOW
+def test_a_run_that_names_a_store_of_its_own_is_recorded_there_only_when_it_is_trusted(place: Place) -> None:
+    place.run(*QUICK, "finetune.steps=2", "tracking.uri=sqlite:///other.db")
+    [run] = [str(path.parent) for path in place.folder.glob("runs/*/*/result.json")]
+    (place.folder / "other.db").unlink()
+    err = place.run("sync", run, code=2)[1]
+    assert err.startswith(f"lora-exp: {run}: its config names a tracking store of its own") and "--trust" in err
+    assert "tracking.uri=sqlite:///other.db" in err and not (place.folder / "other.db").exists()
+    assert place.run("sync", "--trust", run)[0] == "all of it is in MLflow\n"
+    assert (place.folder / "other.db").exists()
+
+
+@OF_MLFLOW
 def test_sync_asks_mlflow_for_each_run_and_says_what_is_gone_and_what_was_deleted(place: Place) -> None:
     place.run("-m", *QUICK, "finetune.steps=2", "adapter.rank=1,2")
     database, sweep = place.folder / "mlflow.db", str(place.sweep())

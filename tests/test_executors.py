@@ -81,6 +81,26 @@ def test_a_sweep_on_ray_has_the_bits_of_a_local_one_and_listens_on_this_machine_
     assert place.statuses() == {"FINISHED": 17}
 
 
+@LONG
+def test_nothing_of_ray_outlives_a_killed_sweep(place: Place) -> None:
+    process = place.start(*SWEEP, *RAY)
+    busy(process, "ray::", 1.0)
+    started = psutil.Process(process.pid).children(recursive=True)
+    [session] = {
+        part.partition("=")[2]
+        for child in started
+        for part in child.cmdline()
+        if part.startswith(("--session-dir=", "--session_dir="))
+    }
+    assert Path(session).is_dir()
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert started and not alive
+    while Path(session).exists():  # what clears it away ends after the last of Ray's processes
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("executor", "fault", "cause"),
     [

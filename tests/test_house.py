@@ -103,7 +103,7 @@ def package_of(module: str) -> str:
 def test_the_house_has_eleven_packages_and_the_test_sees_all_of_them() -> None:
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(FACES)
     assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "child", "errors", "numerics"}
-    assert 80 <= len(MODULES) <= 120
+    assert 80 <= len(MODULES) <= 140
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

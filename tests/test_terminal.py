@@ -51,12 +51,12 @@ def test_the_suggested_sweep_over_seeds_is_one_that_runs(
 ) -> None:
     place = prepared(tmp_path, data_root)
     asked = ["experiment=rank_by_digit"] if preset else ["-m", "adapter.rank=1,2", "finetune.digit=3"]
-    command = [*asked, *QUICK, "finetune.steps=2", "tracking=off", "hydra.sweep.dir=swept"]
+    command = [*asked, *QUICK, "finetune.steps=2", "tracking=off", "hydra.sweep.dir=swept", "report.name=mine"]
     place.run(*command)
     print(next_text(read_sweep(tmp_path / "swept")), end="")
     [line] = [line for line in capsys.readouterr().out.splitlines() if "finetune.seed=" in line]
     suggested = shlex.split(line, comments=True)
-    assert suggested[0] == "lora-exp" and "hydra.sweep.dir=swept" not in suggested
+    assert suggested[0] == "lora-exp" and not {"hydra.sweep.dir=swept", "report.name=mine"} & set(suggested)
     plan, _ = place.run(*suggested[1:], "sweep.plan=true")
     jobs = 40 if preset else 2
     assert f"{5 * jobs} jobs: {jobs} in the store already" in plan

@@ -9,6 +9,7 @@ In reading order:
 - `remote`: worker pools: what all of them share
 - `processes`: a pool of worker processes on this machine
 - `ray`: a pool of workers on a Ray cluster
+- `ray_end`: what clears away a Ray of this machine, also when its sweep is killed
 - `slurm`: a pool of Slurm jobs
 - `worker`: what runs in a worker: one pack, trained from its task
 """
