@@ -20,11 +20,14 @@ from torch import nn
 from torch.nn import functional
 
 from lora_exp.adapters.plan import adapter_plan
+from lora_exp.config.images import MNIST
+from lora_exp.config.settings import DataFolder
 from lora_exp.config.spec import AdapterSpec, DataSpec, FinetuneSpec, ModelSpec
+from lora_exp.data.prepared import prepare
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import BaseModel, assemble, initial_weights
 from lora_exp.model.data import load
-from lora_exp.training.evaluation import frozen_first_layer, other_classes
+from lora_exp.training.evaluation import frozen_first_layer
 from lora_exp.training.loop import Job, TrainingImages, batch_order, fine_tune
 
 BATCH, JOBS, PACKS = 10, 16, (1, 2, 4, 8)
@@ -33,15 +36,16 @@ steps = int(sys.argv[3]) if len(sys.argv) > 3 else 100
 threads = os.cpu_count() or 1
 cpu = torch.device("cpu")
 model = ModelSpec((1000, 2000))
-base = assemble(model, initial_weights(model, 0, cpu))
-train = load(DataSpec("mnist"), Path(sys.argv[1]) / "cache" / "data", cpu).train
+base = assemble(model, MNIST, initial_weights(model, MNIST, 0, cpu))
+mnist, root = DataSpec("mnist"), str(Path(sys.argv[1]) / "cache" / "data")
+train = load(mnist, prepare(mnist, DataFolder(root, None, root)), cpu).train
 images = TrainingImages(train.images, train.labels, frozen_first_layer(base, train.images))
 jobs = []
 for number in range(JOBS):
     how = FinetuneSpec((number % 10,), steps=steps, batch_size=BATCH, seed=number)
-    plan = adapter_plan(AdapterSpec("full"), layer_shapes(model), number, (0,))
-    target, rest = train.of_classes(how.digit), train.of_classes(other_classes(how.digit))
-    jobs.append(Job(plan, how.learning_rate, batch_order(how, steps, target, rest)))
+    plan = adapter_plan(AdapterSpec("full"), layer_shapes(model, MNIST), number, (0,))
+    target, rest = train.of_classes(how.target), train.of_classes(MNIST.others(how.target))
+    jobs.append(Job(plan, how.learning_rate, batch_order(how, steps, how.target, target, rest)))
 
 
 def tight_loop(job: Job) -> None:

@@ -29,14 +29,14 @@ def main() -> None:
             subprocess.run(command, cwd=place, check=True, stdout=subprocess.DEVNULL)
     whole, halved = read_sweep(place / "whole"), read_sweep(place / "halved")
     rows = []
-    for digit in whole.frame["digit"].unique():
+    for digit in whole.frame["target"].unique():
         grid, found = _chosen(whole, digit), _chosen(halved, digit)
-        lowest = whole.frame[whole.frame["digit"] == digit]["target_error"].min()
+        lowest = whole.frame[whole.frame["target"] == digit]["target_error"].min()
         images = whole.results[grid].outcome.after.counts[int(digit)]
         _, high = proportion_confint(round(lowest * images), images, method="wilson")
         errors = [whole.frame["target_error"][grid], halved.frame["target_error"][found]]
         rows.append([digit, *(f"{100 * error:.2f}" for error in (*errors, lowest)), errors[1] <= high])
-    names = ["digit", "grid (%)", "halving (%)", "lowest of the grid (%)", "within its Wilson interval"]
+    names = ["target", "grid (%)", "halving (%)", "lowest of the grid (%)", "within its Wilson interval"]
     print(pd.DataFrame(rows, columns=names).to_string(index=False))
     steps = sum(result.outcome.steps for result in whole.results.values())
     made = sum(result.outcome.steps for result in halved.results.values())
@@ -48,7 +48,7 @@ def _chosen(sweep: Sweep, digit: str) -> int:
     """The job of a digit with the lowest error on the target's validation images, the first of equals."""
     errors = {}
     for job, result in sweep.results.items():
-        if sweep.frame["digit"][job] == digit:
+        if sweep.frame["target"][job] == digit:
             [errors[job]] = result.objectives(["target_error"])
     return min(errors, key=lambda job: (errors[job], job))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
+from lora_exp.config.settings import DataFolder
 from lora_exp.config.spec import DataSpec
-from lora_exp.model.data import load
+from lora_exp.data.prepared import prepare
 
-load(DataSpec("mnist"), Path(sys.argv[1]) / "cache" / "data", torch.device("cpu"))
+root = str(Path(sys.argv[1]) / "cache" / "data")
+prepare(DataSpec("mnist"), DataFolder(root, None, root))

@@ -256,7 +256,7 @@ def main(folder: Path) -> int:
         if outcome.get("gains") is None:
             print(f"{run}: diverged, or an older version wrote it: nothing to compare")
             continue
-        found = recomputed(load_file(run / "predictions.safetensors"), result["spec"]["finetune"]["digit"])
+        found = recomputed(load_file(run / "predictions.safetensors"), result["spec"]["finetune"]["target"])
         # A NaN is further than any number.
         own = [
             (math.inf if math.isnan(off) else off, name)

@@ -8,7 +8,6 @@ difference in the population. No classifier saw an image of the population, so t
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -16,13 +15,16 @@ import torch
 
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import adapter_plan
+from lora_exp.config.images import MNIST
+from lora_exp.config.settings import DataFolder
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec
+from lora_exp.data.prepared import prepare
 from lora_exp.measures.logits import Logits, compact
 from lora_exp.measures.shift import matched_shift
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import train
-from lora_exp.model.data import Split, load
-from lora_exp.training.evaluation import other_classes, predict_base, predict_pack
+from lora_exp.model.data import Images, Split, load
+from lora_exp.training.evaluation import predict_base, predict_pack
 from lora_exp.training.loop import Job, TrainingImages, batch_order, fine_tune
 
 MODEL, IMAGES, TRAINED_ON = ModelSpec((64,)), 4000, 6000
@@ -31,16 +33,17 @@ MODEL, IMAGES, TRAINED_ON = ModelSpec((64,)), 4000, 6000
 def population(digit: int, steps: int, replay: float) -> Logits:
     """Logits of all images that were not trained on, before and after an adapter."""
     with TemporaryDirectory() as folder:
-        data = load(DataSpec("mnist"), Path(folder), torch.device("cpu"))
-    used, left = slice(TRAINED_ON), slice(TRAINED_ON, None)
-    of_train = Split(data.train.images[used], data.train.labels[used])
-    held = Split(
-        *(torch.cat([getattr(data.train, name)[left], getattr(data.test, name)]) for name in ("images", "labels"))
-    )
+        mnist = DataSpec("mnist")
+        data = load(mnist, prepare(mnist, DataFolder(folder, None, folder)), torch.device("cpu"))
+    of_train, parts = data.train.where(slice(TRAINED_ON)), (data.train.where(slice(TRAINED_ON, None)), data.test)
+    pixels = torch.cat([part.images.pixels for part in parts])
+    held = Split(Images(pixels, data.facts), torch.cat([part.labels for part in parts]))
     base = train(MODEL, BaseSpec(batch_size=50), of_train)
-    how = FinetuneSpec(digit=(digit,), steps=steps, replay=replay)
-    order = batch_order(how, steps, of_train.of_classes((digit,)), of_train.of_classes(other_classes((digit,))))
-    plan = adapter_plan(AdapterSpec(rank=4), layer_shapes(MODEL), 0, (digit,))
+    how = FinetuneSpec(target=(digit,), steps=steps, replay=replay)
+    order = batch_order(
+        how, steps, how.target, of_train.of_classes((digit,)), of_train.of_classes(MNIST.others((digit,)))
+    )
+    plan = adapter_plan(AdapterSpec(rank=4), layer_shapes(MODEL, MNIST), 0, (digit,))
     images = TrainingImages(of_train.images, of_train.labels, None)
     pack: AdapterPack = fine_tune(base, [Job(plan, 1e-3, order)], images).pack
     [after] = predict_pack(base, pack, held, None)

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import data_in
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from lora_exp import numerics
 from lora_exp.adapters.plan import adapter_plan
+from lora_exp.config.images import MNIST
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec
 from lora_exp.model import data
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import BaseModel, train
 from lora_exp.model.data import ImageData
-from lora_exp.training.evaluation import frozen_first_layer, other_classes
+from lora_exp.training.evaluation import frozen_first_layer
 from lora_exp.training.loop import FineTuned, Job, TrainingImages, batch_order, fine_tune, step_count
 
 CPU = torch.device("cpu")
@@ -42,7 +44,8 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mnist(data_root: Path) -> ImageData:
     """6,000 training images, 500 validation images and the whole test set."""
-    return data.load(DataSpec("mnist", validation=500, limit=6000), data_root, CPU)
+    spec = DataSpec("mnist", validation=500, limit=6000)
+    return data.load(spec, data_in(data_root)(spec), CPU)
 
 
 @pytest.fixture(scope="session")
@@ -63,10 +66,12 @@ def make_job(mnist: ImageData) -> MakeJob:
     """(AdapterSpec, FinetuneSpec) -> a job on the small base."""
 
     def make(adapter: AdapterSpec, finetune: FinetuneSpec) -> Job:
-        target, rest = (mnist.train.of_classes(d) for d in (finetune.digit, other_classes(finetune.digit)))
-        order = batch_order(finetune, step_count(finetune, len(target)), target, rest)
+        target, rest = (mnist.train.of_classes(d) for d in (finetune.target, MNIST.others(finetune.target)))
+        order = batch_order(finetune, step_count(finetune, len(target)), finetune.target, target, rest)
         return Job(
-            adapter_plan(adapter, layer_shapes(SMALL), finetune.seed, finetune.digit), finetune.learning_rate, order
+            adapter_plan(adapter, layer_shapes(SMALL, MNIST), finetune.seed, finetune.target),
+            finetune.learning_rate,
+            order,
         )
 
     return make
@@ -108,7 +113,10 @@ def any_pack() -> None:
 
 def need_any_pack(model: ModelSpec) -> None:
     """Fail where MKL should make the stronger promise for `model` and doesn't; skip where there is no MKL."""
-    if numerics.promise([(layer.outputs, layer.inputs) for layer in layer_shapes(model)], CPU) != numerics.ANY_PACK:
+    if (
+        numerics.promise([(layer.outputs, layer.inputs) for layer in layer_shapes(model, MNIST)], CPU)
+        != numerics.ANY_PACK
+    ):
         assert not torch.backends.mkl.is_available(), "with MKL bits have to be the same in any pack"
         pytest.skip("the matrix products of this build promise the same bits in the same pack only")
 

@@ -18,22 +18,22 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.data.embedded import EMBEDDED
 from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.measures.logits import Logits, compact, to_tensors
 from lora_exp.measures.measured import gains
-from lora_exp.model.data import EMBEDDED
 from lora_exp.storage.result import PREDICTIONS, RESULT, Outcome, RunResult
 
 WIDTHS = (784, 1000, 2000, 10)
 
 
 def pictures_and_labels() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The 10,000 MNIST test images [N, 28, 28] and their labels [N]."""
+    """The 10,000 MNIST test images [N, 1, 28, 28] and their labels [N]."""
     raw = [
         np.frombuffer(lzma.decompress((EMBEDDED / f"t10k-{name}.xz").read_bytes()), np.uint8)
         for name in ("images-idx3-ubyte", "labels-idx1-ubyte")
     ]
-    return raw[0][16:].reshape(-1, 28, 28), raw[1][8:]
+    return raw[0][16:].reshape(-1, 1, 28, 28), raw[1][8:]
 
 
 def made_run(
@@ -98,7 +98,7 @@ def made_run(
         DataSpec("mnist"),
         BaseSpec(seed=base_seed),
         AdapterSpec(method, rank, alpha).used(),
-        FinetuneSpec(digit=digit, seed=seed, steps=steps),
+        FinetuneSpec(target=digit, seed=seed, steps=steps),
     )
     times = {"base_training": 30.0, "fine_tuning": 0.5, "evaluation": 0.25}
     provenance = {
@@ -130,7 +130,7 @@ def small_result(**changed: object) -> RunResult:
         DataSpec("mnist", validation=500),
         BaseSpec(seed=3),
         AdapterSpec(rank=4, alpha=2.0, layers=("linear1", "linear2")),
-        FinetuneSpec(digit=(3, 8), steps=3, seed=7, replay=0.25),
+        FinetuneSpec(target=(3, 8), steps=3, seed=7, replay=0.25),
     )
     outcome = Outcome(
         before=class_errors(1),
@@ -160,8 +160,8 @@ def small_result(**changed: object) -> RunResult:
 
 def overrides_of(spec: RunSpec) -> list[str]:
     """What a user would have typed for it."""
-    digits = ",".join(str(digit) for digit in spec.finetune.digit)
-    digits = f"[{digits}]" if len(spec.finetune.digit) > 1 else digits
+    digits = ",".join(str(digit) for digit in spec.finetune.target)
+    digits = f"[{digits}]" if len(spec.finetune.target) > 1 else digits
     return [
         f"adapter.rank={spec.adapter.rank}",
         f"finetune.digit={digits}",

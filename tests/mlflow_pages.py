@@ -37,7 +37,7 @@ def open_runs(page: Page, address: str) -> None:
 def expand(page: Page, sweep: str, jobs: int) -> list[Locator]:
     """The rows of a sweep's runs, which it shows once it is expanded."""
     page.get_by_role("row").filter(has_text=sweep).locator(f"{NAME} button").click()
-    rows = page.get_by_role("row").filter(has_text="digit-")
+    rows = page.get_by_role("row").filter(has_text="target-")
     rows.nth(jobs - 1).wait_for()
     return rows.all()
 

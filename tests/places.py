@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,9 @@ import psutil
 from forkserver import ROOT, Process, start
 
 from lora_exp import load_sweep
+from lora_exp.config.settings import DataFolder
+from lora_exp.config.spec import DataSpec
+from lora_exp.data.prepared import prepare
 from lora_exp.storage.sweep_file import SWEEP
 
 JOBS = ("adapter.rank=1,2,3,4", "finetune.digit=range(0,10)")
@@ -55,6 +59,11 @@ def install():
 if "COMPUTED" in os.environ and "lora_exp.sweeps.background" not in sys.orig_argv:
     install()
 """
+
+
+def data_in(root: Path) -> Callable[[DataSpec], Path]:
+    """Where the prepared files of data sets are that lie in `root`."""
+    return lambda spec: prepare(spec, DataFolder(str(root), None, str(root)))
 
 
 def free_port() -> int:

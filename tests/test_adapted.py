@@ -11,6 +11,7 @@ import torch
 from conftest import SMALL, MakeJob, TrainPack
 
 from lora_exp.adapters.adapted import AdaptedClassifier
+from lora_exp.config.images import MNIST
 from lora_exp.config.spec import AdapterSpec, FinetuneSpec
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import BaseModel, initial_weights, plain_logits
@@ -19,7 +20,7 @@ from lora_exp.model.data import ImageData
 from lora_exp.training.evaluation import frozen_first_layer, predict_pack
 
 SPEC = AdapterSpec(rank=3, alpha=2.0, init_std=0.3)
-SCALING = {layer.name: 2.0 / 3 for layer in layer_shapes(SMALL)}
+SCALING = {layer.name: 2.0 / 3 for layer in layer_shapes(SMALL, MNIST)}
 Trained = tuple[AdaptedClassifier, dict[str, torch.Tensor], torch.Tensor]
 
 
@@ -27,50 +28,50 @@ Trained = tuple[AdaptedClassifier, dict[str, torch.Tensor], torch.Tensor]
 def trained(make_job: MakeJob, train_pack: TrainPack, small_base: BaseModel, mnist: ImageData) -> Trained:
     """An adapter trained in a pack, and the predictions of the pack for the test images."""
     pack = train_pack([make_job(SPEC, FinetuneSpec((4,), steps=30))]).pack
-    [factors] = pack.factors(layer_shapes(SMALL))
+    [factors] = pack.factors(layer_shapes(SMALL, MNIST))
     [predictions] = predict_pack(small_base, pack, mnist.test, frozen_first_layer(small_base, mnist.test.images))
     return AdaptedClassifier(small_base, factors, SCALING), factors, predictions.predicted
 
 
 def test_it_predicts_what_the_pack_that_trained_it_predicts(trained: Trained, mnist: ImageData) -> None:
     adapted, _, predicted = trained
-    assert torch.equal(adapted.logits(mnist.test.images).argmax(1).to(torch.uint8), predicted)
+    assert torch.equal(adapted.logits(mnist.test.images[:]).argmax(1).to(torch.uint8), predicted)
 
 
 def test_disabled_it_is_the_base_and_enabled_it_is_not(
     trained: Trained, small_base: BaseModel, mnist: ImageData
 ) -> None:
     adapted = trained[0]
-    base = plain_logits(small_base, mnist.test.images)
-    on = adapted.logits(mnist.test.images)
+    base = plain_logits(small_base, mnist.test.images[:])
+    on = adapted.logits(mnist.test.images[:])
     adapted.disable()
-    off = adapted.logits(mnist.test.images)
+    off = adapted.logits(mnist.test.images[:])
     adapted.enable()
     assert torch.equal(off, base)
     assert not torch.equal(on, base)
-    assert torch.equal(adapted.logits(mnist.test.images), on)
+    assert torch.equal(adapted.logits(mnist.test.images[:]), on)
 
 
 def test_merging_changes_the_weights_by_the_scaled_product_and_the_logits_hardly(
     trained: Trained, small_base: BaseModel, mnist: ImageData
 ) -> None:
     adapted, factors, _ = trained
-    apart = adapted.logits(mnist.test.images)
+    apart = adapted.logits(mnist.test.images[:])
     merged = adapted.merge()
     assert adapted.merged
     for layer, before in zip(merged.layers, small_base.layers, strict=True):
         update = 2.0 / 3 * factors[f"{layer.name}.B"].double() @ factors[f"{layer.name}.A"].double()
         torch.testing.assert_close(layer.weight.double(), before.weight.double() + update, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(adapted.logits(mnist.test.images), apart, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(adapted.logits(mnist.test.images[:]), apart, rtol=1e-3, atol=1e-3)
     adapted.unmerge()
     assert not adapted.merged
-    assert torch.equal(adapted.logits(mnist.test.images), apart)
+    assert torch.equal(adapted.logits(mnist.test.images[:]), apart)
 
 
 def test_neither_merging_nor_use_changes_the_base(trained: Trained, small_base: BaseModel, mnist: ImageData) -> None:
     before = small_base.sha256()
     trained[0].merge()
-    trained[0].logits(mnist.test.images)
+    trained[0].logits(mnist.test.images[:])
     trained[0].unmerge()
     assert small_base.sha256() == before
 
@@ -80,14 +81,14 @@ def test_saved_and_loaded_it_gives_the_same_bits_and_the_same_file(
 ) -> None:
     trained[0].save(tmp_path / "one.safetensors")
     loaded = AdaptedClassifier.load(small_base, tmp_path / "one.safetensors")
-    assert torch.equal(loaded.logits(mnist.test.images), trained[0].logits(mnist.test.images))
+    assert torch.equal(loaded.logits(mnist.test.images[:]), trained[0].logits(mnist.test.images[:]))
     loaded.save(tmp_path / "two.safetensors")
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
 
 
 def test_an_adapter_of_another_base_is_refused(trained: Trained, tmp_path: Path) -> None:
     trained[0].save(tmp_path / "a.safetensors")
-    other = assemble_base(SMALL, initial_weights(SMALL, 99, torch.device("cpu")))
+    other = assemble_base(SMALL, MNIST, initial_weights(SMALL, MNIST, 99, torch.device("cpu")))
     with pytest.raises(ValueError, match="another base"):
         AdaptedClassifier.load(other, tmp_path / "a.safetensors")
 

@@ -11,6 +11,7 @@ from conftest import CPU, MakeJob, TrainPack
 
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan
+from lora_exp.config.images import MNIST
 from lora_exp.config.spec import AdapterSpec, FinetuneSpec, ModelSpec
 from lora_exp.model.base import BaseModel, assemble, initial_weights, plain_logits
 from lora_exp.model.data import ImageData
@@ -53,7 +54,7 @@ def test_factors_come_out_of_a_pack_as_they_went_in(small_base: BaseModel) -> No
 
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.label or "one layer")
 def test_an_untrained_pack_has_exactly_the_logits_of_its_base(mnist: ImageData, spec: ModelSpec) -> None:
-    base = assemble(spec, initial_weights(spec, 0, CPU))
+    base = assemble(spec, MNIST, initial_weights(spec, MNIST, 0, CPU))
     layers = len(base.layers)
     plans = [plan(*(rank,) * layers, seed=rank) for rank in RANKS]
     plans += [AdapterPlan((LayerPlan(update, rank),) * layers) for update, rank in (("dora", 3), ("bias", 0))]
@@ -79,7 +80,7 @@ def test_padding_stays_exactly_zero_and_the_rest_moves(
     make_job: MakeJob, train_pack: TrainPack, small_base: BaseModel
 ) -> None:
     jobs = [
-        make_job(AdapterSpec(rank=rank, layers=layers), FinetuneSpec(digit=(9,), steps=20, seed=rank))
+        make_job(AdapterSpec(rank=rank, layers=layers), FinetuneSpec(target=(9,), steps=20, seed=rank))
         for rank, layers in ((1, ("*",)), (5, ("*",)), (11, ("linear2",)))
     ]
     fresh = AdapterPack.initial([job.plan for job in jobs], small_base)
@@ -97,6 +98,6 @@ def test_training_reaches_the_adapters_and_never_the_base(
     small_base: BaseModel, make_job: MakeJob, train_pack: TrainPack
 ) -> None:
     before = small_base.sha256()
-    train_pack([make_job(AdapterSpec(rank=4), FinetuneSpec(digit=(2,), steps=10))])
+    train_pack([make_job(AdapterSpec(rank=4), FinetuneSpec(target=(2,), steps=10))])
     assert small_base.sha256() == before
     assert all(t.grad is None and not t.requires_grad for t in small_base.tensors().values())

@@ -89,7 +89,7 @@ def test_what_was_gained_is_the_same_in_markdown_and_html_and_is_the_mean_of_the
     for title, name in (("balanced accuracy", "balanced_accuracy"), ("F1 of the target", "f1")):
         before, after = frame[f"{name}_before"].mean(), frame[name].mean()
         assert cells[title][:3] == [percent(before), percent(after), points(after - before)]
-    shown = cells["error on the other digits (change: forgetting)"]
+    shown = cells["error on the other classes (change: forgetting)"]
     assert shown[2] == points(frame["forgetting"].mean())
     assert shown[4] == points(frame["shift_forgetting"].mean())
     assert cells["recall of the target"][3] == percent(frame["shift_recall"].mean())
@@ -124,7 +124,7 @@ def test_tables_and_tracker_hold_the_same_bits(place: Place, frame: pd.DataFrame
         for name in ("target_error", "other_error", "forgetting", "balanced_accuracy_gained"):
             assert page_rows[row["job"]][name] == row[name]
         assert page_rows[row["job"]]["after"]["errors"] == [row[f"errors_{digit}"] for digit in range(10)]
-        for name in ("rank", "digit", "seed"):
+        for name in ("rank", "target", "seed"):
             assert tracked[row["spec_key"]][f"params.{name}"] == str(row[name])
 
 

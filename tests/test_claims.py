@@ -35,11 +35,11 @@ def runs(numbers: Numbers, **swept: Sequence[Any]) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     usual = {"method": ["lora"], "rank": [1], "learning_rate": [1e-3], "replay": [0.0], "steps": [100]}
-    usual |= {"data": ["mnist"], "base_seed": SEEDS, "digit": ["2"]}
+    usual |= {"data": ["mnist"], "base_seed": SEEDS, "target": ["2"]}
     names, choices = zip(*(usual | swept).items(), strict=True)
     for job, values in enumerate(itertools.product(*choices)):
         row: dict[str, Any] = dict(zip(names, values, strict=True))
-        noise = np.random.default_rng([7, row["base_seed"], len(row["digit"])])  # that of a base, whatever the rest
+        noise = np.random.default_rng([7, row["base_seed"], len(row["target"])])  # that of a base, whatever the rest
         own = {"target_error": 0.01, "forgetting": 0.02, "decay": 40.0, "beyond_shift": 0.0} | dict(numbers(row))
         luck = np.random.default_rng(job).normal(0, 1e-4, 2)
         row |= {name: own[name] + noise.normal(0, 5e-3) + luck[0] for name in ("target_error", "forgetting")}
@@ -56,7 +56,7 @@ def runs(numbers: Numbers, **swept: Sequence[Any]) -> pd.DataFrame:
 def of_rank_saturates(penalty: float) -> pd.DataFrame:
     """Rank 1 errs by `penalty` (a rate) more than any other rank."""
     return runs(
-        lambda run: {"target_error": 0.01 + penalty * (run["rank"] == 1)}, rank=[1, 2, 4, 64], digit=["2", "3", "4,5"]
+        lambda run: {"target_error": 0.01 + penalty * (run["rank"] == 1)}, rank=[1, 2, 4, 64], target=["2", "3", "4,5"]
     )
 
 
@@ -94,7 +94,7 @@ def of_shift(*beyond: float) -> pd.DataFrame:
         lambda run: {"beyond_shift": beyond[run["rank"] == 4]},
         rank=[1, 4],
         data=["fashion_mnist", "mnist"],
-        digit=["2", "3"],
+        target=["2", "3"],
     )
 
 
@@ -247,7 +247,7 @@ def test_equally_good_rates_make_no_method_look_better() -> None:
         ]
         frame = pd.DataFrame([{**row, "steps": steps} for row in rows for steps in (10, 100)])
         frame = frame.assign(
-            target_loss=frame["luck"], validation_target_loss=frame["luck"], digit="2", status="finished"
+            target_loss=frame["luck"], validation_target_loss=frame["luck"], target="2", status="finished"
         )
         frame = frame.assign(
             **dict.fromkeys(("target_error", "target_error_before", "forgetting", "beyond_shift"), 0.0),
@@ -275,7 +275,7 @@ def test_seeds_are_paired_and_digits_averaged_within_them() -> None:
 def test_seeds_that_only_one_side_has_leave_a_claim_undecided() -> None:
     frame = CASES["rank_saturates"]["pass"]
     verdict = judged("rank_saturates", frame[(frame["rank"] != 64) | (frame["base_seed"] > 0)])
-    assert verdict.note == "Not judged: rank 64 and rank 1 don't have the same seeds and digits."
+    assert verdict.note == "Not judged: rank 64 and rank 1 don't have the same seeds and targets."
 
 
 def test_steps_are_counted_to_the_loss_that_the_slower_method_ends_with() -> None:

@@ -124,7 +124,7 @@ def test_a_sweep_prints_its_table_and_where_everything_is(sweep: tuple[Path, str
 def test_load_sweep_has_a_row_for_every_job_with_its_overrides(sweep: tuple[Path, str]) -> None:
     frame = load_sweep(sweep[0])
     assert list(frame["rank"]) == [1, 1, 2, 2]
-    assert list(frame["digit"]) == ["3", "7", "3", "7"]
+    assert list(frame["target"]) == ["3", "7", "3", "7"]
     assert set(frame["status"]) == {"finished"}
     assert (frame["scaling"] == 1).all()
     assert "adapter.rank=2" in frame["overrides"].iloc[3]

@@ -1,56 +1,56 @@
-"""pytest tests/test_data.py"""
+"""python -m pytest tests/test_data.py: splits as tensors, from prepared files. How they are read: test_data_*.py."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import lzma
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
-from torchvision.datasets import mnist as torchvision_mnist
+from places import data_in
 
 import lora_exp
-from lora_exp.config.spec import MEAN, STD, DataSpec
+from lora_exp.config.images import MNIST, ImageFacts
+from lora_exp.config.settings import DataFolder
+from lora_exp.config.spec import DataSpec
+from lora_exp.data.embedded import EMBEDDED, MNIST_SHA256
+from lora_exp.data.header import header
+from lora_exp.data.prepared import prepare, prepared_sha256
 from lora_exp.errors import LoraExpError
 from lora_exp.model import data
-from lora_exp.model.data import EMBEDDED, MNIST_SHA256, ImageData
+from lora_exp.model.data import ImageData, Images, Split
 
 CPU = torch.device("cpu")
-MNIST = DataSpec("mnist")
+WHOLE = DataSpec("mnist")
 
 
-@pytest.fixture
-def copied_root(data_root: Path, mnist: ImageData, tmp_path: Path) -> Iterator[Path]:
-    """A data root of this test's own, with MNIST unpacked and prepared; 100 MB, so it goes with the test."""
-    yield shutil.copytree(data_root, tmp_path / "root")
-    shutil.rmtree(tmp_path / "root")
-
-
-@pytest.fixture
-def kmnist_root(copied_root: Path) -> Path:
-    """A data root in which the files of MNIST lie where those of KMNIST are looked for."""
-    (copied_root / "MNIST").rename(copied_root / "KMNIST")
-    return copied_root
+def loaded(spec: DataSpec, root: Path) -> ImageData:
+    return data.load(spec, data_in(root)(spec), CPU)
 
 
 def refusal(spec: DataSpec, root: Path) -> str:
     with pytest.raises(LoraExpError) as caught:
-        data.load(spec, root, CPU)
+        loaded(spec, root)
     line = str(caught.value)
     assert "\n" not in line
     return line
 
 
-def pixels(split: data.Split) -> torch.Tensor:
-    """Pixel values from 0 to 1, as they were before normalisation."""
-    return split.images * STD + MEAN
+@pytest.fixture(scope="module")
+def whole(data_root: Path, mnist: ImageData) -> ImageData:
+    return loaded(WHOLE, data_root)
+
+
+def own(folder: Path, images: np.ndarray, labels: list[int], **more: np.ndarray) -> DataFolder:
+    """A data set of one's own, in a file as Keras has it; train and test are the same."""
+    file = folder / "own.npz"
+    splits = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    np.savez(file, **splits, **more)
+    return DataFolder(str(folder), str(file), str(folder / "prepared"))
 
 
 @pytest.mark.parametrize("name", list(MNIST_SHA256))
@@ -59,46 +59,71 @@ def test_the_embedded_files_are_the_published_ones(name: str) -> None:
     assert hashlib.sha256(content).hexdigest() == MNIST_SHA256[name]
 
 
-def test_mnist_has_60000_and_10000_images_with_the_usual_mean_and_deviation(data_root: Path, mnist: ImageData) -> None:
-    whole = data.load(MNIST, data_root, CPU)
-    assert whole.train.images.shape == (60_000, 784)
-    assert whole.test.images.shape == (10_000, 784)
+def test_mnist_has_60000_and_10000_images_with_the_usual_mean_and_deviation(whole: ImageData) -> None:
+    assert whole.train.images.pixels.shape == (60_000, 784)
+    assert whole.test.images.pixels.shape == (10_000, 784)
     assert whole.validation is None
-    assert (whole.train.images.dtype, whole.train.labels.dtype) == (torch.float32, torch.int64)
-    std, mean = torch.std_mean(pixels(whole.train).double())
+    assert (whole.train.images.pixels.dtype, whole.train.labels.dtype) == (torch.uint8, torch.int64)
+    std, mean = torch.std_mean(whole.train.images.pixels.double() / 255)
     assert (round(float(mean), 4), round(float(std), 4)) == (0.1307, 0.3081)
     train_counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     test_counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert torch.bincount(whole.train.labels).tolist() == train_counts
     assert torch.bincount(whole.test.labels).tolist() == test_counts
+    assert whole.facts == MNIST
 
 
-def test_images_are_the_bytes_of_the_idx_files(mnist: ImageData) -> None:
+def test_pixels_are_the_bytes_of_the_idx_files(mnist: ImageData) -> None:
     content = lzma.decompress((EMBEDDED / "t10k-images-idx3-ubyte.xz").read_bytes())[16:]
     raw = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(10_000, 784)
-    assert torch.equal((pixels(mnist.test) * 255).round().to(torch.uint8), raw)
+    assert torch.equal(mnist.test.images.pixels, raw)
 
 
-def test_limit_keeps_the_first_training_images_and_validation_is_the_last(data_root: Path, mnist: ImageData) -> None:
-    whole = data.load(MNIST, data_root, CPU)
-    assert torch.equal(mnist.train.images, whole.train.images[:6000])
+def test_an_image_is_normalised_by_channel_with_the_same_bits_in_any_batch() -> None:
+    facts = ImageFacts((3, 2, 2), ("a", "b"), (0.1, 0.5, 0.9), (0.2, 0.3, 0.4))
+    pixels = torch.randint(0, 256, (50, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = Images(pixels, facts)
+    together = images[:]
+    expected = (pixels.double().view(50, 3, 4) / 255 - torch.tensor(facts.mean)[:, None]) / torch.tensor(facts.std)[
+        :, None
+    ]
+    torch.testing.assert_close(together.double(), expected.view(50, 12), rtol=1e-5, atol=1e-6)
+    assert together.dtype == torch.float32
+    for at in (torch.tensor([7]), slice(3, 20), torch.tensor([[1, 2], [49, 0]])):
+        assert torch.equal(images[at], together[at])
+
+
+def test_limit_keeps_the_first_training_images_of_those_that_are_not_held_out(
+    mnist: ImageData, whole: ImageData
+) -> None:
+    assert torch.equal(mnist.train.images.pixels, whole.train.images.pixels[:6000])
     assert torch.equal(mnist.train.labels, whole.train.labels[:6000])
-    assert mnist.validation is not None
-    assert torch.equal(mnist.validation.images, whole.train.images[-500:])
-    assert torch.equal(mnist.validation.labels, whole.train.labels[-500:])
 
 
-def test_no_validation_image_is_ever_trained_on(data_root: Path, mnist: ImageData) -> None:
-    for limit in (None, 60_000):
-        held = data.load(DataSpec("mnist", validation=500, limit=limit), data_root, CPU)
-        assert held.validation is not None
-        assert len(held.train.labels) == 59_500
-        assert torch.equal(held.validation.images, data.load(MNIST, data_root, CPU).train.images[59_500:])
+@pytest.mark.parametrize("wanted", [500, 0.1, 2, 59_000])
+def test_validation_images_are_the_last_of_each_class_and_each_class_has_its_share(
+    data_root: Path, whole: ImageData, wanted: float
+) -> None:
+    held = loaded(DataSpec("mnist", validation=wanted), data_root)
+    assert held.validation is not None
+    number = wanted if wanted >= 1 else round(60_000 * wanted)
+    assert (len(held.validation.labels), len(held.train.labels)) == (number, 60_000 - number)
+    for label in range(10):
+        of_class = whole.train.where(whole.train.of_classes((label,))).images.pixels
+        kept = held.train.where(held.train.of_classes((label,))).images.pixels
+        out = held.validation.where(held.validation.of_classes((label,))).images.pixels
+        assert torch.equal(torch.cat([kept, out]), of_class)
+        assert abs(len(out) - number * len(of_class) / 60_000) < 1
 
 
-def test_the_hash_of_the_data_is_that_of_the_whole_set(data_root: Path, mnist: ImageData) -> None:
-    assert mnist.sha256 == data.load(MNIST, data_root, CPU).sha256
-    assert mnist.sha256 == data.load(DataSpec("mnist", limit=100), data_root, CPU).sha256
+def test_a_class_that_keeps_no_training_image_is_named(data_root: Path, whole: ImageData) -> None:
+    assert refusal(DataSpec("mnist", validation=60_000), data_root).startswith("data.validation=60000: must leave some")
+    told = refusal(DataSpec("mnist", validation=59_995), data_root)
+    assert told.startswith("data.validation=59995, data.limit=None: leave no training image of class ")
+
+
+def test_the_hash_of_the_data_is_that_of_the_whole_set(data_root: Path, mnist: ImageData, whole: ImageData) -> None:
+    assert mnist.sha256 == whole.sha256 == loaded(DataSpec("mnist", limit=100), data_root).sha256
 
 
 def test_of_classes_lists_the_images_with_these_labels_in_order(mnist: ImageData) -> None:
@@ -106,12 +131,14 @@ def test_of_classes_lists_the_images_with_these_labels_in_order(mnist: ImageData
     assert found.tolist() == [at for at, label in enumerate(mnist.train.labels.tolist()) if label in (3, 7)]
 
 
-def test_a_later_start_imports_no_torchvision(data_root: Path, mnist: ImageData) -> None:
+def test_a_later_start_imports_nothing_that_reads_sources(data_root: Path, mnist: ImageData) -> None:
     code = (
         "import sys, torch; from pathlib import Path\n"
         "from lora_exp.model import data; from lora_exp.config.spec import DataSpec\n"
-        "print(data.load(DataSpec('mnist'), Path(sys.argv[1]), torch.device('cpu')).sha256)\n"
-        "print('torchvision' in sys.modules)"
+        "from lora_exp.config.settings import DataFolder; from lora_exp.data.prepared import prepare\n"
+        "spec = DataSpec('mnist')\n"
+        "print(data.load(spec, prepare(spec, DataFolder(sys.argv[1])), torch.device('cpu')).sha256)\n"
+        "print([name for name in ('torchvision', 'PIL', 'pyarrow', 'sklearn', 'scipy') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(data_root)],
@@ -120,94 +147,105 @@ def test_a_later_start_imports_no_torchvision(data_root: Path, mnist: ImageData)
         text=True,
         check=True,
     )
-    assert done.stdout.split() == [mnist.sha256, "False"]
+    assert done.stdout.split() == [mnist.sha256, "[]"]
 
 
-@pytest.mark.parametrize("damage", ["cut short", "overwritten", "empty", "other values"])
-def test_a_damaged_prepared_file_is_made_anew(copied_root: Path, mnist: ImageData, damage: str) -> None:
-    prepared = copied_root / "mnist.safetensors"
-    sound = prepared.read_bytes()
+@pytest.mark.parametrize("damage", ["cut short", "overwritten", "empty", "other values", "of an older version"])
+def test_a_prepared_file_that_is_not_whole_is_made_anew(tmp_path: Path, damage: str) -> None:
+    images, labels = np.arange(2 * 6 * 6, dtype=np.uint8).reshape(2, 6, 6).repeat(60, axis=0), [0] * 60 + [1] * 60
+    folder, spec = own(tmp_path, images, labels), DataSpec("npz")
+    path = prepare(spec, folder)
+    sound = path.read_bytes()
     if damage == "other values":
-        prepared.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+        path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    elif damage == "of an older version":
+        from safetensors.numpy import save_file
+
+        save_file({"train_images": images}, path, metadata={"sha256": "ab"})
     else:
-        left = {"cut short": sound[:1_000_000], "overwritten": b"x" * 1000, "empty": b""}
-        prepared.write_bytes(left[damage])
-    assert data.load(MNIST, copied_root, CPU).sha256 == mnist.sha256
-    assert prepared.read_bytes() == sound
-    assert not list(copied_root.glob("*.tmp"))
+        path.write_bytes({"cut short": sound[:-9], "overwritten": b"x" * 1000, "empty": b""}[damage])
+    assert prepare(spec, folder) == path and path.read_bytes() == sound
+    assert not list(path.parent.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", list(MNIST_SHA256))
-def test_a_damaged_idx_file_is_refused_in_one_line_that_names_it(copied_root: Path, name: str) -> None:
-    (copied_root / "mnist.safetensors").unlink()
-    file = copied_root / "MNIST" / "raw" / name
-    content = file.read_bytes()
-    for wrong in (content[:-100], content[:-1] + bytes([content[-1] ^ 1]), b""):
-        file.write_bytes(wrong)
-        line = refusal(MNIST, copied_root)
-        assert line.startswith(f"data.root={copied_root}: file {file} is damaged; delete it")
-        assert data.damaged_unpacked_files(copied_root) == [file]
-        assert not (copied_root / "mnist.safetensors").exists()
-    file.unlink()
-    data.load(MNIST, copied_root, CPU)
-    assert file.read_bytes() == content
+def test_the_same_pictures_elsewhere_are_the_same_data_and_a_changed_pixel_or_name_is_not(tmp_path: Path) -> None:
+    images, labels = np.arange(2 * 6 * 6, dtype=np.uint8).reshape(2, 6, 6).repeat(60, axis=0), [0] * 60 + [1] * 60
+    changed = images.copy()
+    changed[0, 0, 0] ^= 1
+    hashes = []
+    for name, own_images, classes in (
+        ("one", images, ["a", "b"]),
+        ("two", images, ["a", "b"]),
+        ("pixel", changed, ["a", "b"]),
+        ("name", images, ["a", "c"]),
+    ):
+        (tmp_path / name).mkdir()
+        folder = own(tmp_path / name, own_images, labels, class_names=np.array(classes))
+        assert prepared_sha256(DataSpec("npz"), folder) is None
+        found = header(prepare(DataSpec("npz"), folder))
+        assert found is not None and found.facts.classes == tuple(classes)
+        assert prepared_sha256(DataSpec("npz"), folder) == found.sha256
+        hashes.append(found.sha256)
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 3
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "kmnist", "qmnist"])
-def test_a_data_set_that_cannot_be_had_is_refused_in_one_line_that_says_which_files_to_put_where(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_network(*_: object, **__: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr(torchvision_mnist, "download_and_extract_archive", no_network)
-    line = refusal(DataSpec(name), tmp_path)
-    folder = {"fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "qmnist": "QMNIST"}[name]
-    prefix = "qmnist-train" if name == "qmnist" else "train"
-    assert line.startswith(f"data={name}: not in {tmp_path / folder / 'raw'}, and the download failed")
-    assert f"{prefix}-images-idx3-ubyte.gz" in line
-    assert f"{prefix}-labels-idx" in line
+def test_data_of_ones_own_are_read_again_when_their_source_has_changed(tmp_path: Path) -> None:
+    images, labels = np.zeros((120, 6, 6), np.uint8), [0] * 60 + [1] * 60
+    images[60:] = 200
+    folder, spec = own(tmp_path, images, labels), DataSpec("npz")
+    before = loaded_own(spec, folder)
+    own(tmp_path, images + 10, labels)
+    after = loaded_own(spec, folder)
+    assert before.sha256 != after.sha256 and int(after.train.images.pixels.min()) == 10
+    # As it comes, all of one class would come first.
+    first = loaded_own(DataSpec("npz", limit=100), folder).train
+    assert len(first.labels) == 100 and 20 < int(first.labels.sum()) < 80
+    assert (round(after.facts.mean[0], 4), round(after.facts.std[0], 4)) == (round(110 / 255, 4), round(100 / 255, 4))
 
 
-def test_another_data_set_is_read_from_where_its_files_were_put(kmnist_root: Path, mnist: ImageData) -> None:
-    found = data.load(DataSpec("kmnist"), kmnist_root, CPU)
-    assert torch.equal(found.test.images, mnist.test.images)
-    assert (kmnist_root / "kmnist.safetensors").is_file()
+def loaded_own(spec: DataSpec, folder: DataFolder) -> ImageData:
+    return data.load(spec, prepare(spec, folder), CPU)
 
 
-def test_packed_files_are_read_however_they_were_compressed(kmnist_root: Path, mnist: ImageData) -> None:
-    for file in (kmnist_root / "KMNIST" / "raw").iterdir():
-        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes(), compresslevel=1))
-        file.unlink()
-    assert torch.equal(data.load(DataSpec("kmnist"), kmnist_root, CPU).test.images, mnist.test.images)
+def test_known_sets_take_classes_size_and_channels(data_root: Path, mnist: ImageData) -> None:
+    some = loaded(DataSpec("mnist", classes=(1, 7), size=(14, 10), channels=3), data_root)
+    assert some.facts.shape == (3, 14, 10) and some.facts.classes == ("1", "7")
+    assert len(some.train.labels) == 6742 + 6265 and set(some.train.labels.tolist()) == {0, 1}
+    plane = some.test.images.pixels.view(-1, 3, 140)
+    assert torch.equal(plane[:, 0], plane[:, 2])
+    assert "data.classes" in refusal(DataSpec("mnist", classes=("1", "12")), data_root)
 
 
-def test_a_packed_file_that_is_cut_short_is_called_so(kmnist_root: Path) -> None:
-    file = kmnist_root / "KMNIST" / "raw" / "t10k-labels-idx1-ubyte"
-    packed = file.with_name(f"{file.name}.gz")
-    packed.write_bytes(gzip.compress(file.read_bytes())[:-20])
-    file.unlink()
-    assert refusal(DataSpec("kmnist"), kmnist_root).startswith(f"{packed}: can't be unpacked (")
+def test_the_small_digits_come_with_the_package(tmp_path: Path) -> None:
+    found = loaded(DataSpec("digits"), tmp_path)
+    assert found.facts.shape == (1, 8, 8) and found.facts.classes == tuple("0123456789")
+    assert len(found.train.labels) + len(found.test.labels) == 1797
 
 
-def test_a_data_set_of_another_size_is_refused(kmnist_root: Path) -> None:
-    raw = kmnist_root / "KMNIST" / "raw"
-    for kind in ("images-idx3", "labels-idx1"):
-        shutil.copy(raw / f"t10k-{kind}-ubyte", raw / f"train-{kind}-ubyte")
-    assert refusal(DataSpec("kmnist"), kmnist_root) == (
-        f"data=kmnist: {raw} does not hold 60000 labelled train images of 28 x 28"
-    )
-
-
-@pytest.mark.parametrize("cut", [1000, 10, 8, 4, 2, 0])
-def test_a_cut_idx_file_of_another_data_set_is_called_damaged(kmnist_root: Path, cut: int) -> None:
-    raw = kmnist_root / "KMNIST" / "raw"
-    (raw / "train-labels-idx1-ubyte").write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes()[:cut])
-    assert refusal(DataSpec("kmnist"), kmnist_root).startswith(f"data=kmnist: a file in {raw} is damaged")
-    assert not (kmnist_root / "kmnist.safetensors").exists()
+def test_classes_are_named_as_they_are_or_in_other_letters_or_by_number() -> None:
+    facts = ImageFacts((1, 8, 8), ("T-shirt", "Shirt", "10", "Straße"), (0.5,), (0.5,))
+    assert facts.positions("k", ["shirt", "T-SHIRT", 10]) == (0, 1, 2)
+    assert facts.positions("k", [1]) == (1,) and facts.positions("k", ["STRASSE"]) == (3,)
+    assert facts.others((1, 2)) == (0, 3)
+    for chosen, says in (
+        (["shrit"], "k=shrit: no such class; did you mean Shirt?"),
+        ([11], "k=11: no such class; the classes are T-shirt, Shirt, 10, Straße"),
+        (["Shirt", 1], "k=Shirt,1: names a class twice"),
+        ([0, 1, 2, 3], "k=0,1,2,3: must leave at least one class out"),
+    ):
+        with pytest.raises(LoraExpError) as caught:
+            facts.positions("k", chosen)
+        assert str(caught.value) == says
 
 
 def test_a_root_that_cannot_be_written_to_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     root = tmp_path / "file" / "root"
-    assert refusal(MNIST, root).startswith(f"data.root={root}: must be a folder that can be written to (")
+    with pytest.raises(LoraExpError, match=f"^data.root={root}: must be a folder that can be written to "):
+        prepare(WHOLE, DataFolder(str(root)))
+
+
+def test_a_split_keeps_images_and_labels_together() -> None:
+    split = Split(Images(torch.arange(12, dtype=torch.uint8).view(4, 3), MNIST), torch.tensor([3, 1, 2, 0]))
+    chosen = split.where(torch.tensor([2, 0]))
+    assert chosen.images.pixels.tolist() == [[6, 7, 8], [0, 1, 2]] and chosen.labels.tolist() == [2, 3]

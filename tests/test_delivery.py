@@ -98,7 +98,7 @@ def place(tmp_path: Path, data_root: Path, mnist: ImageData) -> Place:
 def each_once(server: Server, place: Place) -> None:
     """The parent and every job, finished, and none of them twice."""
     names = list(load_sweep(place.sweep())["name"])
-    parents = {key for key in server.runs() if not key[0].startswith("digit-")}
+    parents = {key for key in server.runs() if not key[0].startswith("target-")}
     assert len(parents) == 1 and {status for _, status in server.runs()} == {"FINISHED"}
     assert {key: count for key, count in server.runs().items() if key not in parents} == {
         (name, "FINISHED"): 1 for name in names

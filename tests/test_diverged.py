@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:D
 STEPS = 5
 FILTERS = (
     *("metrics.target_error < 0.1", "metrics.target_error <= 1", "metrics.forgetting < 1", "metrics.other_error >= 0"),
-    *("metrics.accuracy > -1", "metrics.`error_after/digit_9` < 1", "metrics.target_error != 0.5"),
+    *("metrics.accuracy > -1", "metrics.`error_after/9` < 1", "metrics.target_error != 0.5"),
 )
 Made = tuple[RunResult, dict[str, NDArray[Any]]]
 

@@ -20,7 +20,7 @@ from lora_exp.model.data import ImageData
 
 ROOT = Path(__file__).parent.parent
 # How many runs each filter of docs/mlflow.md finds in the sweep of `recorded`, and the run that is chosen.
-FILTERED = [*(rf"{count} (tags|params|metrics|datasets)\." for count in (1, 2, 2, "[0-4]", 4, 2, 4, 2)), "digit-"]
+FILTERED = [*(rf"{count} (tags|params|metrics|datasets)\." for count in (1, 2, 2, "[0-4]", 4, 2, 4, 2)), "target-"]
 
 
 @pytest.fixture(scope="module")

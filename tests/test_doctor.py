@@ -23,8 +23,9 @@ from places import QUICK
 
 import lora_exp
 from lora_exp.commands import doctor
+from lora_exp.config.settings import DataFolder
 from lora_exp.config.spec import DataSpec
-from lora_exp.model import data
+from lora_exp.data.prepared import is_damaged, prepared_sha256
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER
 from lora_exp.storage.store import ENTRY, Store
@@ -202,8 +203,8 @@ def test_damaged_data_is_found(folder: Path, data_root: Path, damage: str) -> No
 
 
 def test_the_hash_of_prepared_data_is_the_one_that_runs_look_for(data_root: Path, mnist: ImageData) -> None:
-    assert data.read_prepared(data_root / "mnist.safetensors") is not None
-    assert data.load(DataSpec("mnist"), data_root, torch.device("cpu")).sha256 == mnist.sha256
+    assert not is_damaged(data_root / "mnist.safetensors")
+    assert prepared_sha256(DataSpec("mnist"), DataFolder(str(data_root))) == mnist.sha256
 
 
 def test_a_package_whose_mnist_is_damaged_is_found(folder: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from lora_exp import numerics
 from lora_exp.adapters.initialisation import initial_factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan
+from lora_exp.config.images import MNIST
 from lora_exp.config.spec import AdapterSpec, FinetuneSpec
 from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.model.architecture import layer_shapes
@@ -23,7 +24,6 @@ from lora_exp.training.evaluation import (
     Predictions,
     class_errors,
     frozen_first_layer,
-    other_classes,
     predict_base,
     predict_pack,
 )
@@ -35,14 +35,14 @@ COUNT = 1003
 @pytest.fixture(scope="module")
 def split(mnist: ImageData) -> Split:
     """A number of images that no chunk size divides."""
-    return Split(mnist.test.images[:COUNT], mnist.test.labels[:COUNT])
+    return mnist.test.where(slice(COUNT))
 
 
 @pytest.fixture(scope="module")
 def tuned(make_job: MakeJob, train_pack: TrainPack) -> FineTuned:
     finetunes = [(1, 9, ("*",)), (4, 2, ("*",)), (12, 0, ("linear1", "linear3")), (3, 5, ("linear2",))]
     jobs = [
-        make_job(AdapterSpec(rank=rank, layers=layers), FinetuneSpec(digit=(digit,), steps=15))
+        make_job(AdapterSpec(rank=rank, layers=layers), FinetuneSpec(target=(digit,), steps=15))
         for rank, digit, layers in finetunes
     ]
     return train_pack(in_trainer_order(jobs))
@@ -96,8 +96,8 @@ def test_the_error_of_several_classes_is_the_mean_of_their_rates() -> None:
 
 
 def test_the_other_classes_are_those_not_fine_tuned_on() -> None:
-    assert other_classes((3,)) == (0, 1, 2, 4, 5, 6, 7, 8, 9)
-    assert other_classes((9, 0)) == (1, 2, 3, 4, 5, 6, 7, 8)
+    assert MNIST.others((3,)) == (0, 1, 2, 4, 5, 6, 7, 8, 9)
+    assert MNIST.others((9, 0)) == (1, 2, 3, 4, 5, 6, 7, 8)
 
 
 def test_the_base_is_evaluated_by_its_logits(small_base: BaseModel, split: Split) -> None:
@@ -126,8 +126,8 @@ def test_a_pack_is_evaluated_with_the_adapters_merged_into_the_weights(
 ) -> None:
     predictions = predict_pack(small_base, tuned.pack, split, frozen_first_layer(small_base, split.images))
     plans = [plan for group in tuned.pack.groups for plan in group.plans]
-    for one, plan, named in zip(predictions, plans, tuned.pack.factors(layer_shapes(SMALL)), strict=True):
-        hidden = split.images.double()
+    for one, plan, named in zip(predictions, plans, tuned.pack.factors(layer_shapes(SMALL, MNIST)), strict=True):
+        hidden = split.images[:].double()
         for at, layer in enumerate(small_base.layers):
             weight = layer.weight.double()
             if plan.layers[at].rank:

@@ -86,7 +86,7 @@ def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
     assert len(plain) == sum(len(fields(part)) for part in SPECS.values()) - unused
     other = RunSpec(
         ModelSpec((), True, (8,), 5),
-        DataSpec("kmnist", validation=500, limit=6000),
+        DataSpec("kmnist", 500, 6000, "letters", (8, 8), 3, (1, 2), 0.3, True),
         BaseSpec(2, 20, 1e-4, 1, (1, 3)),
         AdapterSpec(
             *("rslora", 3, "rank", (("linear1", 2),), (("linear1", 2.0),), ("linear1",), "kaiming", 0.5, 0.1),
@@ -96,4 +96,4 @@ def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
     changed = replace(result, spec=other, outcome=replace(result.outcome, steps=7)).parameters()
     assert changed.keys() == plain.keys() - {"init_std"}  # which kaiming does not use
     assert not [name for name in changed if plain[name] == changed[name]]
-    assert (changed["alpha"], changed["digit"], changed["learning_rate"]) == ("rank", "2,7", "0.0001")
+    assert (changed["alpha"], changed["target"], changed["learning_rate"]) == ("rank", "2,7", "0.0001")

@@ -37,10 +37,10 @@ def test_bars_are_the_error_rates_in_percent() -> None:
     assert [label.get_text() for label in axes.get_xticklabels()][9] == "9\ntarget"
 
 
-def test_wrong_digits_tell_mended_from_broken_ones() -> None:
+def test_wrong_images_tell_mended_from_broken_ones() -> None:
     result, logits = drawn_run()
     before, after = logits.before.argmax(axis=1), logits.after.argmax(axis=1)
-    drawn = figures.wrong_digits(result, logits, PICTURES, LABELS)
+    drawn = figures.wrong_images(result, logits, PICTURES, LABELS)
     mended, broken, wrong = drawn.axes
     assert f"{np.sum((before != LABELS) & (after == LABELS)):,} images" in mended.get_title(loc="left")
     assert f"{np.sum((before == LABELS) & (after != LABELS)):,} images" in broken.get_title(loc="left")
@@ -56,9 +56,9 @@ def test_predictions_of_another_run_are_refused() -> None:
     result, _ = drawn_run()
     _, foreign = drawn_run((2,))
     with pytest.raises(ValueError, match="not of this result"):
-        figures.wrong_digits(result, foreign, PICTURES, LABELS)
+        figures.wrong_images(result, foreign, PICTURES, LABELS)
     with pytest.raises(ValueError, match="not of this result"):
-        figures.wrong_digits(result, foreign, PICTURES[:10], LABELS[:10])
+        figures.wrong_images(result, foreign, PICTURES[:10], LABELS[:10])
 
 
 def test_a_run_without_any_error_has_an_empty_gallery(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_run_without_any_error_has_an_empty_gallery(tmp_path: Path) -> None:
     right = dataclasses.replace(result.outcome.after, errors=[0] * 10)
     result = dataclasses.replace(result, outcome=dataclasses.replace(result.outcome, after=right))
     certain = np.eye(10, dtype=np.float16)[LABELS]
-    drawn = figures.wrong_digits(result, dataclasses.replace(logits, before=certain, after=certain), PICTURES, LABELS)
+    drawn = figures.wrong_images(result, dataclasses.replace(logits, before=certain, after=certain), PICTURES, LABELS)
     assert [len(axes.images) for axes in drawn.axes] == [0, 0, 0]
     drawn.savefig(tmp_path / "empty.png")
 
@@ -105,7 +105,7 @@ def test_results_of_an_older_version_have_heat_maps_of_errors_only(tmp_path: Pat
     old = [(dataclasses.replace(run, outcome=dataclasses.replace(run.outcome, gains=None)), own) for run, own in runs]
     drawn = sweep_figures.heat_maps(load_sweep(made.write_sweep(tmp_path / "s", old)))
     assert [axes.get_title() for axes in drawn.axes[:2]] == [
-        "Error on the target digit",
+        "Error on the target class",
         "Forgetting: rise of the error on the others",
     ]
     assert len(drawn.axes) == 4  # with their colour bars
@@ -155,7 +155,7 @@ def test_a_legend_gives_way_to_a_colour_bar(ranks: int, bars: int, labels: int) 
 
 def test_a_run_gets_its_figures_and_a_diverged_one_its_loss_curve_only(tmp_path: Path) -> None:
     paths = figures.run_figures(*drawn_run(), PICTURES, LABELS, tmp_path / "figures")
-    assert [path.name for path in paths] == ["errors_per_digit.png", "loss_curve.png", "wrong_digits.png"]
+    assert [path.name for path in paths] == ["errors_per_class.png", "loss_curve.png", "wrong_images.png"]
     for path in paths:
         pixels = image.imread(path)
         assert min(pixels.shape[:2]) > 300

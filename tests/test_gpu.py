@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import data_in
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
@@ -31,7 +32,7 @@ SPECS = [
 def run(folder: Path, data_root: Path, device: str) -> dict[RunSpec, tuple[RunResult, bytes]]:
     store = Store(folder)
     store.prepare()
-    laboratory = Laboratory(store, data_root, torch.device(device), 1, LocalExecutor(1, 2**30, device))
+    laboratory = Laboratory(store, data_in(data_root), torch.device(device), 1, LocalExecutor(1, 2**30, device))
     found = {}
     for spec, files in laboratory.run(SPECS):
         assert isinstance(files, dict), files

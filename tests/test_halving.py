@@ -19,8 +19,9 @@ import pandas as pd
 import pytest
 import torch
 from conftest import SMALL, MakeJob, in_trainer_order
-from places import QUICK, Place, comparable, prepared
+from places import QUICK, Place, comparable, data_in, prepared
 
+from lora_exp.config.images import MNIST
 from lora_exp.config.settings import HalvingSettings
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
@@ -34,7 +35,7 @@ from lora_exp.storage.sweep_file import Stopped
 from lora_exp.storage.sweep_folder import load_sweep, read_sweep
 from lora_exp.training.base import TrainedBase
 from lora_exp.training.checkpoint import Checkpoint
-from lora_exp.training.evaluation import class_errors, other_classes, predict_base
+from lora_exp.training.evaluation import class_errors, predict_base
 from lora_exp.training.executor import Ended, Pack, Work, rung_key
 from lora_exp.training.halving import CHECKPOINT, RUNG, HalvingTrainer, keep_rung, rung_files, rungs, select, survivors
 from lora_exp.training.laboratory import Laboratory, ResultWork
@@ -46,7 +47,7 @@ HALVED = (*QUICK, "data.validation=500", "halving.eta=3", "hydra.sweep.dir=halve
 
 
 def spec(rank: int, digit: int = 3, seed: int = 0) -> RunSpec:
-    finetune = FinetuneSpec(digit=(digit,), seed=seed)
+    finetune = FinetuneSpec(target=(digit,), seed=seed)
     return RunSpec(ModelSpec((64,)), DataSpec("mnist"), BaseSpec(), AdapterSpec("lora", rank), finetune)
 
 
@@ -139,7 +140,7 @@ def test_rungs_are_compared_with_the_base_on_validation_images_and_jobs_that_end
         *(store, lambda job: job.key, lambda _: [], lambda *_: iter(())),
     )
     short_first = trainer._errors_at(10, dict.fromkeys(longer, 0))
-    rest = class_errors(before, mnist.validation.labels).error_of(other_classes((3,)))
+    rest = class_errors(before, mnist.validation.labels).error_of(MNIST.others((3,)))
     assert list(short_first.values()) == pytest.approx([0.1 - rest, 0.2 - rest, 0.3 - rest])
     for job in longer[:1]:
         store.put("rungs", rung_key(job.key, 30), {RUNG: b'{"step": 30, "error_rates": null}'})
@@ -174,7 +175,9 @@ def test_no_step_of_a_job_is_trained_twice(tmp_path: Path, data_root: Path, mnis
     store.prepare()
     data = DataSpec("mnist", validation=500, limit=1000)
     specs = [replace(spec(rank), data=data, finetune=FinetuneSpec((3,), steps=20)) for rank in (1, 2)]
-    laboratory = Laboratory(store, data_root, torch.device("cpu"), 1, here, HalvingSettings(2, 5, "both_errors"))
+    laboratory = Laboratory(
+        store, data_in(data_root), torch.device("cpu"), 1, here, HalvingSettings(2, 5, "both_errors")
+    )
     found = dict(laboratory.run(specs))
     assert sorted(type(files).__name__ for files in found.values()) == ["Stopped", "dict"]
     assert here.steps == 2 * 5 + 15  # both to the first rung, and one from there to its end
@@ -197,7 +200,7 @@ def test_training_that_paused_has_the_same_bits_as_training_that_did_not(
 ) -> None:
     # `full` trains all weights: such jobs have packs of their own.
     for adapters in (ADAPTERS[:5], ADAPTERS[5:6], ADAPTERS[6:]):
-        finetunes = [FinetuneSpec(digit=(at,), seed=at, steps=40 - 5 * at, replay=0.2 * (at % 2)) for at in range(5)]
+        finetunes = [FinetuneSpec(target=(at,), seed=at, steps=40 - 5 * at, replay=0.2 * (at % 2)) for at in range(5)]
         jobs = in_trainer_order([make_job(a.used(), f) for a, f in zip(adapters, finetunes, strict=False)])
         whole = fine_tune(small_base, jobs, images)
         short = fine_tune(small_base, [replace(job, order=job.order[:pause]) for job in jobs], images)
@@ -230,7 +233,7 @@ def test_jobs_that_went_on_have_the_bits_of_the_whole_grid(place: Place) -> None
         ours, theirs = (place.folder / sweep / str(job) / "adapter.safetensors" for sweep in ("halved", "whole"))
         assert ours.read_bytes() == theirs.read_bytes()
     kept = halved[halved["status"] == "finished"]
-    assert sorted(kept["digit"]) == ["3", "4"]
+    assert sorted(kept["target"]) == ["3", "4"]
     assert whole["status"].eq("finished").all()
 
 
@@ -258,7 +261,7 @@ def test_every_executor_stops_the_same_jobs_and_makes_the_same_bits(
 def test_a_worker_resumes_jobs_from_their_checkpoints(place: Place, tmp_path: Path, data_root: Path) -> None:
     store = Store(Path(shutil.copytree(place.folder / "cache" / "store", tmp_path / "store")))
     device = torch.device("cpu")
-    laboratory = Laboratory(store, place.folder / "cache" / "data", device, 1, LocalExecutor(1, 0))
+    laboratory = Laboratory(store, data_in(place.folder / "cache" / "data"), device, 1, LocalExecutor(1, 0))
     specs = [result.spec for result in read_sweep(place.folder / "halved").results.values()]
     work = ResultWork(laboratory, specs, laboratory.base(specs[0]))
     for begin, stop, steps in ((0, 10, 10), (10, 30, 20), (90, None, 10)):
@@ -278,7 +281,7 @@ def test_losers_are_those_that_shorter_runs_say_on_validation_images(place: Plac
         result = read(place.folder / "short" / str(job))
         before, after = result.outcome.validation_before, result.outcome.validation_after
         assert before is not None and after is not None
-        digit = result.spec.finetune.digit
+        digit = result.spec.finetune.target
         value = error_of("both_errors", digit, before.error_rates, after.error_rates)
         errors.setdefault(str(digit), {})[job] = value
     stopped = {job: why for job, why in read_sweep(place.folder / "halved").stopped.items() if why.step == 10}

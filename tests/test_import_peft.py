@@ -97,7 +97,7 @@ def test_an_exported_adapter_comes_back_as_the_same_adapter_with_the_same_predic
     assert (theirs.spec.adapter.rank, theirs.spec.adapter.rank_pattern) == (3, ours.spec.adapter.rank_pattern)
     assert (theirs.outcome.steps, theirs.outcome.loss_curve) == (0, [])
     assert theirs.outcome.base_unchanged and theirs.outcome.adapter_off_equals_base
-    assert {path.name for path in (run / "figures").iterdir()} == {"errors_per_digit.png", "wrong_digits.png"}
+    assert {path.name for path in (run / "figures").iterdir()} == {"errors_per_class.png", "wrong_images.png"}
     assert set((lab.folder / "cache/store").rglob("*")) == before
 
 
@@ -138,8 +138,8 @@ def test_an_imported_adapter_is_recorded_and_says_where_it_is_from(lab: Lab, tmp
         params = dict(database.execute("SELECT key, value FROM params").fetchall())
         [(name, status)] = database.execute("SELECT name, status FROM runs").fetchall()
     assert tags["imported_from"] == str(folder) and "spec_key" not in tags
-    assert (params["rank"], params["digit"]) == ("6", "9") and not {"steps", "seed", "learning_rate"} & set(params)
-    assert (name, status) == ("digit-9_lora_rank-6_alpha-6_imported", "FINISHED")
+    assert (params["rank"], params["target"]) == ("6", "9") and not {"steps", "seed", "learning_rate"} & set(params)
+    assert (name, status) == ("target-9_lora_rank-6_alpha-6_imported", "FINISHED")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import data_in
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
@@ -60,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageD
         results = store.root / "results"
         results.rename(tmp_path_factory.mktemp("old") / "results")
         results.mkdir()
-        laboratory = Laboratory(store, data_root, torch.device("cpu"), threads, LocalExecutor(threads, 2**30))
+        laboratory = Laboratory(store, data_in(data_root), torch.device("cpu"), threads, LocalExecutor(threads, 2**30))
         return {spec: numbers(files) for spec, files in laboratory.run(specs)}
 
     return all_of
@@ -103,7 +104,7 @@ def test_a_diverging_job_reports_its_step_and_changes_no_other_job_of_its_pack(r
 def test_equal_jobs_and_what_is_in_the_store_are_not_computed_again(run: Run, data_root: Path, tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.prepare()
-    laboratory = Laboratory(store, data_root, torch.device("cpu"), 1, LocalExecutor(1, 2**30))
+    laboratory = Laboratory(store, data_in(data_root), torch.device("cpu"), 1, LocalExecutor(1, 2**30))
     one, two = grid()[:2]
     made = list(laboratory.run([one, two, one]))  # equal jobs are computed and yielded once
     first = dict(made)
@@ -128,7 +129,7 @@ def test_a_pack_that_raises_fails_its_own_jobs_only(
         return original(self, pack, None, checkpoints)
 
     monkeypatch.setattr(PackTrainer, "train", broken)
-    found = dict(Laboratory(store, data_root, torch.device("cpu"), 1, LocalExecutor(1, 2**30)).run(specs))
+    found = dict(Laboratory(store, data_in(data_root), torch.device("cpu"), 1, LocalExecutor(1, 2**30)).run(specs))
     assert [isinstance(found[spec], Failure) for spec in specs] == [True] * 4 + [False]
     failure = found[specs[0]]
     assert isinstance(failure, Failure) and failure.error == "RuntimeError: out of luck"
@@ -139,7 +140,7 @@ def test_nothing_is_left_half_written_by_a_pack_that_was_killed_while_it_stored_
 ) -> None:
     store = Store(tmp_path)
     store.prepare()
-    laboratory = Laboratory(store, data_root, torch.device("cpu"), 1, LocalExecutor(1, 2**30))
+    laboratory = Laboratory(store, data_in(data_root), torch.device("cpu"), 1, LocalExecutor(1, 2**30))
     [spec] = grid()[:1]
     laboratory.base(spec)
     parent, written = os.getpid(), store_module._write_flushed

@@ -70,7 +70,7 @@ def test_jobs_return_in_their_own_order_and_equal_ones_all_run(
     place = prepared(tmp_path, data_root)
     jobs = ("adapter.rank=9,1", "finetune.digit=3,3", "finetune.steps=3", "finetune.learning_rate=1e38")
     _, err = place.run("-m", *QUICK, *jobs, "tracking=off", code=1)
-    assert err.splitlines()[-1].startswith("lora-exp: 4 of 4 jobs failed; the first: digit-3_lora_rank-9_")
+    assert err.splitlines()[-1].startswith("lora-exp: 4 of 4 jobs failed; the first: target-3_lora_rank-9_")
     assert load_sweep(place.sweep())["status"].tolist() == ["diverged"] * 4
     assert len(place.results_made()) == 2
 

@@ -31,8 +31,8 @@ class Noted:
         began = time.monotonic()
         time.sleep(0.1)
         progress(1)
-        (self.folder / str(spec.finetune.digit[0])).write_text(f"{began} {time.monotonic()}")
-        if spec.finetune.digit == (3,):
+        (self.folder / str(spec.finetune.target[0])).write_text(f"{began} {time.monotonic()}")
+        if spec.finetune.target == (3,):
             raise RuntimeError("out of luck")
 
     def task(self, pack: Pack) -> PackTask:

@@ -12,6 +12,7 @@ from conftest import SMALL, MakeJob, TrainPack, in_trainer_order
 from torch import nn
 from torch.nn import functional
 
+from lora_exp.config.images import MNIST
 from lora_exp.config.spec import AdapterSpec, FinetuneSpec
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import BaseModel
@@ -35,7 +36,7 @@ def mixed_jobs(make_job: MakeJob, count: int, batch_size: int, most_steps: int) 
             layers=draw.choice([("*",), ("*",), ("linear1",), ("linear2", "linear3"), ("linear3",)]),
         )
         finetune = FinetuneSpec(
-            digit=draw.choice([(number % 10,), (number % 10,), (1, 5, 7)]),
+            target=draw.choice([(number % 10,), (number % 10,), (1, 5, 7)]),
             steps=draw.choice([most_steps, most_steps // 2, 1]),
             batch_size=batch_size,
             learning_rate=draw.choice([1e-4, 1e-3, 1e-2]),
@@ -53,7 +54,7 @@ def all_bits(jobs: Sequence[Job], size: int, train_pack: TrainPack, base: BaseMo
     for start in range(0, len(jobs), size):
         tuned = train_pack(jobs[start : start + size])
         predictions = predict_pack(base, tuned.pack, data.test, first)
-        found += zip(tuned.pack.factors(layer_shapes(SMALL)), tuned.losses, predictions, strict=True)
+        found += zip(tuned.pack.factors(layer_shapes(SMALL, MNIST)), tuned.losses, predictions, strict=True)
     return found
 
 
@@ -77,7 +78,7 @@ def test_a_pack_of_many_equals_packs_of_seven_and_of_one_bit_for_bit(
     small_base: BaseModel,
     mnist: ImageData,
 ) -> None:
-    fewer = replace(mnist, test=replace(mnist.test, images=mnist.test.images[:1001], labels=mnist.test.labels[:1001]))
+    fewer = replace(mnist, test=mnist.test.where(slice(1001)))
     jobs = mixed_jobs(make_job, count, batch_size, most_steps)
     together = all_bits(jobs, count, train_pack, small_base, fewer)
     for size in (7, 1):
@@ -106,7 +107,7 @@ def test_a_diverging_job_leaves_the_bits_of_other_jobs_unchanged(
     small_base: BaseModel,
     mnist: ImageData,
 ) -> None:
-    sound = [make_job(AdapterSpec(rank=r), FinetuneSpec(digit=(r,), steps=12, seed=r)) for r in (3, 4, 5)]
+    sound = [make_job(AdapterSpec(rank=r), FinetuneSpec(target=(r,), steps=12, seed=r)) for r in (3, 4, 5)]
     one_diverges = [replace(job, learning_rate=learning_rate) if n == at else job for n, job in enumerate(sound)]
     expected = all_bits(sound, 3, train_pack, small_base, mnist)
     found = all_bits(one_diverges, 3, train_pack, small_base, mnist)
@@ -118,7 +119,7 @@ def test_a_diverging_job_leaves_the_bits_of_other_jobs_unchanged(
 
 
 def test_a_diverged_job_stays_diverged(make_job: MakeJob, train_pack: TrainPack) -> None:
-    job = make_job(AdapterSpec(), FinetuneSpec(digit=(1,), steps=20, learning_rate=1e38))
+    job = make_job(AdapterSpec(), FinetuneSpec(target=(1,), steps=20, learning_rate=1e38))
     finite = train_pack([job]).losses[0].isfinite().tolist()
     assert finite == sorted(finite, reverse=True)
 
@@ -128,13 +129,13 @@ def test_fine_tuning_is_that_of_a_plain_pytorch_loop(
 ) -> None:
     """One adapter at a time, W + s B A formed anew in each step, torch.optim.Adam, float64."""
     finetunes = [
-        (AdapterSpec(rank=1), FinetuneSpec(digit=(9,), steps=30)),
-        (AdapterSpec(rank=6, alpha=12.0, init_std=0.1), FinetuneSpec(digit=(2,), steps=25, learning_rate=5e-3)),
-        (AdapterSpec(rank=8, layers=("linear2",)), FinetuneSpec(digit=(0, 4), steps=30, replay=0.5, seed=1)),
+        (AdapterSpec(rank=1), FinetuneSpec(target=(9,), steps=30)),
+        (AdapterSpec(rank=6, alpha=12.0, init_std=0.1), FinetuneSpec(target=(2,), steps=25, learning_rate=5e-3)),
+        (AdapterSpec(rank=8, layers=("linear2",)), FinetuneSpec(target=(0, 4), steps=30, replay=0.5, seed=1)),
     ]
     jobs = in_trainer_order([make_job(*both) for both in finetunes])
     tuned = train_pack(jobs)
-    for job, losses, factors in zip(jobs, tuned.losses, tuned.pack.factors(layer_shapes(SMALL)), strict=True):
+    for job, losses, factors in zip(jobs, tuned.losses, tuned.pack.factors(layer_shapes(SMALL, MNIST)), strict=True):
         plan, parameters = job.plan, nn.ParameterDict()
         for at, layer in enumerate(small_base.layers):
             if rank := plan.layers[at].rank:
@@ -165,7 +166,7 @@ def test_fine_tuning_is_that_of_a_plain_pytorch_loop(
 
 
 def test_losses_of_a_target_digit_fall(make_job: MakeJob, train_pack: TrainPack) -> None:
-    job = make_job(AdapterSpec(rank=4), FinetuneSpec(digit=(9,), steps=60))
+    job = make_job(AdapterSpec(rank=4), FinetuneSpec(target=(9,), steps=60))
     [losses] = train_pack([job]).losses
     assert losses.shape == (60,)
     assert float(losses[-10:].mean()) < 0.5 * float(losses[:10].mean())
@@ -175,8 +176,8 @@ def test_losses_of_a_target_digit_fall(make_job: MakeJob, train_pack: TrainPack)
     ("share", "batch_size", "steps"), [(0.0, 10, 7), (0.5, 10, 7), (0.25, 10, 10), (0.1, 1, 100), (0.9, 3, 40)]
 )
 def test_replay_is_an_exact_share_of_all_places(share: float, batch_size: int, steps: int) -> None:
-    how = FinetuneSpec(digit=(3,), batch_size=batch_size, replay=share)
-    order = batch_order(how, steps, torch.arange(50), torch.arange(1000, 2000))
+    how = FinetuneSpec(target=(3,), batch_size=batch_size, replay=share)
+    order = batch_order(how, steps, how.target, torch.arange(50), torch.arange(1000, 2000))
     assert (order.shape, order.dtype) == ((steps, batch_size), torch.int64)
     replayed = (order >= 1000).flatten()
     assert int(replayed.sum()) == int(share * steps * batch_size + 1e-9)
@@ -185,9 +186,9 @@ def test_replay_is_an_exact_share_of_all_places(share: float, batch_size: int, s
 
 
 def test_no_image_comes_twice_within_a_pass_and_passes_go_on_in_another_order() -> None:
-    how = FinetuneSpec(digit=(3,), batch_size=10, replay=0.5)
+    how = FinetuneSpec(target=(3,), batch_size=10, replay=0.5)
     target, other = torch.arange(100, 137), torch.arange(1000, 1059)
-    order = batch_order(how, 40, target, other).flatten()
+    order = batch_order(how, 40, how.target, target, other).flatten()
     for pool in (target, other):
         drawn = order[torch.isin(order, pool)]
         passes = drawn.split(len(pool))
@@ -200,7 +201,7 @@ def test_no_image_comes_twice_within_a_pass_and_passes_go_on_in_another_order() 
 
 
 def test_the_order_depends_on_seed_and_digits_only(make_job: MakeJob) -> None:
-    how = FinetuneSpec(digit=(3,), steps=20, seed=1)
+    how = FinetuneSpec(target=(3,), steps=20, seed=1)
     order = make_job(AdapterSpec(rank=1), how).order
     for adapter in (AdapterSpec(rank=64), AdapterSpec(alpha=7.0, layers=("linear1",), init_std=0.1)):
         assert torch.equal(make_job(adapter, replace(how, learning_rate=0.1)).order, order)
@@ -208,11 +209,11 @@ def test_the_order_depends_on_seed_and_digits_only(make_job: MakeJob) -> None:
     assert torch.equal(longer[:20], order)
     assert not torch.equal(make_job(AdapterSpec(), replace(how, seed=2)).order, order)
     pools = torch.arange(100), torch.arange(100, 200)
-    assert not torch.equal(batch_order(how, 9, *pools), batch_order(replace(how, digit=(4,)), 9, *pools))
+    assert not torch.equal(batch_order(how, 9, how.target, *pools), batch_order(how, 9, (4,), *pools))
 
 
 def test_only_images_of_the_digit_are_drawn_without_replay(make_job: MakeJob, images: TrainingImages) -> None:
-    job = make_job(AdapterSpec(), FinetuneSpec(digit=(4, 8), steps=50))
+    job = make_job(AdapterSpec(), FinetuneSpec(target=(4, 8), steps=50))
     assert set(images.labels[job.order].unique().tolist()) == {4, 8}
 
 
@@ -234,13 +235,13 @@ def test_only_images_of_the_digit_are_drawn_without_replay(make_job: MakeJob, im
 def test_epochs_count_passes_over_the_target_images(
     epochs: float | None, batch_size: int, replay: float, target_images: int, steps: int
 ) -> None:
-    how = FinetuneSpec(digit=(1,), epochs=epochs, batch_size=batch_size, replay=replay)
+    how = FinetuneSpec(target=(1,), epochs=epochs, batch_size=batch_size, replay=replay)
     assert step_count(how, target_images) == steps
 
 
 @pytest.mark.parametrize("replay", [0.0, 0.1, 0.3, 0.5, 0.9])
 def test_a_whole_pass_shows_every_target_image(replay: float) -> None:
-    how = FinetuneSpec(digit=(1,), epochs=1.0, batch_size=10, replay=replay)
+    how = FinetuneSpec(target=(1,), epochs=1.0, batch_size=10, replay=replay)
     for images in (70, 73, 542):
-        order = batch_order(how, step_count(how, images), torch.arange(images), torch.arange(1000, 2000))
+        order = batch_order(how, step_count(how, images), how.target, torch.arange(images), torch.arange(1000, 2000))
         assert set(range(images)) <= set(order.flatten().tolist())

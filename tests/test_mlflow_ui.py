@@ -78,14 +78,14 @@ def page(shown: Shown, browser: Browser) -> Iterator[Page]:
 
 def test_the_runs_of_a_sweep_are_compared_by_rank_alpha_digit_and_errors(shown: Shown, page: Page) -> None:
     open_runs(page, shown.address)
-    for name in ("forgetting", "other_error", "target_error", "alpha", "digit", "rank"):
+    for name in ("forgetting", "other_error", "target_error", "alpha", "target", "rank"):
         expect(page.locator(f"[role=columnheader][col-id$='.`{name}`']")).to_be_visible()
     rows = expand(page, shown.name, 8)
     assert len(rows) == 8
     compare(page, rows)
-    assert axes(page) == ["alpha", "digit", "rank", "target_error"]
+    assert axes(page) == ["alpha", "target", "rank", "target_error"]
     add_metrics(page, "other_error", "forgetting")
-    assert axes(page) == ["alpha", "digit", "rank", "target_error", "other_error", "forgetting"]
+    assert axes(page) == ["alpha", "target", "rank", "target_error", "other_error", "forgetting"]
 
 
 def test_a_sweep_links_to_its_runs_and_they_link_back(shown: Shown, page: Page) -> None:
@@ -110,7 +110,7 @@ def test_a_sweep_links_to_the_list_of_its_runs_alone(shown: Shown, page: Page) -
     page.goto(shown.page_of(shown.parent))
     with page.expect_popup() as opened:
         page.get_by_role("link", name="All runs of this sweep").click()
-    rows = opened.value.get_by_role("row").filter(has_text="digit-")
+    rows = opened.value.get_by_role("row").filter(has_text="target-")
     expect(rows).to_have_count(8)
     expect(opened.value.get_by_text("8 matching runs")).to_be_visible()
 

@@ -11,6 +11,7 @@ from conftest import CPU, SMALL
 from torch import nn
 from torch.nn import functional
 
+from lora_exp.config.images import MNIST
 from lora_exp.config.spec import BaseSpec, ModelSpec
 from lora_exp.model.base import (
     BaseModel,
@@ -30,7 +31,7 @@ HOW = BaseSpec(batch_size=10, seed=3)
 @pytest.fixture(scope="module")
 def some(mnist: ImageData) -> Split:
     """405 images: the last batch of ten is half full."""
-    return Split(mnist.train.images[:405], mnist.train.labels[:405])
+    return mnist.train.where(slice(405))
 
 
 def sequential(model: BaseModel) -> nn.Sequential:
@@ -44,7 +45,7 @@ def sequential(model: BaseModel) -> nn.Sequential:
 
 
 def test_the_reference_model_has_2807010_parameters() -> None:
-    model = assemble(REFERENCE, initial_weights(REFERENCE, 0, CPU))
+    model = assemble(REFERENCE, MNIST, initial_weights(REFERENCE, MNIST, 0, CPU))
     assert model.parameters == 2_807_010
     assert [tuple(layer.weight.shape) for layer in model.layers] == [(1000, 784), (2000, 1000), (10, 2000)]
     assert [layer.name for layer in model.layers] == ["linear1", "linear2", "linear3"]
@@ -52,13 +53,13 @@ def test_the_reference_model_has_2807010_parameters() -> None:
 
 def test_a_model_without_hidden_layers_is_one_layer() -> None:
     spec = ModelSpec(())
-    model = assemble(spec, initial_weights(spec, 0, CPU))
+    model = assemble(spec, MNIST, initial_weights(spec, MNIST, 0, CPU))
     assert model.parameters == 7850
     assert plain_logits(model, torch.zeros(3, 784)).shape == (3, 10)
 
 
 def test_the_layer_table_counts_base_and_adapter() -> None:
-    model = assemble(REFERENCE, initial_weights(REFERENCE, 0, CPU))
+    model = assemble(REFERENCE, MNIST, initial_weights(REFERENCE, MNIST, 0, CPU))
     table = layer_table(model, [1784, 3000, 2010])
     assert [(row["layer"], row["shape"], row["base"], row["adapter"]) for row in table] == [
         ("linear1", [1000, 784], 785_000, 1784),
@@ -81,17 +82,17 @@ def test_the_layer_table_counts_base_and_adapter() -> None:
     ],
 )
 def test_wrong_weights_are_refused(part: str, wrong: torch.Tensor | None, message: str) -> None:
-    tensors = initial_weights(SMALL, 0, CPU)
+    tensors = initial_weights(SMALL, MNIST, 0, CPU)
     if wrong is None:
         del tensors[part]
     else:
         tensors[part] = wrong
     with pytest.raises(ValueError, match="^" + re.escape(f"{part} {message}") + "$"):
-        assemble(SMALL, tensors)
+        assemble(SMALL, MNIST, tensors)
 
 
 def test_initial_weights_are_uniform_in_the_range_of_linear_layers() -> None:
-    drawn = initial_weights(REFERENCE, 0, CPU)
+    drawn = initial_weights(REFERENCE, MNIST, 0, CPU)
     random_before = torch.get_rng_state()
     for name, inputs in (("linear1", 784), ("linear2", 1000), ("linear3", 2000)):
         outputs = len(drawn[f"{name}.bias"])
@@ -111,9 +112,9 @@ def test_initial_weights_are_uniform_in_the_range_of_linear_layers() -> None:
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
-    one = initial_weights(SMALL, 0, CPU)
+    one = initial_weights(SMALL, MNIST, 0, CPU)
     torch.manual_seed(2)
-    same, other = initial_weights(SMALL, 0, CPU), initial_weights(SMALL, 1, CPU)
+    same, other = initial_weights(SMALL, MNIST, 0, CPU), initial_weights(SMALL, MNIST, 1, CPU)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not any(torch.equal(one[name], other[name]) for name in one)
 
@@ -121,7 +122,7 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 @pytest.mark.parametrize("rectify", [False, True])
 def test_plain_logits_are_those_of_a_sequential(mnist: ImageData, rectify: bool) -> None:
     spec = ModelSpec((96, 64), rectify_logits=rectify)
-    model = assemble(spec, initial_weights(spec, 0, CPU))
+    model = assemble(spec, MNIST, initial_weights(spec, MNIST, 0, CPU))
     images = mnist.test.images[:50]
     kept = images.clone()
     with torch.no_grad():
@@ -135,7 +136,7 @@ def test_plain_logits_are_those_of_a_sequential(mnist: ImageData, rectify: bool)
 def test_training_gives_the_bits_of_a_plain_torch_loop(some: Split, rectify: bool) -> None:
     spec = ModelSpec((96, 64), rectify_logits=rectify)
     how = BaseSpec(epochs=2, batch_size=10, learning_rate=2e-3, seed=3)
-    plain = sequential(assemble(spec, initial_weights(spec, how.seed, CPU)))
+    plain = sequential(assemble(spec, MNIST, initial_weights(spec, MNIST, how.seed, CPU)))
     optimizer = torch.optim.Adam(plain.parameters(), lr=2e-3, fused=True)
     order = generator("base order", how.seed)
     for _ in range(2):
@@ -164,13 +165,13 @@ def test_one_or_two_threads_give_the_same_base_where_batches_are_full(some: Spli
     hashes = set()
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        hashes.add(train(SMALL, HOW, Split(some.images[:400], some.labels[:400])).sha256())
+        hashes.add(train(SMALL, HOW, some.where(slice(400))).sha256())
     torch.set_num_threads(before)
     assert len(hashes) == 1
 
 
 def test_the_small_base_has_learned(mnist: ImageData, small_base: BaseModel) -> None:
-    guessed = plain_logits(small_base, mnist.test.images).argmax(1)
+    guessed = plain_logits(small_base, mnist.test.images[:]).argmax(1)
     assert float((guessed == mnist.test.labels).double().mean()) > 0.85
 
 
@@ -179,9 +180,9 @@ def test_the_hash_tells_any_change_of_any_weight(small_base: BaseModel) -> None:
     for name, tensor in small_base.tensors().items():
         changed = tensor.clone()
         changed.view(-1)[-1] += 1e-3
-        hashes.add(assemble(SMALL, {**small_base.tensors(), name: changed}).sha256())
+        hashes.add(assemble(SMALL, MNIST, {**small_base.tensors(), name: changed}).sha256())
     assert len(hashes) == 1 + 6
-    assert assemble(SMALL, small_base.tensors()).sha256() in hashes
+    assert assemble(SMALL, MNIST, small_base.tensors()).sha256() in hashes
 
 
 def test_a_base_that_diverges_is_an_error_that_names_the_key(some: Split) -> None:

@@ -71,7 +71,7 @@ def test_its_adapter_on_that_base_classifies_as_it_did(mnist: ImageData) -> None
     job = OLD / "sweep" / "0"
     adapted = AdaptedClassifier.load(load_base(job, [STORE]), job / ADAPTER)
     with torch.no_grad():
-        confidence, predicted = adapted.logits(mnist.test.images).softmax(dim=1).max(dim=1)
+        confidence, predicted = adapted.logits(mnist.test.images[:]).softmax(dim=1).max(dim=1)
     said = load_file(job / PREDICTIONS)
     assert said["confidence"].dtype == torch.float16
     assert (predicted == said["predicted"]).double().mean() > 0.999

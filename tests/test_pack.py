@@ -25,7 +25,7 @@ from lora_exp.training.pack import PackTrainer, plan_jobs
 
 DATA = DataSpec("mnist", validation=500, limit=6000)  # as the fixture
 PACK = [
-    RunSpec(SMALL, DATA, BaseSpec(), AdapterSpec(rank=4), FinetuneSpec(digit=(digit,), steps=40)) for digit in range(4)
+    RunSpec(SMALL, DATA, BaseSpec(), AdapterSpec(rank=4), FinetuneSpec(target=(digit,), steps=40)) for digit in range(4)
 ]
 
 
@@ -57,10 +57,10 @@ def test_the_times_of_all_jobs_add_up_to_that_of_their_pack(trainer: PackTrainer
 
 
 def test_the_numbers_of_a_run_are_those_counted_from_its_predictions(trainer: PackTrainer, mnist: ImageData) -> None:
-    two_digits = dataclasses.replace(PACK[0], finetune=dataclasses.replace(PACK[0].finetune, digit=(2, 7)))
+    two_digits = dataclasses.replace(PACK[0], finetune=dataclasses.replace(PACK[0].finetune, target=(2, 7)))
     pack, labels = [two_digits, *PACK[2:]], mnist.test.labels
     for result, files in PackTrainer(trainer.base, mnist, plan_jobs(pack, mnist)).train(pack, None):
-        out, target = result.outcome, result.spec.finetune.digit
+        out, target = result.outcome, result.spec.finetune.target
         found = load(files[PREDICTIONS])
         assert torch.equal(found[BEFORE].argmax(1), trainer.base.test.predicted)
         means = {}

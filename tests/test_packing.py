@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from lora_exp.adapters.plan import adapter_plan
+from lora_exp.config.images import MNIST
 from lora_exp.config.spec import AdapterSpec, ModelSpec
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.training.packing import FULL_PACK, TRAINING_EFFICIENCY, JobSize, job_size, plan_packs
@@ -73,7 +74,7 @@ def test_few_jobs_are_not_spread_over_more_workers_than_they_are_worth() -> None
 
 
 def test_cost_and_memory_of_a_job_are_those_counted_by_hand() -> None:
-    layers = layer_shapes(ModelSpec((48, 32)))  # 784-48-32-10; rank 3 is padded to 8
+    layers = layer_shapes(ModelSpec((48, 32)), MNIST)  # 784-48-32-10; rank 3 is padded to 8
     sides, beyond_first = (784 + 48) + (48 + 32) + (32 + 10), 48 * 32 + 32 * 10
     plan = adapter_plan(AdapterSpec(rank=3), layers, seed=0, target=(0,))
     untrained, trained = (job_size(plan, layers, 10, steps, test_images=1000) for steps in (0, 100))
@@ -86,7 +87,7 @@ def test_cost_and_memory_of_a_job_are_those_counted_by_hand() -> None:
 
 
 def test_the_cost_of_a_convolution_counts_every_position() -> None:
-    layers = layer_shapes(ModelSpec((20,), channels=(4, 6)))  # 14 x 14 positions, then 7 x 7, then a row
+    layers = layer_shapes(ModelSpec((20,), channels=(4, 6)), MNIST)  # 14 x 14 positions, then 7 x 7, then a row
     sides = [(196, 4, 9), (49, 6, 36), (1, 20, 294), (1, 10, 20)]
     plan = adapter_plan(AdapterSpec(rank=3), layers, seed=0, target=(0,))
     size = job_size(plan, layers, 10, steps=0, test_images=1000)

@@ -11,7 +11,6 @@ import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.measures.gains import beyond_words
 from lora_exp.report.gained import HEADINGS, TITLES
 from lora_exp.report.page_data import page_data, wilson_intervals
@@ -23,22 +22,16 @@ PICTURES, LABELS = made.pictures_and_labels()
 COUNT = 1000
 
 
-def class_errors(pairs: list[tuple[int, int]]) -> ClassErrors:
-    """Errors and counts of each class; all other numbers are arbitrary."""
-    errors, counts = ([pair[at] for pair in pairs] for at in (0, 1))
-    return ClassErrors(accuracy=0.5, loss=1.0, counts=counts, errors=errors, error_rates=[], confusion=[])
-
-
 @pytest.mark.parametrize("pairs", [FEW, MANY], ids=["few images", "many images"])
 def test_intervals_are_those_of_statsmodels(pairs: list[tuple[int, int]]) -> None:
-    found = wilson_intervals([class_errors(pairs)])
+    found = wilson_intervals([list(zip(*pairs, strict=True))])
     for wrong, count in pairs:
         expected = proportion_confint(wrong, count, alpha=0.05, method="wilson")
         assert found[f"{wrong}/{count}"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_class_without_images_has_no_interval() -> None:
-    assert wilson_intervals([class_errors([(0, 0)])]) == {}
+    assert wilson_intervals([([0], [0])]) == {}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +58,7 @@ def test_a_run_has_each_measure_before_and_after_as_the_table_of_the_sweep(
         "accuracy": "accuracy",
         "balanced accuracy": "balanced_accuracy",
         "error on the target": "target_error",
-        "error on the other digits (change: forgetting)": "other_error",
+        "error on the other classes (change: forgetting)": "other_error",
         "precision of the target": "precision",
         "recall of the target": "recall",
         "F1 of the target": "f1",
@@ -98,7 +91,7 @@ def test_the_moved_threshold_stands_beside_the_run_with_its_constants(
     assert shown["accuracy"][0] == f"{100 * row['shift_accuracy']:.2f}"
     assert shown["balanced accuracy"][0] == f"{100 * row['shift_balanced_accuracy']:.2f}"
     assert shown["recall of the target"][0] == f"{100 * row['shift_recall']:.2f}"
-    assert shown["error on the other digits (change: forgetting)"][1] == f"{100 * row['shift_forgetting']:+.2f}"
+    assert shown["error on the other classes (change: forgetting)"][1] == f"{100 * row['shift_forgetting']:+.2f}"
     constants, beyond, interval = run["gains"]["shift"]
     assert [float(text) for text in constants.split(" and ")] == pytest.approx(gains.shift.constants, abs=6e-4)
     assert beyond == f"{100 * row['beyond_shift']:+.2f}"
@@ -116,7 +109,7 @@ def test_a_run_whose_recall_no_threshold_reaches_says_so(data: dict[str, Any]) -
 def test_mcnemars_counts_are_those_of_the_images(sweep: Sweep, data: dict[str, Any], job: int) -> None:
     logits, labels = sweep.logits(job), LABELS[:COUNT]
     before, after = (own.argmax(axis=1) == labels for own in (logits.before, logits.after))
-    target = [int(digit) for digit in sweep.frame["digit"][job].split(",")]
+    target = [int(digit) for digit in sweep.frame["target"][job].split(",")]
     for cells, chosen in zip(data["runs"][job]["gains"]["tests"], (labels >= 0, None), strict=True):
         images = chosen if chosen is not None else [label in target for label in labels]
         mended, broken = int((~before & after)[images].sum()), int((before & ~after)[images].sum())

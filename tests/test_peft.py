@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_exp.adapters.peft import ADAPTER_CONFIG, ADAPTER_MODEL, peft_files, read_folder
+from lora_exp.config.images import MNIST
 from lora_exp.config.spec import ModelSpec
 from lora_exp.model.architecture import LayerShape, layer_shapes
 
-MLP = layer_shapes(ModelSpec((32, 16)))
-CNN = layer_shapes(ModelSpec((), channels=(4, 6)))
+MLP = layer_shapes(ModelSpec((32, 16)), MNIST)
+CNN = layer_shapes(ModelSpec((), channels=(4, 6)), MNIST)
 KEY = "base_model.model.linear1.lora_A.weight"
 
 

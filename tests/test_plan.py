@@ -7,6 +7,7 @@ from pathlib import Path
 import forkserver
 import pytest
 from conftest import CPU
+from places import data_in
 
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
@@ -28,7 +29,7 @@ def test_the_expected_time_is_that_of_bases_and_packs_on_all_workers_without_dup
 ) -> None:
     store = Store(tmp_path)
     store.prepare()
-    laboratory = Laboratory(store, data_root, CPU, 1, LocalExecutor(workers, 2**30))
+    laboratory = Laboratory(store, data_in(data_root), CPU, 1, LocalExecutor(workers, 2**30))
     cost = sum(job.size.cost for job in plan_jobs(SPECS, laboratory.data(DATA)).values())
     monkeypatch.setattr(plan, "_product_rate", lambda _: cost / 80)  # all jobs take 80 s on one thread
     monkeypatch.setattr(plan, "_base_seconds", lambda *_: 5.0)  # an epoch

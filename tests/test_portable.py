@@ -125,7 +125,7 @@ def test_a_portable_job_has_the_same_bits_alone_and_in_a_sweep(place: Place) -> 
     [same] = [
         result
         for result in map(read, (place.folder / "sweep").glob("[0-9]"))
-        if (result.spec.adapter.rank, result.spec.finetune.digit) == (3, (5,))
+        if (result.spec.adapter.rank, result.spec.finetune.target) == (3, (5,))
     ]
     assert found.provenance["promise"] == same.provenance["promise"] == numerics.ANY_PACK
     assert found.outcome == same.outcome

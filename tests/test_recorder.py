@@ -57,7 +57,7 @@ def made(
         diverged_at=diverged_at,
     )
     spec = RunSpec(
-        ModelSpec((1000, 2000)), DataSpec("mnist"), BaseSpec(), AdapterSpec(rank=rank), FinetuneSpec(digit=(9,))
+        ModelSpec((1000, 2000)), DataSpec("mnist"), BaseSpec(), AdapterSpec(rank=rank), FinetuneSpec(target=(9,))
     )
     times = {"fine_tuning": 1.5, "evaluation": 0.5}
     more = {"commit": "1234abc", "data_sha256": "ef" * 32, "overrides": overrides, "config": "a: ü\n"}
@@ -103,10 +103,10 @@ def artifacts(recorder: Recorder, run_id: str, path: str | None = None) -> list[
 def test_a_run_has_readable_name_flat_parameters_and_errors_by_digit(recorder: Recorder, folder: Path) -> None:
     parent = recorder.start_sweep("ranks", "lora-exp -m adapter.rank=4", {"jobs": "1"}, Ticket.new())
     run = recorder.client.get_run(recorder.record_run(made(), folder, parent, Ticket.new()))
-    assert run.info.run_name == "digit-9_lora_rank-4_alpha-1_seed-0"
+    assert run.info.run_name == "target-9_lora_rank-4_alpha-1_seed-0"
     assert run.info.status == "FINISHED"
     assert run.info.end_time - run.info.start_time == 2000
-    expected = {"rank": "4", "alpha": "1", "digit": "9", "seed": "0", "learning_rate": "0.001"}
+    expected = {"rank": "4", "alpha": "1", "target": "9", "seed": "0", "learning_rate": "0.001"}
     expected |= {"model": "1000-2000", "data": "mnist", "base_seed": "0", "steps": "3", "layers": "*", "replay": "0"}
     assert expected.items() <= run.data.params.items()
     assert run.data.metrics["target_error"] == 0.018
@@ -116,8 +116,8 @@ def test_a_run_has_readable_name_flat_parameters_and_errors_by_digit(recorder: R
     assert adapter == {"adapter/rank": 4, "adapter/alpha": 1, "adapter/scaling": 0.25}
     assert run.data.metrics["seconds/fine_tuning"] == 1.5
     for digit in range(10):
-        assert run.data.metrics[f"error_before/digit_{digit}"] == (10 + digit) / 1000
-        assert run.data.metrics[f"error_after/digit_{digit}"] == 2 * digit / 1000
+        assert run.data.metrics[f"error_before/{digit}"] == (10 + digit) / 1000
+        assert run.data.metrics[f"error_after/{digit}"] == 2 * digit / 1000
     curve = recorder.client.get_metric_history(run.info.run_id, "loss")
     assert [(point.step, point.value) for point in curve] == [(1, 2.0), (2, 1.0), (3, 0.5)]
     assert run.data.tags["mlflow.parentRunId"] == parent
@@ -129,7 +129,7 @@ def test_a_run_has_readable_name_flat_parameters_and_errors_by_digit(recorder: R
     assert run.data.tags["commit"] == "1234abc"
     assert run.data.tags["versions"] == "torch 2.14.1"
     assert (
-        "| error on the other digits | &emsp;1.40 % | &emsp;0.80 % | &emsp;-0.60 |"
+        "| error on the other classes | &emsp;1.40 % | &emsp;0.80 % | &emsp;-0.60 |"
         in run.data.tags["mlflow.note.content"]
     )
     assert artifacts(recorder, run.info.run_id) == ["adapter.safetensors", "config.yaml", "figures", "result.json"]
@@ -144,11 +144,11 @@ def test_filters_find_sound_runs_and_never_a_diverged_one(recorder: Recorder, fo
     recorder.record_run(made(rank=8), folder, None, Ticket.new())
     unsound = made(rank=2, losses=(2.0, NAN, float("inf")), diverged_at=2)
     diverged = recorder.record_run(unsound, folder, None, Ticket.new())
-    four, eight, two = (f"digit-9_lora_rank-{rank}_alpha-1_seed-0" for rank in (4, 8, 2))
+    four, eight, two = (f"target-9_lora_rank-{rank}_alpha-1_seed-0" for rank in (4, 8, 2))
     assert found(recorder, "params.rank = '4'") == [four]
     assert found(recorder, "metrics.target_error < 0.1") == [four, eight]
     assert found(recorder, "metrics.`adapter/rank` >= 4 and metrics.`adapter/scaling` < 0.2") == [eight]
-    assert found(recorder, "metrics.`error_after/digit_3` <= 0.006") == [four, eight]
+    assert found(recorder, "metrics.`error_after/3` <= 0.006") == [four, eight]
     assert found(recorder, "metrics.accuracy >= 0") == [four, eight]
     assert found(recorder, "tags.status = 'diverged'") == [two]
     run = recorder.client.get_run(diverged)
@@ -203,7 +203,7 @@ def test_a_run_tells_its_data_so_that_mlflow_reads_it_and_finds_the_run_by_it(re
     assert json.loads(data.profile) == {
         "num_rows": 10_000,
         "num_elements": 7_840_000,
-        "images_by_digit": [1000] * 10,
+        "images_by_class": [1000] * 10,
     }
     schema = TensorDatasetSchema.from_dict(json.loads(data.schema))
     assert [(spec.type, spec.shape) for spec in schema.features.inputs] == [(np.dtype("uint8"), (-1, 28, 28))]
@@ -217,9 +217,9 @@ def test_a_run_tells_its_data_so_that_mlflow_reads_it_and_finds_the_run_by_it(re
 def test_a_failed_job_is_a_failed_run_with_its_reason(recorder: Recorder, tmp_path: Path) -> None:
     (tmp_path / "lora_exp.log").write_text("what happened")
     parent = recorder.start_sweep("ranks", "lora-exp -m", {}, Ticket.new())
-    failure = FailedJob("digit-9", OVERRIDES, "out of memory")
+    failure = FailedJob("target-9", OVERRIDES, "out of memory")
     run = recorder.client.get_run(recorder.record_failure(failure, tmp_path, parent, Ticket.new()))
-    assert (run.info.status, run.info.run_name) == ("FAILED", "digit-9")
+    assert (run.info.status, run.info.run_name) == ("FAILED", "target-9")
     assert run.data.tags["error"] == "out of memory"
     assert run.data.tags["status"] == "failed"
     assert run.data.tags["mlflow.parentRunId"] == parent

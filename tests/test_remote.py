@@ -80,7 +80,7 @@ class Kept:
         return self.results.get(self.key(spec))
 
     def key(self, spec: RunSpec) -> str:
-        return str(spec.finetune.digit[0])
+        return str(spec.finetune.target[0])
 
 
 def train(pool: Pool) -> Iterator[tuple[RunSpec, Files | None, str]]:

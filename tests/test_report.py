@@ -47,7 +47,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_summaries_are_the_table(mixed: tuple[Path, str]) -> None:
     frame = load_sweep(mixed[0] / "the sweep").assign(folder=[str(job) for job in range(7)])
     parquet = pd.read_parquet(mixed[0] / "my report" / "summary.parquet")
-    csv = pd.read_csv(mixed[0] / "my report" / "summary.csv", dtype={"folder": str, "digit": str})
+    csv = pd.read_csv(mixed[0] / "my report" / "summary.csv", dtype={"folder": str, "target": str})
     # The file has every bit, but before 3.1 pandas reads the last ones wrongly.
     for read, error in ((parquet, 0.0), (csv, 1e-13)):
         assert list(read) == list(frame)
@@ -103,7 +103,7 @@ def test_the_verdict_of_one_run_is_its_numbers(tmp_path: Path) -> None:
     run = made.made_run(FEW, (2, 7))
     out = run[0].outcome
     line = verdict(load_sweep(made.write_sweep(tmp_path / "s", [run])))
-    assert line.startswith("Digit 2 and 7 at rank 4: ")
+    assert line.startswith("Class 2 and 7 at rank 4: ")
     assert f"{100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %" in line
     assert f"{100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %" in line
 
@@ -129,7 +129,7 @@ def test_a_sweep_without_a_gain_says_so_first_and_names_no_best(tmp_path: Path) 
     assert verdict(frame).startswith("Every run is worse than doing nothing: balanced accuracy ")
     assert choice(frame).startswith("On half of the test images no run gained balanced accuracy; job ")
     one = verdict(frame.head(1))
-    assert one.startswith("Digit 1 at rank 64: balanced accuracy ") and ", worse than doing nothing; " in one
+    assert one.startswith("Class 1 at rank 64: balanced accuracy ") and ", worse than doing nothing; " in one
 
 
 def test_runs_count_as_better_by_their_intervals_alone(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_choice_names_the_images_it_was_made_on_and_what_came_of_it_on_others(
         chosen_gained=[0.0, 0.02, 0.01], elsewhere_gained=[0.0, -0.0123, 0.3], elsewhere_forgetting=0.045
     )
     assert choice(frame) == (
-        "Chosen on half of the test images: job 1 (digit 2 at rank 4) gained most balanced accuracy there; on the "
+        "Chosen on half of the test images: job 1 (class 2 at rank 4) gained most balanced accuracy there; on the "
         "other half balanced accuracy changed by -1.23 points, with +4.50 points of forgetting."
     )
     told = choice(frame.assign(chosen_on="validation images"))
@@ -175,7 +175,7 @@ def test_a_diverged_run_is_in_no_mean(tmp_path: Path) -> None:
     ("runs", "told", "pictures"),
     [
         ([made.made_run(FEW)], "1 finished", 3),
-        ([made.made_run(FEW, (2, 7), rank) for rank in (1, 2)], "fine-tuned on digit 2 and 7", 5),
+        ([made.made_run(FEW, (2, 7), rank) for rank in (1, 2)], "fine-tuned on class 2 and 7", 5),
         ([made.made_run(FEW, (digit,)) for digit in (1, 2)], "Each cell is one run.", 4),
         (
             [made.made_run(FEW, rank=r, seed=s) for r in (1, 2) for s in (0, 1)],
@@ -222,7 +222,7 @@ def test_a_claim_is_told_before_the_other_figures_whatever_became_of_its_jobs(tm
     out = write_report(sweep, tmp_path / "report", PICTURES[: len(FEW)], FEW, claim)
     text = (out / "report.md").read_text()
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-    expected = ["Verdict", "Claim", "What was gained", "Settings over seeds", "Errors by target digit and rank"]
+    expected = ["Verdict", "Claim", "What was gained", "Settings over seeds", "Errors by target class and rank"]
     assert headings[:5] == expected
     section = text.split("## Claim")[1].split("\n## ")[0]
     assert f"**{claim.outcome}**: Few ranks suffice" in section

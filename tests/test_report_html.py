@@ -81,7 +81,7 @@ def test_every_chart_is_drawn_with_the_means_of_its_runs(report: Path, opened: O
     page = opened(report)
     frame = read_sweep(report.parent / "sweep").frame
     for name in ("target_error", "forgetting", "balanced_accuracy_gained"):
-        means = frame[frame["status"] == "finished"].groupby(["digit", "rank"])[name].mean()
+        means = frame[frame["status"] == "finished"].groupby(["target", "rank"])[name].mean()
         texts = page.locator(f"#heat-{name} .heatmap-label").all_text_contents()
         sign = "" if name == "target_error" else "+"
         assert sorted(texts) == sorted(f"{100 * mean:{sign}.2f}" for mean in means)
@@ -98,7 +98,7 @@ def test_a_filter_changes_charts_table_and_chooser_together(report: Path, opened
     assert table_column(page, 1) == ["8", "9", "10", "11"]
     assert page.locator("#chooser option").count() == 4
     assert page.locator("#trade-off .scatterlayer path.point").count() == 4
-    choose(page, "digit", "9")
+    choose(page, "target", "9")
     assert table_column(page, 1) == ["10", "11"]
     choose(page, "rank", "")
     page.get_by_label("Find").fill("finetune.seed=1")  # is in the command

@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CPU, need_any_pack
+from places import data_in
 
+from lora_exp.config.images import MNIST
 from lora_exp.config.methods import METHODS
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import assemble, initial_weights
-from lora_exp.model.data import ImageData, Split
+from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, Outcome, from_json
 from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import Failure
@@ -38,7 +40,7 @@ Run = Callable[..., Numbers]
 
 def grid(model: ModelSpec, each: int, batch_size: int = 10) -> list[RunSpec]:
     """`each` jobs of every method that differ in all in which the jobs of a pack may differ."""
-    last = layer_shapes(model)[-1].name
+    last = layer_shapes(model, MNIST)[-1].name
     ranks, digits = itertools.cycle(RANKS), itertools.cycle((0, 2, 3, 5, 7, 9))
     alphas, lengths, seeds = (
         itertools.cycle((1.0, 16.0, "rank")),
@@ -81,7 +83,7 @@ def packs_of(count: int) -> Callable[[Sequence[JobSize], int, int], list[list[in
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Run:
     """Run specs in packs of `count` (None: as planned), each time in a store that holds nothing but the bases."""
-    fewer = dataclasses.replace(mnist, test=Split(mnist.test.images[:1001], mnist.test.labels[:1001]))
+    fewer = dataclasses.replace(mnist, test=mnist.test.where(slice(1001)))
     store = Store(tmp_path_factory.mktemp("store"))
     store.prepare()
 
@@ -93,7 +95,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageD
             patch.setattr(Laboratory, "data", lambda *_: fewer)
             if count is not None:
                 patch.setattr(experiment, "plan_packs", packs_of(count))
-            found = dict(Laboratory(store, data_root, CPU, threads, LocalExecutor(threads, 2**31)).run(specs))
+            found = dict(Laboratory(store, data_in(data_root), CPU, threads, LocalExecutor(threads, 2**31)).run(specs))
         numbers: Numbers = {}
         for spec, files in found.items():
             assert not isinstance(files, Failure), files
@@ -153,7 +155,7 @@ def test_small_and_large_batches_have_the_same_bits_too(run: Run, model: ModelSp
 def test_the_first_layers_product_has_the_same_bits_for_few_images_and_many(mnist: ImageData, width: int) -> None:
     """Made once for all jobs, outside the packs and their one thread: 16 rows of 17 outputs differ on two threads."""
     spec = ModelSpec((width,))
-    base = assemble(spec, initial_weights(spec, 0, CPU))
+    base = assemble(spec, MNIST, initial_weights(spec, MNIST, 0, CPU))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     whole = frozen_first_layer(base, mnist.train.images)

@@ -260,7 +260,7 @@ def test_a_job_that_fails_is_told_as_failed_and_tried_again_when_the_search_goes
     arguments = [*SEARCH, *TASK, *given, "finetune.learning_rate=1e-4", "hydra.sweep.dir=runs/all/failing"]
     out, err = place.run(*arguments, code=1, FAULTS="3=raise")
     folder = place.folder / "runs/all/failing"
-    assert err.splitlines()[-1].startswith("lora-exp: 1 of 2 jobs failed; the first: digit-3_lora_rank-2")
+    assert err.splitlines()[-1].startswith("lora-exp: 1 of 2 jobs failed; the first: target-3_lora_rank-2")
     assert "Search: job" in out and "of 1 finished trials" in out
     assert {trial.state for trial in study_of(folder)} == {TrialState.FAIL, TrialState.COMPLETE}
     assert place.statuses() == {"FINISHED": 2, "FAILED": 1}

@@ -14,7 +14,7 @@ from scipy import stats
 from lora_exp.report.seeds import LEAST_SEEDS, Comparison, compare
 from lora_exp.storage.table import frame_of
 
-SAME = {"digit": "3", "method": "lora", "origin": "trained here", "alpha": 1.0, "scaling": 1.0, "layers": "linear1"}
+SAME = {"target": "3", "method": "lora", "origin": "trained here", "alpha": 1.0, "scaling": 1.0, "layers": "linear1"}
 SAME |= {"learning_rate": 1e-3, "batch_size": 10, "replay": 0.0, "hidden": "64", "data": "mnist", "base_seed": 0}
 SAME |= {"steps": 100, "status": "finished", "parameters_adapter": 100}
 Errors = Callable[[int, int], tuple[float, float]]  # rank and seed -> target error and forgetting
@@ -132,7 +132,7 @@ def test_p_values_against_the_contestants_are_those_of_t_tests_with_holms_correc
 
 
 def test_means_deviations_and_intervals_are_over_seeds_not_over_digits() -> None:
-    parts = [frame([1, 2], [0, 1, 2], noisy(0.01, 0.02), digit=digit) for digit in ("3", "8")]
+    parts = [frame([1, 2], [0, 1, 2], noisy(0.01, 0.02), target=digit) for digit in ("3", "8")]
     both = pd.concat(parts, ignore_index=True).assign(job=range(12))
     setting = compared(both).settings[0]
     by_seed = both[both["rank"] == 1].groupby("seed")["target_error"].mean()
@@ -145,7 +145,7 @@ def test_means_deviations_and_intervals_are_over_seeds_not_over_digits() -> None
 
 
 def test_what_is_tested_are_the_means_of_seeds_over_their_digits() -> None:
-    parts = [frame([1, 2], [0, 1, 2], noisy(0.01, 0.02), digit=digit) for digit in ("3", "8")]
+    parts = [frame([1, 2], [0, 1, 2], noisy(0.01, 0.02), target=digit) for digit in ("3", "8")]
     both = pd.concat(parts, ignore_index=True).assign(job=range(12))
     found = compared(both)
     assert found.seeds == 3 and "over 3 orders of images over one base" in found.sentences()[-1]
@@ -163,15 +163,15 @@ def test_seeds_that_a_setting_lacks_are_left_out_of_the_tests_only() -> None:
     few = compared(whole[~((whole["rank"] == 2) & (whole["seed"] > 1))].reset_index(drop=True))
     assert few.sentences()[-1] == f"All settings have 2 of 5 seeds in common; a test needs at least {LEAST_SEEDS}."
     apart = compared(whole[(whole["rank"] == 1) == (whole["seed"] > 2)].reset_index(drop=True))
-    assert apart.sentences()[-1].startswith("No seed and digit are common to all settings")
+    assert apart.sentences()[-1].startswith("No seed and target are common to all settings")
 
 
 def test_digits_that_a_setting_lacks_are_left_out_of_the_tests_only() -> None:
-    parts = [frame([1, 2], [0, 1, 2], noisy(0.01, 0.02), digit=digit) for digit in ("3", "8")]
+    parts = [frame([1, 2], [0, 1, 2], noisy(0.01, 0.02), target=digit) for digit in ("3", "8")]
     both = pd.concat(parts, ignore_index=True).assign(job=range(12))
-    both.loc[both["digit"] == "8", "target_error"] += 0.5  # a digit that is hard for all
-    found = compared(both[(both["rank"] == 1) | (both["digit"] == "3")].reset_index(drop=True))
-    easy = {rank: group["target_error"].to_numpy() for rank, group in both[both["digit"] == "3"].groupby("rank")}
+    both.loc[both["target"] == "8", "target_error"] += 0.5  # a digit that is hard for all
+    found = compared(both[(both["rank"] == 1) | (both["target"] == "3")].reset_index(drop=True))
+    easy = {rank: group["target_error"].to_numpy() for rank, group in both[both["target"] == "3"].groupby("rank")}
     chance = stats.ttest_rel(easy[1], easy[2]).pvalue
     assert [own for _, own in found.rankings[1].others] == pytest.approx([min(1.0, 3 * chance)])
     assert [setting.runs for setting in found.settings] == [6, 3]
@@ -199,7 +199,7 @@ def test_bases_with_seeds_of_their_own_are_what_is_counted() -> None:
 
 def test_steps_that_follow_from_epochs_are_no_setting() -> None:
     parts = [
-        frame([1, 2], [0, 1, 2], noisy(0.01, 0.02), digit=d, steps=s, epochs=1.0) for d, s in (("3", 60), ("8", 58))
+        frame([1, 2], [0, 1, 2], noisy(0.01, 0.02), target=d, steps=s, epochs=1.0) for d, s in (("3", 60), ("8", 58))
     ]
     found = compared(pd.concat(parts, ignore_index=True).assign(job=range(12)))
     assert [setting.label for setting in found.settings] == ["rank 1", "rank 2"]

@@ -24,7 +24,7 @@ CONFIG: dict[str, dict[str, Any]] = {
     "base": {"epochs": 1, "batch_size": 10, "learning_rate": 1e-3, "seed": 0},
     "adapter": {"rank": 4, "alpha": 1.0, "init_std": 1.0, "layers": ["*"]},
     "finetune": {
-        "digit": 2,
+        "target": 2,
         "steps": 100,
         "epochs": None,
         "batch_size": 10,
@@ -43,13 +43,19 @@ BAD: dict[str, list[Any]] = {
     "model.channels": [[0], [1], [-5], [8, True], [8.0], "8", 8, None, [8] * 5],
     "model.kernel": [0, 2, 9, 3.0, True, None, "3"],
     "data.name": ["cifar", "", None, 1, True],
-    "data.validation": [-1, 1, 30001, 2.0, True, None, "500"],
+    "data.validation": [-1, 1, 2.0, 1.5, True, None, "500", math.nan],
+    "data.split": ["", "mnist2", 1, True],
+    "data.size": [0, -1, 28.0, True, "28", [28], [28, 28, 3], [28, 0], 5000],
+    "data.channels": [0, 2, 4, 1.0, True, "1"],
+    "data.classes": [[], [-1], [1.0], [None], [True], [""], ["a\nb"]],
+    "data.test": [0, 1, -0.1, 1.5, True, None, "half", math.nan],
+    "data.skip_bad": [0, 1, "true", None],
     "data.limit": [0, 99, -100, 100.0, True, "500", math.nan],
     "base.epochs": BAD_WHOLE_NUMBERS,
     "base.batch_size": BAD_WHOLE_NUMBERS,
     "base.learning_rate": BAD_POSITIVE_NUMBERS,
     "base.seed": BAD_SEEDS,
-    "base.digits": [[], 3, [10], [3, 3], [True], "odd", [*range(10)]],
+    "base.classes": [[], [-1], [1.0], [None], [True], ""],
     "adapter.method": ["", "LoRA", "qlora", None, 1, True],
     "adapter.rank": BAD_WHOLE_NUMBERS,
     "adapter.alpha": BAD_POSITIVE_NUMBERS,
@@ -60,7 +66,7 @@ BAD: dict[str, list[Any]] = {
     "adapter.learning_rate_ratio": BAD_POSITIVE_NUMBERS,
     "adapter.init_std": BAD_POSITIVE_NUMBERS,
     "adapter.layers": [[], "linear1", [1], [None], None, ["linear1", True]],
-    "finetune.digit": [10, 12, -1, 2.0, "2", True, None, math.nan, [], [2, 2], [1, 12], [[1]], [*range(10)]],
+    "finetune.target": [-1, 2.0, True, None, math.nan, [], [[1]], "", ["cat", None]],
     "finetune.steps": BAD_WHOLE_NUMBERS,
     "finetune.epochs": [0, -1, "1", True, math.nan, math.inf],
     "finetune.batch_size": BAD_WHOLE_NUMBERS,
@@ -81,7 +87,13 @@ OTHER: list[tuple[str, Any]] = [
     ("base.batch_size", 20),
     ("base.learning_rate", 2e-3),
     ("base.seed", 1),
-    ("base.digits", [1, 3]),
+    ("base.classes", [1, 3]),
+    ("data.split", "letters"),
+    ("data.size", 14),
+    ("data.channels", 3),
+    ("data.classes", ["a", "b"]),
+    ("data.test", 0.3),
+    ("data.skip_bad", True),
     ("adapter.method", "rslora"),
     ("adapter.method", "full"),
     ("adapter.rank_pattern", {"linear1": 8}),
@@ -93,8 +105,9 @@ OTHER: list[tuple[str, Any]] = [
     ("adapter.alpha", "rank"),
     ("adapter.init_std", 0.5),
     ("adapter.layers", ["linear1"]),
-    ("finetune.digit", 0),
-    ("finetune.digit", [2, 3]),
+    ("finetune.target", 0),
+    ("finetune.target", [2, 3]),
+    ("finetune.target", "shirt"),
     ("finetune.steps", 101),
     ("finetune.epochs", 1),
     ("finetune.batch_size", 1),
@@ -149,7 +162,7 @@ def _fields(group: str) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def test_a_long_value_is_cut_in_the_line() -> None:
-    assert len(refusal(config_with(finetune__digit=list(range(1000))))) < 200
+    assert len(refusal(config_with(finetune__target=[-1] * 1000))) < 200
 
 
 def test_a_number_too_big_for_a_float_is_refused() -> None:
@@ -167,8 +180,40 @@ def test_an_unknown_key_is_refused_and_the_known_ones_are_named() -> None:
 
 def test_a_missing_key_without_default_is_named() -> None:
     config = config_with()
-    del config["finetune"]["digit"]
-    assert refusal(config).startswith("finetune.digit: missing; needs a digit from 0 to 9")
+    del config["finetune"]["target"]
+    assert refusal(config).startswith("finetune.target: missing; needs a class, by name or number, or a list of them")
+
+
+# Not [2, 2] for one of them, and not 3 for the other: a key of its own would have its own words.
+@pytest.mark.parametrize(
+    ("group", "key", "values"),
+    [
+        ("finetune", "digit", [10, 12, -1, 2.0, "2", True, math.nan, [], [2, 2], [1, 12], [[1]], [*range(10)]]),
+        ("base", "digits", [[], 3, [10], [3, 3], [True], "odd", [*range(10)]]),
+    ],
+)
+def test_a_bad_digit_is_refused_by_the_key_that_was_given(group: str, key: str, values: list[Any]) -> None:
+    for value in values:
+        line = refusal(config_with(**{f"{group}__{key}": value}))
+        assert line.startswith(f"{group}.{key}={shown(value)}: must be ") and "digit" in line
+
+
+def test_digits_are_classes_and_a_class_that_is_given_counts_before_them() -> None:
+    config = config_with(finetune__digit=[7, 3], base__digits=[1, 3])
+    config["finetune"].pop("target")
+    spec = spec_from(config)
+    assert spec.finetune.target == (3, 7) and spec.base.classes == (1, 3)
+    assert spec_from(config_with(finetune__digit=7, finetune__target="shirt")).finetune.target == ("shirt",)
+    assert spec_from(config_with(finetune__digit=7, finetune__target=None)).finetune.target == (7,)
+
+
+def test_what_an_older_version_wrote_of_digits_is_read() -> None:
+    values = dataclasses.asdict(spec_with())
+    values["finetune"]["digit"], values["base"]["digits"] = (
+        values["finetune"].pop("target"),
+        values["base"].pop("classes"),
+    )
+    assert from_dict(json.loads(json.dumps(values))) == spec_with()
 
 
 @pytest.mark.parametrize("group", list(CONFIG))
@@ -182,8 +227,11 @@ def test_a_group_that_is_no_group_is_refused(group: str) -> None:
         ("adapter.alpha", 1, 1.0),
         ("adapter.init_std", 1, 1.0),
         ("adapter.layers", ["linear1"], ("linear1",)),
-        ("finetune.digit", 2, [2]),
-        ("finetune.digit", [3, 1], (1, 3)),
+        ("finetune.target", 2, [2]),
+        ("finetune.target", [3, 1], (1, 3)),
+        ("data.size", 28, [28, 28]),
+        ("data.validation", 0, 0.0),
+        ("data.prepared", "here", "there"),
         ("finetune.epochs", 1, 1.0),
         ("finetune.replay", 0, 0.0),
         ("base.learning_rate", 1, 1.0),
@@ -209,7 +257,7 @@ def test_jobs_share_a_base_unless_model_data_or_base_differ() -> None:
 
 def test_a_key_is_the_same_in_any_process() -> None:
     code = "import json, sys; from lora_exp.config.spec import from_dict; print(from_dict(json.load(sys.stdin)).key)"
-    spec = spec_with("finetune.digit", [3, 1, 4])
+    spec = spec_with("finetune.target", [3, 1, 4])
     package = Path(lora_exp.__file__).parents[1]
     for hash_seed in ("0", "1", "4242"):
         told = subprocess.run(
@@ -240,7 +288,7 @@ def test_keys_that_a_method_has_no_use_for_do_not_tell_runs_apart() -> None:
     full = [spec_from(config_with(adapter__method="full", adapter__rank=rank)) for rank in (1, 8)]
     assert full[0] == full[1] and full[0].key == full[1].key
     assert full[0].adapter.scaling is None
-    assert full[0].name == "digit-2_full_seed-0"
+    assert full[0].name == "target-2_full_seed-0"
     ratios = [config_with(adapter__method=method, adapter__learning_rate_ratio=2.0) for method in ("lora", "lora_plus")]
     assert [spec_from(config).adapter.learning_rate_ratio for config in ratios] == [16.0, 2.0]
 
@@ -255,6 +303,6 @@ def test_patterns_survive_json() -> None:
 
 
 def test_a_name_is_short_and_readable() -> None:
-    assert spec_with().name == "digit-2_lora_rank-4_alpha-1_seed-0"
-    assert spec_with("finetune.digit", [7, 3]).name == "digit-37_lora_rank-4_alpha-1_seed-0"
-    assert spec_with("adapter.alpha", "rank").name == "digit-2_lora_rank-4_alpha-rank_seed-0"
+    assert spec_with().name == "target-2_lora_rank-4_alpha-1_seed-0"
+    assert spec_with("finetune.target", [7, 3]).name == "target-3-7_lora_rank-4_alpha-1_seed-0"
+    assert spec_with("adapter.alpha", "rank").name == "target-2_lora_rank-4_alpha-rank_seed-0"

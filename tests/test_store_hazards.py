@@ -21,7 +21,7 @@ import psutil
 import pytest
 import torch
 from forkserver import Process
-from places import busy
+from places import busy, data_in
 from safetensors.torch import load, save
 
 from lora_exp.commands.store import verify_lines
@@ -45,7 +45,7 @@ FULL = 100_000  # bytes: the weights of the tiny model are more
 def laboratory(tmp_path: Path, data_root: Path, mnist: ImageData) -> Laboratory:
     store = Store(tmp_path / "store")
     store.prepare()
-    return Laboratory(store, data_root, torch.device("cpu"), 1, LocalExecutor(1, 2**30))
+    return Laboratory(store, data_in(data_root), torch.device("cpu"), 1, LocalExecutor(1, 2**30))
 
 
 @pytest.fixture

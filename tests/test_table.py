@@ -83,8 +83,8 @@ def test_a_row_tells_setting_errors_and_times() -> None:
     one = result()
     row = row_of(one)
     expected = {
-        "name": "digit-38_lora_rank-4_alpha-2_seed-7",
-        "digit": "3,8",
+        "name": "target-3-8_lora_rank-4_alpha-2_seed-7",
+        "target": "3,8",
         "rank": 4,
         "alpha": 2.0,
         "scaling": 0.5,

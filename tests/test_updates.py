@@ -20,6 +20,7 @@ from lora_exp.adapters import updates
 from lora_exp.adapters.initialisation import Factors, initial_factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan, adapter_plan
+from lora_exp.config.images import MNIST
 from lora_exp.config.spec import AdapterSpec, ModelSpec
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import BaseModel, Layer, assemble, initial_weights
@@ -69,7 +70,7 @@ SPECS = [
 
 
 def base_of(spec: ModelSpec, dtype: torch.dtype) -> BaseModel:
-    base = assemble(spec, initial_weights(spec, 0, CPU))
+    base = assemble(spec, MNIST, initial_weights(spec, MNIST, 0, CPU))
     layers = [dataclasses.replace(own, weight=own.weight.to(dtype), bias=own.bias.to(dtype)) for own in base.layers]
     return dataclasses.replace(base, layers=tuple(layers))
 
@@ -188,7 +189,7 @@ def test_a_mixed_pack_has_the_logits_and_gradients_of_plain_torch_models(
 ) -> None:
     base = base_of(dataclasses.replace(spec, rectify_logits=rectify_logits), dtype)
     plans = sorted(
-        (adapter_plan(own, layer_shapes(spec), seed=n, target=(0,)) for n, own in enumerate(SPECS)),
+        (adapter_plan(own, layer_shapes(spec, MNIST), seed=n, target=(0,)) for n, own in enumerate(SPECS)),
         key=lambda p: p.shape,
     )
     factors = trained_factors(plans, base)
@@ -261,7 +262,9 @@ def test_a_layer_is_that_of_peft(method: str, kind: str, rank: int, dtype: torch
     a, b = peft.lora_A["default"].weight, peft.lora_B["default"].weight
     magnitude = peft.lora_magnitude_vector["default"].weight if method == "dora" else None
 
-    plan = adapter_plan(AdapterSpec(method, rank=rank, alpha=2.5), layer_shapes(CNN), seed=0, target=(0,)).layers[at]
+    plan = adapter_plan(
+        AdapterSpec(method, rank=rank, alpha=2.5), layer_shapes(CNN, MNIST), seed=0, target=(0,)
+    ).layers[at]
     assert plan.scaling == pytest.approx(peft.scaling["default"], rel=1e-12)
     kept_a, kept_b = a.detach().flatten(1).clone(), b.detach().flatten(1).clone()
     with torch.no_grad():
@@ -279,7 +282,7 @@ def test_a_layer_is_that_of_peft(method: str, kind: str, rank: int, dtype: torch
     only = AdapterPlan(tuple(plan if layer_at == at else LayerPlan() for layer_at in range(len(base.layers))))
     pack = AdapterPack.of([only], [named], base)
 
-    side = (channels, shape.convolution.side, shape.convolution.side) if shape.convolution else (channels,)
+    side = (channels, shape.convolution.height, shape.convolution.width) if shape.convolution else (channels,)
     hidden = noise(1, BATCH, *side, dtype=dtype).requires_grad_()
     stacks = [stack.requires_grad_() for stack in pack.stacks()]
     found = shape.activations(pack.layer(at, layer, shape.rows(hidden.flatten(2)), False))

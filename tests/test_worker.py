@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CPU
+from places import data_in
 
 from lora_exp import numerics
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
@@ -27,7 +28,7 @@ def task(tmp_path: Path, data_root: Path, mnist: ImageData) -> PackTask:
     """Two jobs of the same shape, whose base is in the store."""
     store = Store(tmp_path)
     store.prepare()
-    laboratory = Laboratory(store, data_root, CPU, 1, LocalExecutor(1, 2**30))
+    laboratory = Laboratory(store, data_in(data_root), CPU, 1, LocalExecutor(1, 2**30))
     return ResultWork(laboratory, SPECS, laboratory.base(SPECS[0])).task(SPECS)
 
 

@@ -15,11 +15,13 @@ from typing import NamedTuple
 from lora_exp import numerics
 from lora_exp.commands.arguments import add_overrides, parse
 from lora_exp.config.compose import compose_config, compose_values, config_folder, read, saved_values
+from lora_exp.config.images import MNIST
 from lora_exp.config.settings import Settings
-from lora_exp.config.spec import DATA_SETS, spec_from
+from lora_exp.config.spec import spec_from
+from lora_exp.data.embedded import MNIST_SHA256, damaged_embedded_files, damaged_unpacked_files
+from lora_exp.data.prepared import is_damaged
 from lora_exp.errors import LoraExpError
 from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.data import MNIST_SHA256, damaged_embedded_files, damaged_unpacked_files, read_prepared
 from lora_exp.storage.provenance import processor
 from lora_exp.storage.pruning import GIB, activity, damage, entries
 from lora_exp.storage.result import RESULT, read_run, whole_adapter
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 def _checks(settings: Settings, runs: str, full: bool) -> list[tuple[str, Iterator[Finding]]]:
     store = Store(Path(settings.store.folder).absolute())
     places = {"store": settings.store.folder, "runs": runs, "reports": settings.report.folder}
-    places["data"] = settings.data.root
+    places["data"] = settings.data.prepared or settings.data.root
     if settings.tracking.kind == "sqlite":
         places["artifacts"] = settings.tracking.artifacts
     return [
@@ -63,7 +65,7 @@ def _checks(settings: Settings, runs: str, full: bool) -> list[tuple[str, Iterat
         ("products", _products(settings.device.name)),
         ("executor", _executor(settings)),
         ("mnist", _embedded()),
-        ("data", _data_sets(Path(settings.data.root).absolute())),
+        ("data", _data_sets(Path(settings.data.root).absolute(), Path(places["data"]).absolute())),
         ("store", _store(store, full)),
         ("leftovers", _leftovers(store)),
         *([("runs", _runs(Path(runs).absolute().parent.parent))] if full else []),
@@ -125,7 +127,7 @@ def _products(device: str) -> Iterator[Finding]:
     models: dict[str, list[str]] = {}
     values = compose_values([])
     for path in sorted((config_folder() / "model").glob("*.yaml")):
-        shapes = layer_shapes(spec_from(values | {"model": saved_values(path.read_text())}).model)
+        shapes = layer_shapes(spec_from(values | {"model": saved_values(path.read_text())}).model, MNIST)
         promise = numerics.promise([(layer.outputs, layer.inputs) for layer in shapes], torch_device(device))
         models.setdefault(promise, []).append(path.stem)
     for promise, names in models.items():
@@ -152,16 +154,16 @@ def _embedded() -> Iterator[Finding]:
         yield Finding(f"the {len(MNIST_SHA256)} files in the package are the published ones")
 
 
-def _data_sets(root: Path) -> Iterator[Finding]:
+def _data_sets(root: Path, folder: Path) -> Iterator[Finding]:
     """The unpacked files of MNIST are the published ones, and prepared data sets match their hashes."""
     for path in damaged_unpacked_files(root):
         yield Finding(f"{path} is damaged; delete it, and the next run unpacks it again", ok=False)
-    prepared = [path for name in DATA_SETS if (path := root / f"{name}.safetensors").exists()]
+    prepared = sorted(folder.glob("*.safetensors"))
     for path in prepared:
-        ok = read_prepared(path) is not None
+        ok = not is_damaged(path)
         yield Finding(f"{path}: {'intact' if ok else 'is damaged; the next run makes it anew'}", ok)
     if not prepared:
-        yield Finding(f"{root}: no data set is prepared yet; the first run does that")
+        yield Finding(f"{folder}: no data set is prepared yet; the first run does that")
 
 
 def _store(store: Store, full: bool) -> Iterator[Finding]:

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="lora-exp import", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="folder that PEFT's save_pretrained wrote")
     parser.add_argument("--into", type=Path, metavar="SWEEP", help="folder of a sweep to add it to, as one more job")
-    add_overrides(parser, "model=tiny finetune.digit=9, which name the base and the target digit")
+    add_overrides(parser, "model=tiny finetune.digit=9, which name the base and the target")
     options = parse(parser, arguments)
     print("\n".join(import_peft(options.folder, options.into, options.overrides)))
     return 0
@@ -41,19 +41,23 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
     """
     for override in overrides:
         key = override.lstrip("+~")
-        if key.startswith(("adapter", "finetune")) and not key.startswith("finetune.digit="):
-            can = "of adapter and finetune only finetune.digit can be set"
+        if key.startswith(("adapter", "finetune")) and not key.startswith(("finetune.digit=", "finetune.target=")):
+            can = "of adapter and finetune only finetune.target and finetune.digit can be set"
             raise LoraExpError(f"{override}: the adapter is trained already; {can}")
     spec, settings, folder, config = compose_import(overrides)
     if settings.device.portable:
         request_portable_kernels()  # before the imports below load torch
     from lora_exp.adapters.peft import read_folder
+    from lora_exp.data.header import header
+    from lora_exp.data.prepared import prepare
     from lora_exp.model.architecture import layer_shapes
     from lora_exp.sweeps.job import check, keep, open_laboratory, with_facts
     from lora_exp.sweeps.recording import recording
 
     try:
-        adapter = read_folder(source, layer_shapes(spec.model))
+        found = header(prepare(spec.data, settings.data))
+        assert found is not None, "it has just been prepared"
+        adapter = read_folder(source, layer_shapes(spec.model, found.facts))
     except ValueError as error:
         raise LoraExpError(str(error)) from error
     spec = dataclasses.replace(spec, adapter=adapter.spec)
@@ -68,7 +72,7 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
     result = with_facts(result, overrides=command, config=config, **{IMPORTED_FROM: str(source.absolute())})
     folder.mkdir(parents=True, exist_ok=True)
     keep(result, files, folder)
-    recording().draw(folder, spec.data.name, settings.data.root)
+    recording().draw(folder, prepare(spec.data, settings.data))
     recording().record(folder, into)
     recording().finish()
     lines = [result.summary, f"run      {folder.absolute()}"]

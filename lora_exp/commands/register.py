@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from lora_exp.commands.arguments import add_overrides, add_run, parse
 from lora_exp.commands.export import adapted_classifier, settings_with_kernels
 from lora_exp.config.fields import is_name
-from lora_exp.config.spec import MEAN, STD
 from lora_exp.errors import LoraExpError, in_words
 from lora_exp.storage.result import PREDICTIONS, read_run
 from lora_exp.tracking.connection import translated_errors
@@ -21,6 +20,8 @@ from lora_exp.tracking.recorder import Recorder
 from lora_exp.tracking.registry import register_model, save_model
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
 EXAMPLES = 2  # images in the model's input example
@@ -56,12 +57,13 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
     if result.diverged:
         raise LoraExpError(f"{folder}: the run diverged at step {result.outcome.diverged_at}: it classifies nothing")
     settings = settings_with_kernels(result, overrides)
+    import numpy as np
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
     from safetensors.torch import save
 
+    from lora_exp.data.prepared import prepare, test_pictures
     from lora_exp.model.base import plain_module
-    from lora_exp.model.data import test_pictures
     from lora_exp.training.base import load_base
 
     try:
@@ -71,17 +73,19 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
     module = plain_module(adapted_classifier(load_base(folder, overrides), folder, result).merge())
     recorder = Recorder.open(settings.tracking)
     layers = [_description(*named) for named in module.named_children()]
-    images, _ = test_pictures(result.spec.data.name, Path(settings.data.root).absolute())
+    images, _ = test_pictures(prepare(result.spec.data, settings.data))
+    images, facts = _served(images), result.facts
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         with translated_errors(recorder.settings.uri):
-            architecture = {"mean": MEAN, "std": STD, "layers": layers}
+            names = {"classes": facts.classes, "mean": facts.mean, "std": facts.std}
+            architecture = {**names, "layers": layers}
             model = save_model(place, architecture, save(module.state_dict()), images[:EXAMPLES])
             # An older version wrote the predicted classes instead of logits.
             from lora_exp.measures.logits import AFTER
 
             predicted = stored["predicted"] if "predicted" in stored else stored[AFTER].argmax(axis=1)
-            same = int((model.predict(images) == predicted).sum())
+            same = int((model.predict(images) == np.array(facts.classes)[predicted]).sum())
         agreement = f"{same} of {len(images)} test images classified as in the run"
         version = register_model(recorder, place, name, result, recorded_run(folder), agreement)
     model_uri = f"models:/{name}/{version}"
@@ -90,6 +94,11 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
         f"model    {model_uri}: {agreement}",
         f"serve    MLFLOW_TRACKING_URI={shlex.quote(recorder.settings.uri)} {shlex.join([*serve, '--port', '5001'])}",
     ]
+
+
+def _served(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures [N, C, H, W] as the model takes them: [N, H, W] where they are grey, else [N, H, W, C]."""
+    return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
 
 
 def _description(name: str, module: nn.Module) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from lora_exp.commands.arguments import add_overrides, parse
 from lora_exp.config.compose import compose_settings, saved_settings
+from lora_exp.config.images import MNIST
 from lora_exp.config.settings import Settings
-from lora_exp.config.spec import SIDE
 from lora_exp.tracking.reader import fetch_experiment
 
 if TYPE_CHECKING:
@@ -85,11 +85,11 @@ def write_again(sweep: Sweep, settings: Settings, out: Path | None = None) -> Pa
     """
     import numpy as np
 
-    from lora_exp.model.data import test_pictures
+    from lora_exp.data.prepared import prepare, test_pictures
     from lora_exp.report.write import judged_claim, write_report
 
     out = out or settings.report.place(sweep.name)
-    pictures, labels = np.zeros((0, SIDE, SIDE), np.uint8), np.zeros(0, np.uint8)
+    pictures, labels = np.zeros((0, *MNIST.shape), np.uint8), np.zeros(0, np.uint8)
     if first := next(iter(sweep.results.values()), None):
-        pictures, labels = test_pictures(first.spec.data.name, Path(settings.data.root).absolute())
+        pictures, labels = test_pictures(prepare(first.spec.data, settings.data))
     return write_report(sweep, out.absolute(), pictures, labels, judged_claim(sweep, settings.report.claim))

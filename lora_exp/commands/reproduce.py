@@ -135,7 +135,9 @@ def _run_without_store(spec: RunSpec, settings: Settings, folder: Path) -> Files
     from lora_exp.executors.choice import laboratory
 
     with tempfile.TemporaryDirectory(prefix="lora-exp-") as empty:
-        data = DataFolder(str(folder / settings.data.root))
+        own = settings.data
+        file, prepared = (None if one is None else str(folder / one) for one in (own.file, own.prepared))
+        data = DataFolder(str(folder / own.root), file, prepared)
         apart = dataclasses.replace(settings, store=StoreSettings(empty), executor=ExecutorSettings(), data=data)
         alone = dataclasses.replace(laboratory(apart), halving=None)  # which compares jobs
         [(_, files)] = alone.run([spec])

@@ -131,9 +131,10 @@ def _row(run: str, summary: Path, job: str) -> StoredRun:
 
 def _cells(row: Mapping[str, str]) -> dict[str, Any]:
     """The settings and measurements in a summary's row, numbers as floats."""
-    from lora_exp.storage.table import COLUMNS
+    from lora_exp.storage.table import CLASS_ERRORS, COLUMNS
 
-    return {name: _cell(row[name]) for name in COLUMNS if name in row and name not in IDENTIFYING}
+    known = [name for name in row if name in COLUMNS or name.startswith(CLASS_ERRORS)]
+    return {name: _cell(row[name]) for name in known if name not in IDENTIFYING}
 
 
 def _cell(text: str) -> float | str:

@@ -3,6 +3,7 @@
 In reading order:
 
 - `fields`: dataclass fields that say, in words and in code, what a key may hold
+- `images`: what is known of the images of a data set: shape, classes, mean and deviation
 - `methods`: the fine-tuning methods by name
 - `spec`: everything that determines the numbers of a run, as frozen dataclasses
 - `settings`: where a run is computed and recorded, which changes no number

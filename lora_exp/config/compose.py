@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasToken, YAMLError, scan
 
 from lora_exp.config.settings import SETTINGS, DataFolder, Settings, settings_from
-from lora_exp.config.spec import SPECS, RunSpec, spec_from
+from lora_exp.config.spec import DIGITS, NOT_SPEC, SPECS, RunSpec, spec_from
 from lora_exp.errors import LoraExpError
 
 # Top-level config group -> dataclasses of its keys.
@@ -58,13 +58,21 @@ _token = functools.cache(lambda: secrets.token_hex(2))
 
 @functools.cache
 def schema() -> type[Any]:
-    """A mutable dataclass of the whole config, in which no key has a default: OmegaConf checks keys and types by it."""
+    """A mutable dataclass of the whole config: OmegaConf checks keys and types by it, and takes defaults from it."""
     groups: list[tuple[str, Any, Any]] = []
     for name, classes in GROUPS.items():
-        keys = {key: hint for cls in classes for key, hint in typing.get_type_hints(cls).items()}
-        fields = [(key, _omega_type(key, hint), dataclasses.field(default="???")) for key, hint in keys.items()]
-        group = dataclasses.make_dataclass(name, fields)
-        groups.append((name, group, dataclasses.field(default_factory=group)))
+        fields = [
+            (own.name, _omega_type(own.name, typing.get_type_hints(cls)[own.name]), _omega_default(own.default))
+            for cls in classes
+            for own in dataclasses.fields(cls)
+        ]
+        fields += [
+            (digits, Any, dataclasses.field(default=None))
+            for (group, _), (digits, _) in DIGITS.items()
+            if group == name
+        ]
+        node = dataclasses.make_dataclass(name, fields)
+        groups.append((name, node, dataclasses.field(default_factory=node)))
     return dataclasses.make_dataclass("Config", groups)
 
 
@@ -169,7 +177,7 @@ def saved_settings(config: str, overrides: Sequence[str]) -> Settings:
     """The settings in the saved config (YAML) of a run, with overrides of them. Raises LoraExpError as `read` does."""
     for override in overrides:
         group, _, name = override.partition("=")[0].partition(".")
-        if "=" not in override or not name or (group not in SETTINGS and (group, name) != ("data", "root")):
+        if "=" not in override or not name or (group not in SETTINGS and (group, name) not in NOT_SPEC):
             raise LoraExpError(f"{override}: must be GROUP.KEY=VALUE of {', '.join(SETTINGS)}, or data.root=FOLDER")
     try:
         changes = OmegaConf.from_dotlist(list(overrides))
@@ -265,9 +273,16 @@ def _no_such_group(key: str) -> str:
     return f"{key}: no such key; allowed: {', '.join([*GROUPS, 'experiment', 'hydra'])}"
 
 
+def _omega_default(default: Any) -> Any:
+    """A field with a default as OmegaConf has it: lists for tuples, `???` where there is none."""
+    if isinstance(default, tuple):
+        return dataclasses.field(default_factory=functools.partial(list, default))
+    return dataclasses.field(default="???" if default is dataclasses.MISSING else default)
+
+
 def _omega_type(key: str, hint: Any) -> Any:
     """The type of a key for OmegaConf: lists for tuples; Any where several types are allowed, which the spec checks."""
-    if key in ("digit", "digits", "alpha") or key.endswith("_pattern"):
+    if key in ("target", "classes", "alpha", "size", "validation") or key.endswith("_pattern"):
         return Any
     if typing.get_origin(hint) is tuple:
         return list[typing.get_args(hint)[0]]  # type: ignore[misc]

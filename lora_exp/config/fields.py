@@ -48,6 +48,30 @@ def is_pattern(value: Any, check: Callable[[Any], bool]) -> bool:
         return False
 
 
+def is_digits(value: Any) -> bool:
+    """Whether `value` is one digit, or a list of one to nine different digits."""
+    digits = value if isinstance(value, list | tuple) else (value,)
+    valid = all(is_int(digit) and 0 <= digit <= 9 for digit in digits)
+    return valid and 0 < len(set(digits)) == len(digits) < 10
+
+
+def is_classes(value: Any) -> bool:
+    """Whether `value` is a class, by name or by number, or a list of them; whether they exist only the data can say."""
+    classes = value if isinstance(value, list | tuple) else (value,)
+    return len(classes) > 0 and all((is_int(one) and one >= 0) or is_text(one) for one in classes)
+
+
+def is_size(value: Any) -> bool:
+    """Whether `value` is a side of images in pixels, or a list of height and width."""
+    sides = value if isinstance(value, list | tuple) else (value, value)
+    return len(sides) == 2 and all(is_int(side) and 1 <= side <= 4096 for side in sides)
+
+
+def is_alpha(value: Any) -> bool:
+    """Whether `value` is a number above 0, or "rank"."""
+    return value == "rank" or (is_positive(value))
+
+
 def allow(text: str, check: Callable[[Any], bool], **default: Any) -> Any:
     """A field whose metadata holds what is allowed, in words and as a function."""
     return field(metadata={"allowed": text, "check": check}, **default)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.fields import allow, flag, integer, is_int, is_name, is_number, is_text, one_of, optional, positive
-from lora_exp.config.spec import checked
+from lora_exp.config.spec import NOT_SPEC, checked
 from lora_exp.errors import LoraExpError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -150,9 +150,11 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class DataFolder:
-    """The folder of the prepared data sets."""
+    """Where images are: the folder of a data set, or its file; and the folder of the prepared sets (null: `root`)."""
 
     root: str = allow("a folder", is_text, default="cache/data")
+    file: str | None = optional("a file", is_text)
+    prepared: str | None = optional("a folder", is_text)
 
 
 @dataclass(frozen=True)
@@ -183,5 +185,5 @@ def settings_from(config: Mapping[str, Any]) -> Settings:
         raise LoraExpError(f"{wrong[0]}: must be a config group")
     parts = {group: checked(cls, group, given[group]) for group, cls in SETTINGS.items()}
     parts["executor"].check()
-    folder = {key: value for key, value in config["data"].items() if key == "root"}
+    folder = {key: value for key, value in config["data"].items() if ("data", key) in NOT_SPEC}
     return Settings(**parts, data=checked(DataFolder, "data", folder))

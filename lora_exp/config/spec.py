@@ -18,10 +18,14 @@ from lora_exp.config.fields import (
     allow,
     flag,
     integer,
+    is_alpha,
+    is_classes,
+    is_digits,
     is_int,
     is_number,
     is_pattern,
     is_positive,
+    is_size,
     one_of,
     optional,
     positive,
@@ -31,31 +35,16 @@ from lora_exp.errors import LoraExpError
 
 T = TypeVar("T")
 
-# What all four data sets have in common: grey images of SIDE x SIDE pixels in CLASSES classes.
-CLASSES, SIDE = 10, 28
-TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
-# Mean and standard deviation of the MNIST training pixels. All data sets are normalised with them, so that a base
-# trained on one can be evaluated on another.
-MEAN, STD = 0.1307, 0.3081
-DATA_SETS = ("mnist", "fashion_mnist", "kmnist", "qmnist")
+# Data sets of a known place and form, and the forms of data of one's own.
+KNOWN_SETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "emnist", "cifar10", "cifar100", "svhn", "digits")
+OWN_DATA = ("folder", "npz", "parquet")
+EMNIST = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 INITIALISATIONS = ("gaussian", "kaiming", "orthogonal")
-
-
-def is_digits(value: Any) -> bool:
-    """Whether `value` is one digit, or a list of one to nine different digits."""
-    digits = value if isinstance(value, list | tuple) else (value,)
-    valid = all(is_int(digit) and 0 <= digit < CLASSES for digit in digits)
-    return valid and 0 < len(set(digits)) == len(digits) < CLASSES
-
-
-def is_alpha(value: Any) -> bool:
-    """Whether `value` is a number above 0, or "rank"."""
-    return value == "rank" or (is_positive(value))
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Images -> convolutions (stride 2, so each halves height and width) -> hidden layers -> ten logits, with ReLU."""
+    """Images -> convolutions (stride 2, so each halves height and width) -> hidden layers -> logits, with ReLU."""
 
     hidden: tuple[int, ...] = allow(
         "a list of layer widths of at least 2, such as [1000,2000]",
@@ -77,13 +66,25 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Which images a run trains on; the test set is always complete."""
+    """Which images a run trains on, and in which form; the test set is always complete.
 
-    name: str = one_of(DATA_SETS)
-    validation: int = allow(
-        "0 or an integer from 2 to 30000", lambda v: is_int(v) and (v == 0 or 2 <= v <= 30000), default=0
+    `validation` is a number of training images or a share of them, held out evenly from all classes. `test` is the
+    share of images that become the test set of data without one.
+    """
+
+    name: str = one_of((*KNOWN_SETS, *OWN_DATA))
+    validation: int | float = allow(
+        "0, a number of images of at least 2, or a share below 1",
+        lambda v: is_number(v) and (0 <= v < 1 or (is_int(v) and v >= 2)),
+        default=0,
     )
     limit: int | None = optional("an integer of at least 100", lambda v: is_int(v) and v >= 100)
+    split: str | None = optional("one of " + ", ".join(EMNIST), lambda v: v in EMNIST)
+    size: tuple[int, int] | None = optional("a side in pixels, or [height,width]", is_size)
+    channels: int | None = optional("1 or 3", lambda v: is_int(v) and v in (1, 3))
+    classes: tuple[int | str, ...] | None = optional("a list of names of classes", is_classes)
+    test: float = allow("a share above 0 and below 1", lambda v: is_number(v) and 0 < v < 1, default=0.2)
+    skip_bad: bool = flag(default=False)
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,7 @@ class BaseSpec:
     batch_size: int = integer(1, default=10)
     learning_rate: float = positive(default=1e-3)
     seed: int = integer(0, default=0)
-    digits: tuple[int, ...] | None = optional(
-        "a list of one to nine different digits",
-        lambda v: isinstance(v, list | tuple) and is_digits(v),
-        null="null (all digits)",
-    )
+    classes: tuple[int | str, ...] | None = optional("a list of classes", is_classes, null="null (all classes)")
 
 
 @dataclass(frozen=True)
@@ -152,10 +149,10 @@ class AdapterSpec:
 
 @dataclass(frozen=True)
 class FinetuneSpec:
-    """How the adapter is trained on the target digits (Adam, cross-entropy)."""
+    """How the adapter is trained on the target classes (Adam, cross-entropy)."""
 
-    digit: tuple[int, ...] = allow(
-        "a digit from 0 to 9, or a list of one to nine different ones, written as 'finetune.digit=[1,2]'", is_digits
+    target: tuple[int | str, ...] = allow(
+        "a class, by name or number, or a list of them, written as 'finetune.target=[shirt,coat]'", is_classes
     )
     steps: int = integer(1, default=100)
     epochs: float | None = optional(POSITIVE, is_positive, null="null (then finetune.steps counts)")
@@ -187,8 +184,12 @@ class RunSpec:
 
     @property
     def name(self) -> str:
-        """A short, readable name: `digit-9_lora_rank-4_alpha-1_seed-0`."""
-        parts = ["digit-" + "".join(str(digit) for digit in self.finetune.digit), self.adapter.method]
+        """A short, readable name: `target-9_lora_rank-4_alpha-1_seed-0`."""
+        return self.named("-".join(map(str, self.finetune.target)))
+
+    def named(self, target: str) -> str:
+        """The same with other words for the target."""
+        parts = [f"target-{target}", self.adapter.method]
         if self.adapter.scaling is not None:
             alpha = self.adapter.alpha if isinstance(self.adapter.alpha, str) else f"{self.adapter.alpha:g}"
             parts += [f"rank-{self.adapter.rank}", f"alpha-{alpha}"]
@@ -198,7 +199,15 @@ class RunSpec:
 # Config group -> dataclass of its part of the spec.
 SPECS: dict[str, type[Any]] = typing.get_type_hints(RunSpec)
 # Keys of these groups that change no number; they are settings.
-NOT_SPEC = {("data", "root")}
+NOT_SPEC = {("data", "root"), ("data", "file"), ("data", "prepared")}
+# Names that some keys have for the classes of a set of digits, with what is allowed there.
+DIGITS: dict[tuple[str, str], tuple[str, str]] = {
+    ("finetune", "target"): (
+        "digit",
+        "a digit from 0 to 9, or a list of one to nine different ones, written as 'finetune.digit=[1,2]'",
+    ),
+    ("base", "classes"): ("digits", "null (all digits) or a list of one to nine different digits"),
+}
 
 
 def digest(value: Any) -> str:
@@ -233,13 +242,30 @@ def spec_from(config: Mapping[str, Any]) -> RunSpec:
         values = config.get(group)
         if not isinstance(values, Mapping):
             raise LoraExpError(f"{group}={_shown(values)}: must be a config group")
-        parts[group] = checked(cls, group, {k: v for k, v in values.items() if (group, k) not in NOT_SPEC})
+        own = {k: v for k, v in values.items() if (group, k) not in NOT_SPEC}
+        parts[group] = checked(cls, group, _without_digits(group, own))
     return _run_spec(parts)
 
 
 def from_dict(values: Mapping[str, Any]) -> RunSpec:
     """The spec that `dataclasses.asdict` was taken of, or its JSON, in which tuples are lists."""
-    return _run_spec({group: checked(cls, group, values[group]) for group, cls in SPECS.items()})
+    return _run_spec(
+        {group: checked(cls, group, _without_digits(group, values[group])) for group, cls in SPECS.items()}
+    )
+
+
+def _without_digits(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a group in which the digits that DIGITS names are classes; a class that is given counts before them."""
+    found = dict(values)
+    for (own, key), (digits, allowed) in DIGITS.items():
+        if own == group and digits in found:
+            given = found.pop(digits)
+            is_list = isinstance(given, list | tuple)
+            if given is not None and not (is_digits(given) and (is_list or group == "finetune")):
+                raise LoraExpError(f"{group}.{digits}={_shown(given)}: must be {allowed}")
+            if found.get(key) is None:
+                found[key] = given
+    return found
 
 
 def _run_spec(parts: dict[str, Any]) -> RunSpec:
@@ -254,8 +280,12 @@ def _shown(value: Any) -> str:
 
 def _normal(name: str, kind: Any, value: Any) -> Any:
     """One form of equal values, so that `alpha=1` and `alpha=1.0` have one key."""
-    if name in ("digit", "digits") and value is not None:
-        return tuple(sorted(value)) if isinstance(value, list | tuple) else (value,)
+    if name in ("target", "classes") and value is not None:
+        return tuple(sorted(value, key=str)) if isinstance(value, list | tuple) else (value,)
+    if name == "validation":
+        return int(value) if value == int(value) else float(value)
+    if name == "size" and value is not None:
+        return tuple(value) if isinstance(value, list | tuple) else (value, value)
     if name.endswith("_pattern"):
         pairs = value.items() if isinstance(value, Mapping) else value or ()
         return tuple((layer, float(own) if name == "alpha_pattern" and own != "rank" else own) for layer, own in pairs)

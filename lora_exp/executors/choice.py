@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import psutil
 import torch
 
 from lora_exp.config.settings import Settings
+from lora_exp.data.prepared import prepare
 from lora_exp.errors import LoraExpError
 from lora_exp.executors.local import LocalExecutor
 from lora_exp.storage.store import Store
@@ -27,7 +29,7 @@ def laboratory(settings: Settings) -> Laboratory:
     how = settings.halving
     return Laboratory(
         store,
-        Path(settings.data.root).absolute(),
+        functools.cache(functools.partial(prepare, folder=settings.data)),
         device,
         _threads(settings, device),
         executor(settings, device),

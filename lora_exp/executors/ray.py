@@ -85,7 +85,7 @@ class RayPool(WorkerPool):
         largest = max((int(node.get("memory", 0)) for node in self._nodes() if self._fitting(node)), default=0)
         memory = self._resources.memory or min(task.memory, largest)
         options = {"num_cpus": self._resources.cpus, "num_gpus": self._resources.gpus, "memory": memory}
-        data = Path(task.data_root) / f"{task.specs[0]['data']['name']}.safetensors"
+        data = Path(task.data)
         prepared = [self._put("data", data.name, data.read_bytes)]  # in a list Ray does not fetch it for each task
         base = self._put("base", task.base_key, functools.partial(_base, task))
         checkpoints = stored_checkpoints(Store(Path(task.store)), task.keys, task.begin)

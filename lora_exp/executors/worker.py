@@ -63,7 +63,7 @@ def trained_apart(
     """
     found: dict[str, Files] = {}
     try:
-        data = Path(task.data_root) / f"{task.specs[0]['data']['name']}.safetensors"
+        data = Path(task.data)
         if not data.exists():
             import ray
 
@@ -97,7 +97,8 @@ def _made(
     Raises LoraExpError if this machine would compute other bits than the launching one.
     """
     specs, device = [from_dict(values) for values in task.specs], torch.device(task.device)
-    laboratory = Laboratory(Store(Path(task.store)), Path(task.data_root), device, 1, LocalExecutor(1, 0, device.type))
+    executor = LocalExecutor(1, 0, device.type)
+    laboratory = Laboratory(Store(Path(task.store)), lambda _: Path(task.data), device, 1, executor)
     _check_same(task.circumstances, laboratory.circumstances(specs[0]))
     work = ResultWork(laboratory, specs, read_base(specs[0], laboratory.data(specs[0].data), base, device))
     with numerics.on_threads(1):

@@ -1,7 +1,7 @@
 """The shape of a classifier, layer by layer. A convolution is a linear layer over patches of the image.
 
 Shapes: P jobs, N images, I inputs and O outputs of a layer, L output positions of a convolution, C channels,
-S side of a square image, k side of a kernel.
+H, W height and width of an image, k side of a kernel.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_exp.config.spec import CLASSES, SIDE, ModelSpec
+from lora_exp.config.images import ImageFacts
+from lora_exp.config.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -21,10 +22,11 @@ STRIDE = 2
 
 @dataclass(frozen=True)
 class Convolution:
-    """A square kernel over square images of `channels` and `side`, padded so that a stride of 2 halves the side."""
+    """A square kernel over images [`channels`, `height`, `width`], padded so that a stride of 2 halves both."""
 
     channels: int
-    side: int
+    height: int
+    width: int
     kernel: int
 
     @property
@@ -33,22 +35,22 @@ class Convolution:
         return self.kernel // 2
 
     @property
-    def side_out(self) -> int:
-        """Side of the output."""
-        return (self.side - 1) // STRIDE + 1
+    def size_out(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        return (self.height - 1) // STRIDE + 1, (self.width - 1) // STRIDE + 1
 
     @property
     def positions(self) -> int:
         """L: output positions of an image, which is also its number of patches."""
-        return self.side_out**2
+        return self.size_out[0] * self.size_out[1]
 
     def patches(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn images [P, N, C*S*S] into rows [P, N*L, C*k*k] (im2col), so that the convolution is a matrix product."""
+        """Turn images [P, N, C*H*W] into rows [P, N*L, C*k*k] (im2col), so that the convolution is a matrix product."""
         from torch.nn import functional
 
         jobs, count = images.shape[:2]
-        square = images.reshape(jobs * count, self.channels, self.side, self.side)
-        columns = functional.unfold(square, self.kernel, padding=self.padding, stride=STRIDE)
+        whole = images.reshape(jobs * count, self.channels, self.height, self.width)
+        columns = functional.unfold(whole, self.kernel, padding=self.padding, stride=STRIDE)
         # With one image a job this would be a view, and products of a view use other kernels in a pack of one.
         return columns.transpose(1, 2).reshape(jobs, count * self.positions, -1).contiguous()
 
@@ -91,16 +93,16 @@ class LayerShape:
 
 
 @functools.cache
-def layer_shapes(spec: ModelSpec) -> tuple[LayerShape, ...]:
-    """List the layers from the image to the ten classes: `conv1`, `conv2`, ..., then `linear1`, `linear2`, ..."""
+def layer_shapes(spec: ModelSpec, facts: ImageFacts) -> tuple[LayerShape, ...]:
+    """List the layers from the image to the classes: `conv1`, `conv2`, ..., then `linear1`, `linear2`, ..."""
     layers = []
-    channels, side = 1, SIDE
+    channels, height, width = facts.shape
     for number, outputs in enumerate(spec.channels, 1):
-        convolution = Convolution(channels, side, spec.kernel)
+        convolution = Convolution(channels, height, width, spec.kernel)
         layers.append(LayerShape(f"conv{number}", outputs, channels * spec.kernel**2, convolution))
-        channels, side = outputs, convolution.side_out
-    inputs = channels * side**2
-    for number, outputs in enumerate((*spec.hidden, CLASSES), 1):
+        channels, (height, width) = outputs, convolution.size_out
+    inputs = channels * height * width
+    for number, outputs in enumerate((*spec.hidden, len(facts.classes)), 1):
         layers.append(LayerShape(f"linear{number}", outputs, inputs))
         inputs = outputs
     return tuple(layers)

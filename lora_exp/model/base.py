@@ -17,7 +17,8 @@ from torch.nn import functional
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lora_exp.config.spec import SIDE, BaseSpec, ModelSpec
+from lora_exp.config.images import ImageFacts
+from lora_exp.config.spec import BaseSpec, ModelSpec
 from lora_exp.model.architecture import STRIDE, LayerShape, layer_shapes
 from lora_exp.model.data import Split
 from lora_exp.numerics import adam_step, generator, on_threads
@@ -75,13 +76,13 @@ class BaseModel:
         return total.hexdigest()
 
 
-def assemble(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> BaseModel:
-    """Build the model of `spec` from given weights.
+def assemble(spec: ModelSpec, facts: ImageFacts, tensors: dict[str, torch.Tensor]) -> BaseModel:
+    """Build the model of `spec`, for images and classes like these, from given weights.
 
     Raises ValueError when a tensor is absent, has the wrong shape or type, or is not finite.
     """
     layers = []
-    for layer in layer_shapes(spec):
+    for layer in layer_shapes(spec, facts):
         for part, shape in ((f"{layer.name}.weight", layer.torch_shape), (f"{layer.name}.bias", (layer.outputs,))):
             tensor = tensors.get(part)
             if tensor is None or tensor.shape != shape or tensor.dtype != torch.float32:
@@ -93,11 +94,11 @@ def assemble(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> BaseModel:
     return BaseModel(tuple(layers), spec.rectify_logits)
 
 
-def initial_weights(spec: ModelSpec, seed: int, device: torch.device) -> dict[str, torch.Tensor]:
+def initial_weights(spec: ModelSpec, facts: ImageFacts, seed: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Draw weights and biases uniformly from +-1/sqrt(I), like `torch.nn.Linear`, with a generator of their own."""
     random = generator("base initialisation", seed)
     tensors = {}
-    for layer in layer_shapes(spec):
+    for layer in layer_shapes(spec, facts):
         bound = layer.inputs**-0.5
         for part, shape in (("weight", layer.torch_shape), ("bias", (layer.outputs,))):
             drawn = torch.rand(shape, generator=random).mul_(2 * bound).sub_(bound)
@@ -106,15 +107,15 @@ def initial_weights(spec: ModelSpec, seed: int, device: torch.device) -> dict[st
 
 
 def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
-    """Train a base classifier on the images of `how.digits` (None: all digits) in `data`.
+    """Train a base classifier on the images of `how.classes` (None: all classes) in `data`.
 
     Raises FloatingPointError when the loss stops being finite.
     """
-    if how.digits is not None:
-        chosen = data.of_classes(how.digits).to(data.labels.device)
-        data = Split(data.images[chosen], data.labels[chosen])
-    tensors = {k: v.requires_grad_() for k, v in initial_weights(spec, how.seed, data.images.device).items()}
-    model = assemble(spec, tensors)
+    facts, device = data.images.facts, data.labels.device
+    if how.classes is not None:
+        data = data.where(data.of_classes(facts.positions("base.classes", how.classes)))
+    tensors = {k: v.requires_grad_() for k, v in initial_weights(spec, facts, how.seed, device).items()}
+    model = assemble(spec, facts, tensors)
     # The number of threads is fixed because the bits of narrow layers and small batches depend on it.
     threads = 2 if model.parameters >= MIN_WEIGHTS_FOR_TWO_THREADS else 1
     values = [tensor.detach() for tensor in tensors.values()]
@@ -125,7 +126,7 @@ def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
     with logging_redirect_tqdm(), on_threads(threads):
         steps = tqdm(total=-(-count // how.batch_size) * how.epochs, disable=None, desc="base", unit="step")
         for _ in range(how.epochs):
-            shuffled = torch.randperm(count, generator=order).to(data.images.device)
+            shuffled = torch.randperm(count, generator=order).to(device)
             for batch in torch.split(shuffled, how.batch_size):
                 loss = functional.cross_entropy(plain_logits(model, data.images[batch]), data.labels[batch])
                 grads = torch.autograd.grad(loss, list(tensors.values()))
@@ -135,7 +136,7 @@ def train(spec: ModelSpec, how: BaseSpec, data: Split) -> BaseModel:
         steps.close()
     if not bool(loss.detach().isfinite()):
         raise FloatingPointError(f"the loss of the base became {loss.item()}; lower base.learning_rate")
-    return assemble(spec, {name: tensor.detach() for name, tensor in tensors.items()})
+    return assemble(spec, facts, {name: tensor.detach() for name, tensor in tensors.items()})
 
 
 def plain_logits(model: BaseModel, images_NI: torch.Tensor) -> torch.Tensor:
@@ -152,7 +153,7 @@ def plain_logits(model: BaseModel, images_NI: torch.Tensor) -> torch.Tensor:
 def plain_module(base: BaseModel) -> nn.Sequential:
     """Return the base as a module with the same layer names and a copy of its weights; its state dict is `tensors()`.
 
-    The module takes normalised images [N, 784], or any shape [N, ...] with as many values, and returns logits [N, C].
+    The module takes normalised images [N, I], or any shape [N, ...] with as many values, and returns logits [N, C].
     """
     modules: OrderedDict[str, nn.Module] = OrderedDict(rows=nn.Flatten())
     for position, layer in enumerate(base.layers):
@@ -163,7 +164,8 @@ def plain_module(base: BaseModel) -> nn.Sequential:
             modules[layer.name] = nn.Linear(shape.inputs, shape.outputs)
         else:
             if position == 0:
-                modules["square"] = nn.Unflatten(1, (convolution.channels, SIDE, SIDE))
+                size = (convolution.channels, convolution.height, convolution.width)
+                modules["square"] = nn.Unflatten(1, size)
             kernel, padding = convolution.kernel, convolution.padding
             modules[layer.name] = nn.Conv2d(convolution.channels, shape.outputs, kernel, STRIDE, padding)
         if base.is_rectified(position):

@@ -12,6 +12,7 @@ In reading order:
 - `page_data`: the data that the page draws
 - `tables`: the tables as text: columns, units, decimals
 - `terminal`: the table that a sweep prints
+- `shown`: what of many classes, and of pictures of any size, a chart can show
 - `figures`: figures of a run
 - `sweep_figures`: figures of a sweep
 - `statistics`: intervals, and Holm's procedure

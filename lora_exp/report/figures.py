@@ -20,16 +20,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from lora_exp.config.spec import CLASSES, SIDE
 from lora_exp.measures.logits import Logits
+from lora_exp.report.shown import is_dark, shown_classes, thumbnails
 from lora_exp.storage.result import Kind, RunResult, kind_label
 
 BLUE, ORANGE, VERMILION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 INK, FAINT = "#222222", "#8A8A8A"
 LEGEND_KINDS = 8  # with more methods and ranks, a colour bar takes the place of the legend
 LEAST_LOSS = 1e-4
-# Of an image among others, in pixels: the border of its frame, and its cell, with room for a line of text below.
-BORDER, CELL_WIDTH, CELL_HEIGHT = 2, 32, 41
+# Of an image among others, in parts of its side: the border of its frame, and room for a line of text below.
+BORDER, TEXT = 1 / 14, 9 / 28
+FEW_CLASSES, LONG_NAME = 12, 8  # of a chart in which names and numbers have room
 SMOOTHED_STEPS = 50  # from this length on a loss curve is a moving average over a tenth of its steps
 
 
@@ -40,15 +41,15 @@ def run_figures(
     labels: NDArray[Any],
     folder: Path,
 ) -> list[Path]:
-    """Write the figures of one run into `folder`, made if absent: errors per digit, wrong digits, loss curve.
+    """Write the figures of one run into `folder`, made if absent: errors per class, wrong images, loss curve.
 
-    The arguments are those of `wrong_digits`. A diverged run gets its loss curve only, since its errors mean nothing.
+    The arguments are those of `wrong_images`. A diverged run gets its loss curve only, since its errors mean nothing.
     An imported adapter has no loss curve.
     """
     drawn = {} if result.imported else {"loss_curve": loss_curves([result])}
     if not result.diverged:
-        drawn["errors_per_digit"] = error_bars(result)
-        drawn["wrong_digits"] = wrong_digits(result, logits, pictures, labels)
+        drawn["errors_per_class"] = error_bars(result)
+        drawn["wrong_images"] = wrong_images(result, logits, pictures, labels)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png")
@@ -56,45 +57,54 @@ def run_figures(
 
 
 def error_bars(result: RunResult) -> Figure:
-    """Draw the error rate of every digit (%) before and after fine-tuning, with the target digits marked."""
-    figure, (axes,) = empty_figure(9, 4.2, margins=(0.7, 0.65, 0.1, 0.35))
-    digits = np.arange(CLASSES)
-    targets = result.spec.finetune.digit
-    for target in targets:
-        axes.axvspan(target - 0.5, target + 0.5, color="#F0E442", alpha=0.3, lw=0)
-    outcome = result.outcome
+    """Draw the error rate of every class (%) before and after fine-tuning, with the target classes marked."""
+    names = result.facts.classes
+    is_plain = len(names) <= FEW_CLASSES and max(map(len, names)) <= LONG_NAME
+    figure, (axes,) = empty_figure(9, 4.2, margins=(0.7, 0.65, 0.1, 0.35) if is_plain else None)
+    outcome, targets = result.outcome, result.target
+    shown = shown_classes(outcome.before, [outcome.after], targets)
+    places, marked = np.arange(len(shown)), [at for at, label in enumerate(shown) if label in targets]
+    for place in marked:
+        axes.axvspan(place - 0.5, place + 0.5, color="#F0E442", alpha=0.3, lw=0)
     for errors, shift, colour, when in (
         (outcome.before, -0.2, BLUE, "before fine-tuning"),
         (outcome.after, 0.2, ORANGE, "after fine-tuning"),
     ):
-        heights = 100 * np.array(errors.error_rates)
-        bars = axes.bar(digits + shift, heights, 0.38, color=colour, label=f"{when} (accuracy {errors.accuracy:.1%})")
-        axes.bar_label(bars, [f"{height:.1f}" for height in heights], padding=2, fontsize=7.5, color=INK)
-    axes.set_xticks(digits, [f"{d}\ntarget" if d in targets else str(d) for d in digits])
-    axes.set_xlim(-0.6, CLASSES - 0.4)
+        heights = 100 * np.array(errors.error_rates)[shown]
+        bars = axes.bar(places + shift, heights, 0.38, color=colour, label=f"{when} (accuracy {errors.accuracy:.1%})")
+        if len(shown) <= FEW_CLASSES:
+            axes.bar_label(bars, [f"{height:.1f}" for height in heights], padding=2, fontsize=7.5, color=INK)
+    texts = [f"{name}\ntarget" if at in marked else name for at, name in enumerate(names[label] for label in shown)]
+    axes.set_xticks(places, texts, rotation=0 if is_plain else 60, ha="center" if is_plain else "right")
+    axes.set_xlim(-0.6, len(shown) - 0.4)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.15)  # room for the legend above the tallest bar
-    axes.set_xlabel("true digit")
-    axes.set_ylabel("error rate (% of the digit's test images)")
+    axes.set_xlabel("true class")
+    axes.set_ylabel("error rate (% of the class's test images)")
     axes.grid(axis="x", visible=False)
-    axes.set_title(f"Errors per digit, {result.description}", fontsize=11)
+    axes.set_title(f"Errors per class, {result.description}", fontsize=11)
     axes.legend(frameon=False, ncols=2, loc="upper left")
     return figure
 
 
-def wrong_digits(
+def wrong_images(
     result: RunResult,
     logits: Logits,
     pictures: NDArray[np.uint8],
     labels: NDArray[Any],
     columns: int = 14,
 ) -> Figure:
-    """Draw images that fine-tuning mended, broke or left wrong, with true digit and both predictions.
+    """Draw images that fine-tuning mended, broke or left wrong, with true class and both predictions.
 
-    `logits` are those of `pictures` (uint8 [N, 28, 28]), whose true digits are `labels` [N]. Where there are more
+    `logits` are those of `pictures` (uint8 [N, C, H, W]), whose true classes are `labels` [N]. Where there are more
     images than fit, an even selection is shown. Raises ValueError when the logits are not this result's for these
     labels.
     """
-    before, after = logits.before.argmax(axis=1), logits.after.argmax(axis=1)
+    before, after, names = logits.before.argmax(axis=1), logits.after.argmax(axis=1), result.facts.classes
+    dark = is_dark(pictures)
+    side = thumbnails(pictures[:1], dark).shape[1]
+    border = max(1, round(BORDER * side))
+    cell_width = side + 2 * border
+    cell_height = cell_width + round(TEXT * side)
     changed = changes(result, logits, labels)
     parts = [
         ("Mended: {} images, wrong before and right after", GREEN, changed["mended"], 2),
@@ -110,23 +120,25 @@ def wrong_digits(
         axes.axis("off")
         axes.set_title(title.format(f"{len(every):,}"), loc="left", color=colour, fontweight="bold", fontsize=10)
         rows = -(-len(indices) // columns)
-        sheet = np.zeros((rows, CELL_HEIGHT, columns, CELL_WIDTH), np.uint8)  # one picture of all: drawing many is slow
+        # One picture of all: drawing many is slow.
+        sheet = np.full((rows, cell_height, columns, cell_width, 3), 255, np.uint8)
         frames = []
-        for position, image in enumerate(indices):
+        for position, (image, small) in enumerate(zip(indices, thumbnails(pictures[indices], dark), strict=True)):
             row, column = divmod(position, columns)
-            sheet[row, BORDER : BORDER + SIDE, column, BORDER : BORDER + SIDE] = pictures[image]
-            x, y = column * CELL_WIDTH, row * CELL_HEIGHT
-            frames.append(Rectangle((x + BORDER, y + BORDER), SIDE, SIDE))
-            text = f"{labels[image]}: {before[image]} → {after[image]}"
-            axes.text(x + CELL_WIDTH / 2, y + 35, text, ha="center", va="center", fontsize=7.5, color=INK)
+            sheet[row, border : border + side, column, border : border + side] = small
+            x, y = column * cell_width, row * cell_height
+            frames.append(Rectangle((x + border, y + border), side, side))
+            text = short(f"{names[labels[image]]}: {names[before[image]]} → {names[after[image]]}")
+            place = (x + cell_width / 2, y + cell_width + 0.4 * (cell_height - cell_width))
+            axes.text(*place, text, ha="center", va="center", fontsize=7.5, color=INK)
         if frames:
-            pixels = sheet.reshape(rows * CELL_HEIGHT, columns * CELL_WIDTH)
-            extent = (0, columns * CELL_WIDTH, rows * CELL_HEIGHT, 0)
-            axes.imshow(pixels, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest", extent=extent)
+            pixels = sheet.reshape(rows * cell_height, columns * cell_width, 3)
+            extent = (0, columns * cell_width, rows * cell_height, 0)
+            axes.imshow(pixels, interpolation="nearest", extent=extent)
             axes.add_collection(PatchCollection(frames, facecolor="none", edgecolor=colour, linewidth=1.6))
-        axes.set(xlim=(0, columns * CELL_WIDTH), ylim=(height * CELL_HEIGHT, 0), aspect="equal", anchor="W")
-    title = f"Digits predicted wrongly, {result.description}"
-    figure.suptitle(f"{title}\n(true digit: prediction before → after)", fontsize=11)
+        axes.set(xlim=(0, columns * cell_width), ylim=(height * cell_height, 0), aspect="equal", anchor="W")
+    title = f"Images predicted wrongly, {result.description}"
+    figure.suptitle(f"{title}\n(true class: prediction before → after)", fontsize=11)
     return figure
 
 
@@ -173,16 +185,21 @@ def loss_curves(results: Sequence[RunResult]) -> Figure:
 def changes(result: RunResult, logits: Logits, labels: NDArray[Any]) -> dict[str, NDArray[np.intp]]:
     """Return the ascending indices of the images that fine-tuning mended, broke or left wrong, under `mended`, ...
 
-    `logits` comes from `Sweep.logits`, and `labels` [N] are the true digits.
+    `logits` comes from `Sweep.logits`, and `labels` [N] are the true classes.
     Raises ValueError when the logits are not this result's for these labels.
     """
     was_right, is_right = logits.right_before, logits.right_after
     if not np.array_equal(logits.labels, labels) or (
-        np.bincount(labels[~is_right], minlength=CLASSES).tolist() != result.outcome.after.errors
+        np.bincount(labels[~is_right], minlength=logits.classes).tolist() != result.outcome.after.errors
     ):
         raise ValueError("the predictions are not of this result and these labels")
     parts = {"mended": ~was_right & is_right, "broken": was_right & ~is_right, "still wrong": ~was_right & ~is_right}
     return {name: np.flatnonzero(part) for name, part in parts.items()}
+
+
+def short(text: str, most: int = 24) -> str:
+    """A text of at most so many letters, which has room below a picture."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def spread(indices: NDArray[np.intp], most: int) -> NDArray[np.intp]:

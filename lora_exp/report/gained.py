@@ -40,7 +40,7 @@ MEASURES = (
     ),
     Measure("error on the target", "target_error", "target_error_change", lambda row: 1 - row["shift_recall"]),
     Measure(
-        "error on the other digits (change: forgetting)",
+        "error on the other classes (change: forgetting)",
         "other_error",
         "forgetting",
         lambda row: row["other_error_before"] + row["shift_forgetting"],

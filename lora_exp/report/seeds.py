@@ -1,7 +1,7 @@
 """Settings compared over their seeds: with doing nothing, with a moved threshold, and with each other.
 
-The runs of a seed are averaged over digits first, so n is the number of seeds: those of the bases, if they differ,
-since runs over one base are not independent. Paired t tests compare the settings over the seeds and digits that all of
+The runs of a seed are averaged over targets first, so n is the number of seeds: those of the bases, if they differ,
+since runs over one base are not independent. Paired t tests compare the settings over the seeds and targets that all of
 them have. Holm's procedure (see `statistics`) corrects the p values, those against base and threshold together, then
 those of all pairs and measures. Settings differ by their values, not by how these are written.
 """
@@ -28,7 +28,7 @@ LEAST_SEEDS = 3  # for a test; with two, a difference that is the same twice by 
 MEASURE_NAMES = {
     "balanced_accuracy_gained": "gain in balanced accuracy",
     "target_error": "error on the target",
-    "other_error": "error on the other digits",
+    "other_error": "error on the other classes",
     "forgetting": "forgetting",
     "beyond_shift": "forgetting below that of a moved threshold",
 }
@@ -40,7 +40,7 @@ CONTESTANTS = {"balanced_accuracy_gained": "doing nothing", "beyond_shift": "mov
 
 @dataclass(frozen=True)
 class Setting:
-    """The runs of one setting, which differ in digit and seed only; `means` are over the seeds, rates from 0 to 1.
+    """The runs of one setting, which differ in target and seed only; `means` are over the seeds, rates from 0 to 1.
 
     `chances` are the corrected p values against the contestants, by measure; empty with too few seeds. `unsound` counts
     the runs without errors to compare.
@@ -139,17 +139,17 @@ def compare(frame: pd.DataFrame) -> Comparison | None:
         return None
     over_bases = runs["base_seed"].nunique() > 1
     every = frame.assign(
-        steps=frame["steps"].where(frame["epochs"].isna()),  # steps that follow from epochs and digit are no setting
+        steps=frame["steps"].where(frame["epochs"].isna()),  # steps that follow from epochs and target are no setting
         replicate=frame["base_seed"] if over_bases else frame["seed"],
     )
     runs = finished(every)
-    names = [name for name in differing(runs) if name not in ("digit", *REPLICATES)]
+    names = [name for name in differing(runs) if name not in ("target", *REPLICATES)]
     groups = list(runs.groupby(names, sort=False, dropna=False)) if names else [((), runs)]
     lost = every[~every["status"].isin(["finished", "stopped"])]
     settings = [_setting(dict(zip(names, keys, strict=True)), group, lost) for keys, group in groups]
     settings = _against_contestants(settings, [group for _, group in groups])
-    cells = [group.groupby(["replicate", "digit"])[list(TESTED)].mean() for _, group in groups]
-    shared = pd.concat(cells, axis=1, join="inner", keys=range(len(cells)))  # the seeds and digits of all settings
+    cells = [group.groupby(["replicate", "target"])[list(TESTED)].mean() for _, group in groups]
+    shared = pd.concat(cells, axis=1, join="inner", keys=range(len(cells)))  # the seeds and targets of all settings
     means = shared.groupby(level="replicate").mean()
     count = len(means)
     varied = f"{count} bases" if over_bases else f"{count} orders of images over one base, which say nothing of others"
@@ -199,7 +199,7 @@ def _why_not(ran: int, seeds: int) -> str:
     if ran < 2:
         return "Every setting ran with one seed, so small differences between settings may be chance."
     if seeds == 0:
-        return "No seed and digit are common to all settings, so their differences may be chance."
+        return "No seed and target are common to all settings, so their differences may be chance."
     if seeds < LEAST_SEEDS:
         return f"All settings have {seeds} of {ran} seeds in common; a test needs at least {LEAST_SEEDS}."
     return ""

@@ -1,4 +1,4 @@
-"""Figures of a sweep: errors and gain by target digit and rank, and errors by the size of the adapter."""
+"""Figures of a sweep: errors and gain by target class and rank, and errors by the size of the adapter."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from lora_exp.config.spec import CLASSES
-from lora_exp.report.figures import BLUE, FAINT, INK, ORANGE, VERMILION, empty_figure
-from lora_exp.storage.table import digits_of, finished
+from lora_exp.report.figures import BLUE, FAINT, INK, ORANGE, VERMILION, empty_figure, short
+from lora_exp.storage.table import finished, target_order
 
 WRITTEN_CELLS = 120  # a heat map of more cells has no room for their numbers
 CROWDED_SIZES = 16  # more adapter sizes get fainter lines and smaller marks
+LABELLED_LINES = 10  # have their names beside them
 
 
 # Column of a heat map: its title, its unit, and whether it is above and below zero for better and worse.
 HEAT_MAPS = {
-    "target_error": ("Error on the target digit", "%", False),
+    "target_error": ("Error on the target class", "%", False),
     "forgetting": ("Forgetting: rise of the error on the others", "percentage points", False),
     "balanced_accuracy_gained": ("Balanced accuracy gained", "percentage points", True),
 }
@@ -27,13 +27,13 @@ STACKED_RANKS = 8  # heat maps with more ranks stand above each other
 
 
 def heat_maps(frame: pd.DataFrame) -> Figure:
-    """Draw target error (%), forgetting and balanced accuracy gained (percentage points) by target digit and rank.
+    """Draw target error (%), forgetting and balanced accuracy gained (percentage points) by target class and rank.
 
     `frame` comes from `load_sweep`. A cell shows the mean of its finished runs; one without any is grey. What no run
     has, as in sweeps of older versions, is left out.
     """
     ran = frame[frame["rank"].notna()]
-    cells = 100 * ran.groupby(["digit", ran["rank"].astype(int)])[list(HEAT_MAPS)].mean().dropna(axis=1, how="all")
+    cells = 100 * ran.groupby(["target", ran["rank"].astype(int)])[list(HEAT_MAPS)].mean().dropna(axis=1, how="all")
     shape = cells["target_error"].unstack().shape
     width, height = 1.6 + max(2.2, min(9.0, 0.62 * shape[1])), 1.3 + max(0.9, 0.38 * shape[0])
     count = cells.shape[1]
@@ -43,12 +43,12 @@ def heat_maps(frame: pd.DataFrame) -> Figure:
         figure, all_axes = empty_figure(count * width, height, columns=count)
     for axes, name in zip(all_axes, cells, strict=True):
         values = cells[name].unstack()
-        _heat_map(figure, axes, values.loc[sorted(values.index, key=digits_of)], *HEAT_MAPS[str(name)])
+        _heat_map(figure, axes, values.loc[sorted(values.index, key=target_order)], *HEAT_MAPS[str(name)])
     return figure
 
 
 def _heat_map(figure: Figure, axes: Axes, values: pd.DataFrame, title: str, unit: str, around_zero: bool) -> None:
-    """Draw values by digit and rank, written into their cells where these are few."""
+    """Draw values by target and rank, written into their cells where these are few."""
     numbers = values.to_numpy(dtype=float)
     rows, columns = numbers.shape
     most = max(float(np.nanmax(np.abs(numbers))), 0.01)
@@ -63,7 +63,7 @@ def _heat_map(figure: Figure, axes: Axes, values: pd.DataFrame, title: str, unit
     axes.set_xticks(np.arange(0, columns, step) + 0.5, [str(rank) for rank in values.columns[::step]])
     axes.set_yticks(np.arange(rows) + 0.5, list(values.index))
     axes.set_xlabel("rank")
-    axes.set_ylabel("target digit")
+    axes.set_ylabel("target class")
     axes.set_title(title, fontsize=10)
     bar = figure.colorbar(mesh, ax=axes, label=unit, pad=0.02)
     bar.outline.set_visible(False)
@@ -78,19 +78,19 @@ def _heat_map(figure: Figure, axes: Axes, values: pd.DataFrame, title: str, unit
 
 
 def parameters_against_error(frame: pd.DataFrame) -> Figure:
-    """Draw the error (%) on target and other digits against the adapter's parameters (log scale), side by side.
+    """Draw the error (%) on target and other classes against the adapter's parameters (log scale), side by side.
 
-    One faint line a target digit (the mean of its finished runs at each size), one strong line for the mean.
+    One faint line a target class (the mean of its finished runs at each size), one strong line for the mean.
     """
     runs = finished(frame[frame["parameters_adapter"] > 0])  # a log scale has no zero
     size = runs["parameters_adapter"].astype(int)
     crowded = size.nunique() > CROWDED_SIZES
     figure, all_axes = empty_figure(10, 4.4, columns=2)
     for axes, name, title in (
-        (all_axes[0], "target_error", "Error on the target digit"),
-        (all_axes[1], "other_error", "Mean error on the other digits"),
+        (all_axes[0], "target_error", "Error on the target class"),
+        (all_axes[1], "other_error", "Mean error on the other classes"),
     ):
-        lines = 100 * runs.groupby([size, "digit"])[name].mean().unstack()
+        lines = 100 * runs.groupby([size, "target"])[name].mean().unstack()
         if lines.shape[1] > 1:
             axes.plot(lines.index, lines, color=FAINT, lw=0.8, alpha=0.35 if crowded else 0.7, marker=".", ms=4)
         mean, mark = 100 * runs.groupby(size)[name].mean(), 3 if crowded else 6
@@ -100,9 +100,9 @@ def parameters_against_error(frame: pd.DataFrame) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_ylabel("error rate (%)")
         axes.set_title(title, fontsize=10)
-        if 1 < lines.shape[1] <= CLASSES:
+        if 1 < lines.shape[1] <= LABELLED_LINES:
             _label_ends(axes, lines.iloc[-1].dropna())
-    faint = "; faint: one line per target digit" if runs["digit"].nunique() > 1 else ""
+    faint = "; faint: one line per target class" if runs["target"].nunique() > 1 else ""
     all_axes[0].legend(frameon=False, fontsize=8.5)
     figure.suptitle(f"What more adapter parameters bring, and what they cost{faint}", fontsize=11)
     return figure
@@ -122,12 +122,19 @@ def _size_axis(axes: Axes, sizes: list[int]) -> None:
 
 
 def _label_ends(axes: Axes, ends: pd.Series[float]) -> None:
-    """Write each line's digit at the right edge, beside the line's last value; where two would touch, one moves up."""
+    """Write each line's class at the right edge, beside the line's last value; where two would touch, one moves up."""
     y = -np.inf
     place, arrow = ("axes fraction", "data"), {"arrowstyle": "-", "color": "#CCCCCC", "lw": 0.6}
-    for digit, value in ends.sort_values(kind="stable").items():
+    for name, value in ends.sort_values(kind="stable").items():
         y = max(y + 0.045 * axes.get_ylim()[1], value)
         end = (int(str(ends.name)), value)
         axes.annotate(
-            str(digit), end, (1.01, y), textcoords=place, arrowprops=arrow, va="center", fontsize=8, color=FAINT
+            short(str(name), 10),
+            end,
+            (1.01, y),
+            textcoords=place,
+            arrowprops=arrow,
+            va="center",
+            fontsize=8,
+            color=FAINT,
         )

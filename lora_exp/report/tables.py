@@ -9,12 +9,12 @@ import pandas as pd
 
 from lora_exp.report.document import Table
 from lora_exp.storage.result import adapted
-from lora_exp.storage.table import digits_of, finished
+from lora_exp.storage.table import finished, target_order
 
 NONE = "–"
 
 # Columns of settings: the first three are always shown, the others where they differ.
-ALWAYS = ("digit", "rank", "alpha")
+ALWAYS = ("target", "rank", "alpha")
 SETTINGS = (
     *(*ALWAYS, "method", "origin", "seed", "learning_rate", "steps", "epochs", "batch_size", "replay"),
     *("layers", "hidden", "data", "base_seed"),
@@ -98,9 +98,9 @@ def values_of(column: pd.Series[Any]) -> list[str]:
 
 
 def run_text(row: Mapping[Any, Any] | pd.Series[Any]) -> str:
-    """Name what a row's run was fine-tuned on, and how: `digit 2 and 7 at rank 4`."""
+    """Name what a row's run was fine-tuned on, and how: `class 2 and 7 at rank 4`."""
     kind = row["method"], None if pd.isna(row["rank"]) else row["rank"]
-    return f"digit {row['digit'].replace(',', ' and ')} {adapted(kind)}"
+    return f"class {row['target'].replace(',', ' and ')} {adapted(kind)}"
 
 
 def errors_text(row: Mapping[Any, Any] | pd.Series[Any]) -> str:
@@ -114,9 +114,9 @@ def _measured(row: dict[Any, Any]) -> list[str]:
 
 
 def _order(name: Any, value: Any) -> Any:
-    """The sort key of a setting's value: digits by number, other text after numbers, no value last."""
-    if name == "digit":
-        return digits_of(value)
+    """The sort key of a setting's value: classes by number, other text after numbers, no value last."""
+    if name == "target":
+        return target_order(value)
     if pd.isna(value):
         return (2, 0.0, "")
     return (1, 0.0, value) if isinstance(value, str) else (0, float(value), "")

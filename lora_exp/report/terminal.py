@@ -76,7 +76,7 @@ def _fitting(frame: pd.DataFrame) -> tuple[str, Table, list[int]]:
     runs = runs_table(frame)
     if len(runs[1]) <= ROWS:
         return "", runs, [int(row[0]) for row in runs[1]]
-    for by in (["rank", "digit"], ["rank"], ["digit"], []):
+    for by in (["rank", "target"], ["rank"], ["target"], []):
         table = means_table(frame, by)
         if len(table[1]) <= ROWS:
             break

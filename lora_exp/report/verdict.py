@@ -24,7 +24,7 @@ def verdict(frame: pd.DataFrame) -> str:
     means = runs[["target_error_before", "target_error", "other_error_before", "other_error"]].mean()
     target_before, target, other_before, other = map(percent, means)
     errors = (
-        f"error on the target {target_before} % -> {target} %, on the other digits {other_before} % -> {other} % "
+        f"error on the target {target_before} % -> {target} %, on the other classes {other_before} % -> {other} % "
         f"(forgetting {points(runs['forgetting'].mean())} points)"
     )
     besides = f" ({rest} besides)" if rest else ""

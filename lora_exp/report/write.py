@@ -1,6 +1,6 @@
 """The report of a sweep: a folder with tables, figures, and a page in Markdown and in HTML.
 
-Every statement about a gain states its cost: the error on the target digit comes with the error on the others.
+Every statement about a gain states its cost: the error on the target class comes with the error on the others.
 """
 
 from __future__ import annotations
@@ -103,12 +103,12 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
         figure.savefig(folder / f"{name}.png")
         drawn.append(Section(title, [Picture(f"{name}.png", alt, note)]))
 
-    if len(runs[["digit", "rank"]].dropna().drop_duplicates()) > 1:
+    if len(runs[["target", "rank"]].dropna().drop_duplicates()) > 1:
         add(
-            "Errors by target digit and rank",
+            "Errors by target class and rank",
             "heat_maps",
             sweep_figures.heat_maps(sweep.frame),
-            "Heat maps of target digit by rank: error on the target digit, forgetting, and balanced accuracy gained",
+            "Heat maps of target class by rank: error on the target class, forgetting, and balanced accuracy gained",
             "In the errors dark is low. In balanced accuracy blue is a gain and orange a loss. " + _of_cells(runs),
         )
     if runs.loc[runs["parameters_adapter"] > 0, "parameters_adapter"].nunique() > 1:
@@ -116,7 +116,7 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
             "Parameters against error",
             "parameters_against_error",
             sweep_figures.parameters_against_error(sweep.frame),
-            "Error on the target digit and on the other digits against the number of adapter parameters",
+            "Error on the target class and on the other classes against the number of adapter parameters",
             "The dashed line is the base. Means are over the finished runs of each size.",
         )
     if (shown := representative(sweep.frame)) is not None:
@@ -124,20 +124,20 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
         why = ", the run that is chosen above." if len(runs) > 1 else "."
         why = f"Job {shown}, {result.description}{why}"
         add(
-            "Errors per digit",
-            "errors_per_digit",
+            "Errors per class",
+            "errors_per_class",
             figures.error_bars(result),
-            f"Bars of every digit's error rate before and after: {errors_text(row_of(result))}",
+            f"Bars of every class's error rate before and after: {errors_text(row_of(result))}",
             why,
         )
-        title = "Wrongly predicted digits"
+        title = "Wrongly predicted images"
         try:
-            figure = figures.wrong_digits(result, sweep.logits(shown), pictures, labels)
+            figure = figures.wrong_images(result, sweep.logits(shown), pictures, labels)
         except ValueError as error:
             drawn.append(Section(title, [f"No figure for job {shown}: {error}."]))
         else:
-            alt = "Images that fine-tuning mended, broke or left wrong, with true digit and both predictions"
-            add(title, "wrong_digits", figure, alt, why)
+            alt = "Images that fine-tuning mended, broke or left wrong, with true class and both predictions"
+            add(title, "wrong_images", figure, alt, why)
     trained = [result for result in sweep.results.values() if not result.imported]
     if any(result.outcome.diverged_at != 1 for result in trained):
         add(
@@ -151,8 +151,8 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
 
 def _of_cells(runs: pd.DataFrame) -> str:
     """Say which runs a cell of the heat maps shows."""
-    most = int(runs.groupby(["digit", "rank"]).size().max())
+    most = int(runs.groupby(["target", "rank"]).size().max())
     if most == 1:
         return "Each cell is one run."
-    names = [name.replace("_", " ") for name in differing(runs) if name not in ("digit", "rank")]
+    names = [name.replace("_", " ") for name in differing(runs) if name not in ("target", "rank")]
     return f"A cell is the mean of up to {most} runs" + (f", which differ in {', '.join(names)}." if names else ".")

@@ -18,9 +18,27 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # The code that determines the numbers in an entry of the store: folders, modules or single definitions. A new file in
 # one of these folders counts from its first day.
 COMPUTING = {
-    "bases": ("numerics", "config.spec", "model", "training.base", "training.evaluation"),
+    "bases": (
+        "numerics",
+        "config.spec",
+        "config.images",
+        "data.header",
+        "model",
+        "training.base",
+        "training.evaluation",
+    ),
     "results": (
-        *("numerics", "config.spec", "config.methods", "measures", "model", "adapters", "training"),
+        *(
+            "numerics",
+            "config.spec",
+            "config.images",
+            "data.header",
+            "config.methods",
+            "measures",
+            "model",
+            "adapters",
+            "training",
+        ),
         "storage.result.Outcome",
     ),
 }

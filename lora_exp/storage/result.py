@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_exp.config.spec import CLASSES, SPECS, RunSpec, from_dict
+from lora_exp.config.images import MNIST, ImageFacts, facts_from
+from lora_exp.config.spec import SPECS, RunSpec, from_dict
 from lora_exp.errors import LoraExpError, in_words
 from lora_exp.measures.class_errors import ClassErrors, error_of
 from lora_exp.measures.gains import Choice, Gains, beyond_words
@@ -86,7 +87,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run that trained to its end, or diverged: its spec, outcome, times and provenance.
+    """A run that trained to its end, or diverged: its spec, outcome, times, provenance, and the facts of its images.
 
     `times` are seconds: `base_training` (of the base, perhaps by an earlier run), `fine_tuning` and `evaluation`
     (this job's share of its pack). `provenance` holds versions, commit, data hash, device, threads and the promise
@@ -97,6 +98,17 @@ class RunResult:
     outcome: Outcome
     times: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    facts: ImageFacts = MNIST  # an older version wrote none, and knew sets of its form only
+
+    @property
+    def target(self) -> tuple[int, ...]:
+        """The labels of the classes that it was fine-tuned on."""
+        return self.facts.positions("finetune.target", self.spec.finetune.target)
+
+    @property
+    def target_text(self) -> str:
+        """The names of these classes: `shirt,coat`."""
+        return ",".join(self.facts.named(self.target))
 
     @property
     def imported(self) -> bool:
@@ -105,8 +117,9 @@ class RunResult:
 
     @property
     def name(self) -> str:
-        """The name of the spec; `digit-9_lora_rank-4_alpha-1_imported` for an imported adapter."""
-        return f"{self.spec.name.rpartition('_seed-')[0]}_imported" if self.imported else self.spec.name
+        """The name of the spec with those of the classes; `target-9_lora_rank-4_alpha-1_imported` if so."""
+        name = self.spec.named("-".join(self.facts.named(self.target)))
+        return f"{name.rpartition('_seed-')[0]}_imported" if self.imported else name
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -130,19 +143,19 @@ class RunResult:
 
     @property
     def description(self) -> str:
-        """`fine-tuned on digit 9 at rank 4`."""
-        return f"fine-tuned on digit {' and '.join(map(str, self.spec.finetune.digit))} {adapted(self.kind)}"
+        """`fine-tuned on class 9 at rank 4`."""
+        return f"fine-tuned on class {' and '.join(self.facts.named(self.target))} {adapted(self.kind)}"
 
     @property
     def summary(self) -> str:
         """One line: the errors before and after fine-tuning, and the size of the adapter."""
         out, (method, rank) = self.outcome, self.kind
-        head = f"digit {as_text(self.spec.finetune.digit)} {method}{'' if rank is None else f' rank {rank}'}"
+        head = f"class {self.target_text} {method}{'' if rank is None else f' rank {rank}'}"
         if self.diverged:
             return f"{head}: diverged at step {out.diverged_at}; a lower finetune.learning_rate may help"
         return (
             f"{head}: target error {100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %, "
-            f"other digits {100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %, "
+            f"other classes {100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %, "
             f"{out.parameters_adapter:,} parameters (+{out.overhead_percent:.3f} %)"
             + ("" if out.gains is None else f"; {beyond_words(out.gains.beyond)}")
         )
@@ -171,7 +184,7 @@ class RunResult:
         before, after = self.outcome.validation_before, self.outcome.validation_after
         if before is None or after is None:
             raise ValueError(f"{self.name}: has no errors on validation images")
-        size, target = float(self.outcome.parameters_adapter), self.spec.finetune.digit
+        size, target = float(self.outcome.parameters_adapter), self.target
         rates = before.error_rates, after.error_rates
         return [size if name == "parameters" else error_of(name, target, *rates) for name in names]
 
@@ -192,20 +205,22 @@ def from_json(text: str) -> RunResult:
     outcome["loss_curve"] = [float(loss) for loss in outcome["loss_curve"]]
     if outcome.get("gains") is not None:
         outcome["gains"] = gains_from_dict(outcome["gains"])
-    found = RunResult(from_dict(values["spec"]), Outcome(**outcome), values["times"], values["provenance"])
-    out = found.outcome
+    spec, facts = from_dict(values["spec"]), facts_from(values.get("facts"))
+    found = RunResult(spec, Outcome(**outcome), values["times"], values["provenance"], facts)
+    out, classes = found.outcome, len(facts.classes)
+    _ = found.target  # its classes must exist
     for value, kind, name in ((out, Outcome, "outcome"), (found.times, dict[str, float], "times")):
         conform(value, kind, name)
     for own in (out.before, out.after, out.validation_before, out.validation_after):
-        if own is not None and not _is_whole(own):
-            raise ValueError(f"errors must be {CLASSES} numbers of images of each class that were classified wrongly")
+        if own is not None and not _is_whole(own, classes):
+            raise ValueError(f"errors must be {classes} numbers of images of each class that were classified wrongly")
     return found
 
 
-def _is_whole(errors: ClassErrors) -> bool:
+def _is_whole(errors: ClassErrors, classes: int) -> bool:
     """Whether errors and counts of all classes are there and possible."""
     lists = (errors.counts, errors.errors, errors.error_rates, errors.confusion)
-    return all(len(own) == CLASSES for own in lists) and all(
+    return all(len(own) == classes for own in lists) and all(
         0 <= wrong <= count and 0 <= rate <= 1
         for count, wrong, rate in zip(errors.counts, errors.errors, errors.error_rates, strict=True)
     )

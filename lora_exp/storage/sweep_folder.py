@@ -21,7 +21,7 @@ from lora_exp.errors import LoraExpError, in_words
 from lora_exp.measures.logits import Logits, from_tensors
 from lora_exp.storage.result import PREDICTIONS, RESULT, RunResult, read
 from lora_exp.storage.sweep_file import FAILURE, SWEEP, Stopped, read_about, read_failure, run_command
-from lora_exp.storage.table import COLUMNS, SECONDS, frame_of, row_of
+from lora_exp.storage.table import CLASS_ERRORS, COLUMNS, SECONDS, frame_of, row_of
 
 NAME_BYTES = 120  # of the name of joined sweeps, after which their report's folder is named
 
@@ -117,7 +117,11 @@ def join(sweeps: Sequence[Sweep]) -> Sweep:
             if row["job"] in sweep.stopped:
                 stopped[len(rows)] = sweep.stopped[row["job"]]
             own = {str(name): value for name, value in row.items()}
-            kept = {name: value for name, value in own.items() if name in COLUMNS or name.startswith(SECONDS)}
+            kept = {
+                name: value
+                for name, value in own.items()
+                if name in COLUMNS or name.startswith((SECONDS, CLASS_ERRORS))
+            }
             rows.append(kept | {"job": len(rows)})
     folders = [str(sweep.folder.absolute()) for sweep in sweeps]
     names = list(dict.fromkeys(sweep.name for sweep in sweeps))

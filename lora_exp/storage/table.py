@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from lora_exp.config.spec import CLASSES
+from lora_exp.config.images import MANY_CLASSES
 from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.measures.gains import NUMBERS
 from lora_exp.storage.result import RunResult
@@ -39,18 +39,10 @@ class Column:
     of_training: bool = False
 
 
-def _errors(digit: int) -> list[Column]:
-    """The columns of the wrongly classified test images of a digit, before and after fine-tuning."""
-    return [
-        Column(f"errors_before_{digit}", WHOLE, lambda run: run.outcome.before.errors[digit], judgement=True),
-        Column(f"errors_{digit}", WHOLE, lambda run: run.outcome.after.errors[digit], judgement=True),
-    ]
-
-
 def _on_validation(measure: Callable[[ClassErrors, Sequence[int]], float | None], run: RunResult) -> float | None:
     """A measure of the target on the validation images; None without any."""
     after = run.outcome.validation_after
-    return None if after is None else measure(after, run.spec.finetune.digit)
+    return None if after is None else measure(after, run.target)
 
 
 COLUMNS: dict[str, Column] = {
@@ -59,7 +51,7 @@ COLUMNS: dict[str, Column] = {
         Column("job", "int64"),
         Column("sweep", TEXT),
         Column("name", TEXT, lambda run: run.name),
-        Column("digit", TEXT, lambda run: ",".join(map(str, run.spec.finetune.digit))),
+        Column("target", TEXT, lambda run: run.target_text),
         Column("method", TEXT, lambda run: run.spec.adapter.method),
         Column("origin", TEXT, lambda run: "imported" if run.imported else "trained here"),
         Column("rank", WHOLE, lambda run: run.kind[1]),
@@ -90,7 +82,7 @@ COLUMNS: dict[str, Column] = {
         Column("base_unchanged", TRUTH, lambda run: run.outcome.base_unchanged),
         Column("adapter_off_equals_base", TRUTH, lambda run: run.outcome.adapter_off_equals_base),
         Column("final_loss", NUMBER, lambda run: run.outcome.final_loss, of_training=True),
-        Column("target_loss", NUMBER, lambda run: run.outcome.after.loss_of(run.spec.finetune.digit), judgement=True),
+        Column("target_loss", NUMBER, lambda run: run.outcome.after.loss_of(run.target), judgement=True),
         *(
             Column(f"validation_target_{name}", NUMBER, functools.partial(_on_validation, measure), judgement=True)
             for name, measure in (("loss", ClassErrors.loss_of), ("error", ClassErrors.error_of))
@@ -101,7 +93,6 @@ COLUMNS: dict[str, Column] = {
         Column("chosen_forgetting", NUMBER, lambda run: run.outcome.choice.forgetting, judgement=True),
         Column("elsewhere_gained", NUMBER, lambda run: run.outcome.choice.gained_elsewhere, judgement=True),
         Column("elsewhere_forgetting", NUMBER, lambda run: run.outcome.choice.forgetting_elsewhere, judgement=True),
-        *(column for digit in range(CLASSES) for column in _errors(digit)),
         Column("spec_key", TEXT, lambda run: run.spec.key, of_training=True),
         Column("error", TEXT),
         Column("folder", TEXT),
@@ -109,12 +100,14 @@ COLUMNS: dict[str, Column] = {
     )
 }
 SECONDS = "seconds_"  # starts the columns of times, which stand before `spec_key`
+# Starts those of the wrongly classified test images of a class by its name, `errors_before_shirt` and `errors_shirt`.
+CLASS_ERRORS = "errors_"
 # Names in `RunResult.parameters` of settings that have a column of another name, or that follow from columns.
 OTHER_NAMES = ("model", "model_hidden", "model_channels", "model_kernel")
 
 
 def row_of(result: RunResult) -> dict[str, Any]:
-    """Return the row of a result: every column that has a value from it, and `seconds_STAGE` for its times."""
+    """Return the row of a result: every column that has a value from it, class errors, and `seconds_STAGE`."""
     row: dict[str, Any] = {}
     for name, column in COLUMNS.items():
         if column.value is not None:
@@ -122,25 +115,29 @@ def row_of(result: RunResult) -> dict[str, Any]:
             row[name] = None if meaningless else column.value(result)
     if result.outcome.gains is not None:
         row |= result.outcome.gains.numbers()
-    return row | {f"{SECONDS}{stage}": seconds for stage, seconds in result.times.items()}
+    return row | _class_errors(result) | {f"{SECONDS}{stage}": seconds for stage, seconds in result.times.items()}
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]], results: Mapping[int, RunResult]) -> pd.DataFrame:
     """Return rows, one a job, as a table with the types and the order of COLUMNS.
 
-    Further settings in which the `results` (by job) differ stand before `status`, times before `spec_key`.
+    Further settings in which the `results` (by job) differ stand before `status`, class errors and times before
+    `spec_key`.
     """
     further = _further_settings(results)
     known = list(COLUMNS)
-    times = list(dict.fromkeys(name for row in rows for name in row if name.startswith(SECONDS)))
+    names = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
+    errors, times = ([name for name in names if name.startswith(start)] for start in (CLASS_ERRORS, SECONDS))
     status, key = known.index("status"), known.index("spec_key")
     columns = {}
-    for name in [*known[:status], *further, *known[status:key], *times, *known[key:]]:
+    for name in [*known[:status], *further, *known[status:key], *errors, *times, *known[key:]]:
         values = [further[name].get(row["job"]) if name in further else row.get(name) for row in rows]
         if name == "alpha":
             values, dtype = _alphas(values)
         elif name in COLUMNS:
             dtype = COLUMNS[name].dtype
+        elif name in errors:
+            dtype = WHOLE
         else:
             numbers = name in times or all(value is None or isinstance(value, float) for value in values)
             dtype = NUMBER if numbers else TEXT
@@ -183,9 +180,18 @@ def unbeaten(values: Mapping[int, Sequence[float]]) -> list[int]:
     return front
 
 
-def digits_of(label: str) -> tuple[int, ...]:
-    """Return the digits of a value of the column `digit`, by which it sorts: "2,7" -> (2, 7)."""
-    return tuple(int(digit) for digit in label.split(","))
+def target_order(label: str) -> tuple[tuple[int, str], ...]:
+    """Return what values of the column `target` sort by: names that are numbers by value, others after them."""
+    return tuple((int(name), "") if name.isdecimal() else (10**9, name) for name in label.split(","))
+
+
+def _class_errors(result: RunResult) -> dict[str, int | None]:
+    """The columns of the errors of each class; none where there are many classes."""
+    found: dict[str, int | None] = {}
+    for label, name in enumerate(result.facts.classes if len(result.facts.classes) <= MANY_CLASSES else ()):
+        for start, errors in ((f"{CLASS_ERRORS}before_", result.outcome.before), (CLASS_ERRORS, result.outcome.after)):
+            found[start + name] = None if result.diverged else errors.errors[label]
+    return found
 
 
 def _alpha(result: RunResult) -> float | str | None:

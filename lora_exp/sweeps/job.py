@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.compose import presets_of, read
+from lora_exp.data.prepared import prepare, prepared_sha256
 from lora_exp.errors import JobsFailed, LoraExpError
-from lora_exp.model.data import prepared_sha256
 from lora_exp.numerics import request_portable_kernels
 from lora_exp.storage.keys import only_device, result_key
 from lora_exp.storage.result import PREDICTIONS, RESULT, RunResult, from_json, whole_adapter
@@ -83,7 +83,7 @@ def finish(job: Job, settings: Settings, made: Files | Failure | Stopped) -> flo
     keep(result, made, job.folder)
     log.info("%s", result.summary)
     if job.sweep is None:
-        recording().draw(job.folder, job.spec.data.name, settings.data.root)
+        recording().draw(job.folder, prepare(job.spec.data, settings.data))
     recording().record(job.folder, job.sweep)
     return returned(result)
 
@@ -150,7 +150,7 @@ def stored_result(spec: RunSpec, settings: Settings) -> Files | None:
     This needs no torch, whose import takes longer than everything else that a run with a stored result does.
     """
     device = only_device(settings.device.name)
-    data_sha256 = prepared_sha256(spec.data.name, Path(settings.data.root))
+    data_sha256 = prepared_sha256(spec.data, settings.data)
     if device is None or data_sha256 is None:
         return None
     return open_store(settings).get("results", result_key(spec, data_sha256, device))

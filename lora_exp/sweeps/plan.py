@@ -11,7 +11,6 @@ import torch
 
 from lora_exp.config.spec import BaseSpec, DataSpec, ModelSpec, RunSpec
 from lora_exp.model.base import train
-from lora_exp.model.data import Split
 from lora_exp.training.laboratory import Laboratory
 from lora_exp.training.pack import plan_jobs
 
@@ -51,11 +50,12 @@ def _base_lines(
     total, state = 0.0, "in the store already"
     if not laboratory.store.has("bases", laboratory.base_key(first)):
         # Bases that differ in seed or learning rate take equally long, so they are measured once.
-        alike = BaseSpec(batch_size=first.base.batch_size, digits=first.base.digits)
+        alike = BaseSpec(batch_size=first.base.batch_size, classes=first.base.classes)
         total = first.base.epochs * base_seconds(first.model, first.data, alike)
         state = f"to be trained, about {_duration(total)}"
     planned = plan_jobs(jobs, laboratory.data(first.data))
-    layers = "-".join(filter(None, ("784", first.model.label, "10")))
+    facts = laboratory.data(first.data).facts
+    layers = "-".join(filter(None, (str(facts.pixels), first.model.label, str(len(facts.classes)))))
     lines = [f"base {layers} on {first.data.name}, seed {first.base.seed}: {state}"]
     for number, pack in enumerate(laboratory.packs(jobs, planned), 1):
         sizes = [planned[spec].size for spec in pack]
@@ -96,8 +96,8 @@ def _base_seconds(laboratory: Laboratory, model: ModelSpec, images: DataSpec, ho
     """Estimate the seconds of an epoch of base training from a few batches."""
     data = laboratory.data(images).train
     few = min(len(data.labels), TRIAL_BATCHES * how.batch_size)
-    trial = Split(data.images[:few], data.labels[:few])
-    train(model, how, Split(trial.images[:1], trial.labels[:1]))  # warm up
+    trial = data.where(slice(few))
+    train(model, how, trial.where(slice(1)))  # warm up
     measured = []
     for _ in range(TRIALS):
         started = time.perf_counter()

@@ -56,26 +56,27 @@ class Recording:
             if sweep is None:
                 self._tracking.finish()
 
-    def draw(self, folder: Path, data: str, data_root: str) -> None:
-        """Draw the figures of the run in a folder, whose data set is `data`; wait for it.
+    def draw(self, folder: Path, data: Path) -> None:
+        """Draw the figures of the run in a folder, whose prepared data set is the file `data`; wait for it.
 
         Raises LoraExpError when they can't be written.
         """
-        self._reports.ask("draw", folder=str(folder.absolute()), data=data, data_root=str(Path(data_root).absolute()))
+        self._reports.ask("draw", folder=str(folder.absolute()), data=str(data))
         self._reports.finish()
 
     def finish(self) -> None:
         """Wait until everything is recorded, as far as the tracking store answers."""
         self._tracking.finish()
 
-    def report(self, sweep: Path, out: Path, claim: str | None, data: str, data_root: str) -> str:
-        """Write the report of a sweep into `out`; return what to print of it, in colour on a terminal.
+    def report(self, sweep: Path, out: Path, claim: str | None, data: Path) -> str:
+        """Write the report of a sweep, whose prepared data set is the file `data`, into `out`.
+
+        Returns what to print of it, in colour on a terminal.
 
         Raises LoraExpError when it can't be written.
         """
-        root, terminal = str(Path(data_root).absolute()), sys.stdout.isatty()
-        where = {"sweep": str(sweep.absolute()), "out": str(out), "data": data, "data_root": root}
-        self._reports.ask("report", **where, claim=claim, terminal=terminal)
+        where = {"sweep": str(sweep.absolute()), "out": str(out), "data": str(data)}
+        self._reports.ask("report", **where, claim=claim, terminal=sys.stdout.isatty())
         return str(self._reports.finish())
 
     def complete(self, sweep: Path) -> str:

@@ -61,24 +61,24 @@ class Reports:
 
     def load(self) -> None:
         """Import what they need, also the libraries that they load on use."""
-        for name in ("report.write", "report.terminal", "report.search_section", "model.data"):
+        for name in ("report.write", "report.terminal", "report.search_section", "data.prepared"):
             importlib.import_module(f"lora_exp.{name}")
         for name in ("pyarrow.parquet", "plotly.offline", "PIL.PngImagePlugin", "matplotlib.backends.backend_agg"):
             importlib.import_module(name)
 
-    def draw(self, folder: str, data: str, data_root: str) -> None:
-        """Draw the figures of the run in a folder, whose data set is `data`."""
-        from lora_exp.model.data import test_pictures
+    def draw(self, folder: str, data: str) -> None:
+        """Draw the figures of the run in a folder, whose prepared data set is the file `data`."""
+        from lora_exp.data.prepared import test_pictures
         from lora_exp.report.figures import run_figures
         from lora_exp.storage.sweep_folder import read_sweep
 
         run = read_sweep(Path(folder))  # as a sweep of one job
-        pictures, labels = test_pictures(data, Path(data_root))
+        pictures, labels = test_pictures(Path(data))
         run_figures(run.results[0], run.logits(0), pictures, labels, run.folder / "figures")
 
-    def report(self, sweep: str, out: str, claim: str | None, data: str, data_root: str, terminal: bool) -> str:
+    def report(self, sweep: str, out: str, claim: str | None, data: str, terminal: bool) -> str:
         """Write the report of a sweep into `out`; return what to print: the table, the verdict, where everything is."""
-        from lora_exp.model.data import test_pictures
+        from lora_exp.data.prepared import test_pictures
         from lora_exp.report import write
         from lora_exp.report.search_section import search_verdict
         from lora_exp.report.terminal import next_text, sweep_text
@@ -87,7 +87,7 @@ class Reports:
 
         done = read_sweep(Path(sweep))
         judged = write.judged_claim(done, claim)
-        write.write_report(done, Path(out), *test_pictures(data, Path(data_root)), judged)
+        write.write_report(done, Path(out), *test_pictures(Path(data)), judged)
         lines = [verdict(done.frame)]
         if judged is not None:
             lines.append(judged.sentence)

@@ -19,7 +19,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from lora_exp.config.compose import one_line_errors
-from lora_exp.config.spec import CLASSES, DataSpec
+from lora_exp.config.spec import DataSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.sweep_file import SWEEP, note, read_about
 from lora_exp.sweeps.job import finished_run, open_laboratory
@@ -133,7 +133,7 @@ def _resolved(chosen: SearchSettings, space: Space, threads: int, folder: Path) 
 def _check_validation(laboratory: Laboratory, data: DataSpec) -> None:
     """Raise LoraExpError when a class has no validation images, on which a search compares errors."""
     held = laboratory.data(data).validation
-    if held is None or len(set(held.labels.tolist())) < CLASSES:
+    if held is None or len(set(held.labels.tolist())) < len(held.images.facts.classes):
         reason = "since a search compares errors on validation images, never on the test set"
         raise LoraExpError(
             f"data.validation={data.validation}: must be enough for images of all classes, such as 5000, {reason}"

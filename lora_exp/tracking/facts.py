@@ -1,20 +1,21 @@
 """The facts that MLflow records of a run and of a sweep: parameters, metrics, data sets, loss curve, tags, description.
 
 MLflow's compare page sorts metrics by name and groups them at slashes. So what users compare has a plain name, and the
-rest is `gains/...`, `error_before/digit_3`, `error_after/digit_3`, `adapter/...` and `seconds/...`.
+rest is `gains/...`, `error_before/shirt`, `error_after/shirt`, `adapter/...` and `seconds/...`.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_exp.config.spec import SIDE, TRAIN_IMAGES
+from lora_exp.config.images import MANY_CLASSES
 from lora_exp.measures.gains import beyond_words
 from lora_exp.storage.result import RunResult, as_text
 
@@ -31,7 +32,7 @@ FRONT_LIMIT, COMMAND_LIMIT = 20, 1000
 ERRORS = ("target_error", "other_error")
 # Of the numbers of a run's gains, those with a plain name, which users compare; the others are `gains/...`.
 COMPARED = ("balanced_accuracy", "balanced_accuracy_before", "balanced_accuracy_gained", "beyond_shift")
-SWEEP_HEADER = ["run", "target error before", "after", "other digits before", "after", "forgetting (points)"]
+SWEEP_HEADER = ["run", "target error before", "after", "other classes before", "after", "forgetting (points)"]
 
 
 def metrics_of(result: RunResult) -> dict[str, float]:
@@ -50,7 +51,9 @@ def metrics_of(result: RunResult) -> dict[str, float]:
             if value is not None and not math.isnan(value):
                 found[name if name in COMPARED else f"gains/{name}"] = float(value)
         for when, errors in (("before", out.before), ("after", out.after)):
-            found |= {f"error_{when}/digit_{digit}": rate for digit, rate in enumerate(errors.error_rates)}
+            if len(result.facts.classes) <= MANY_CLASSES:
+                named = zip(_metric_names(result.facts.classes), errors.error_rates, strict=True)
+                found |= {f"error_{when}/{name}": rate for name, rate in named}
     for name in ("parameters_base", "parameters_adapter", "parameters_total", "overhead_percent"):
         found[name] = getattr(out, name)
     adapter = result.spec.adapter
@@ -70,18 +73,20 @@ def data_of(result: RunResult) -> list[Any]:
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_SOURCE_NAME
 
-    spec, sha256 = result.spec.data, result.provenance["data_sha256"]
-    left, counts = TRAIN_IMAGES - spec.validation, result.outcome.before.counts
-    parts = [("training", "train", left if spec.limit is None else min(spec.limit, left))]
-    parts += [("validation", "validation", spec.validation)] if spec.validation else []
+    spec, sha256, facts = result.spec.data, result.provenance["data_sha256"], result.facts
+    known = result.provenance.get("images", {})  # an older version wrote none
+    counts = result.outcome.before.counts
+    parts = [("training", "train", known.get("train")), ("validation", "validation", known.get("validation"))]
     parts += [("evaluation", "test", sum(counts))]
     source = json.dumps({"tags": {MLFLOW_SOURCE_NAME: f"lora-exp data={spec.name}"}})
-    schema = {"mlflow_tensorspec": {"features": _array((-1, SIDE, SIDE)), "targets": _array((-1,))}}
+    schema = {"mlflow_tensorspec": {"features": _array((-1, *facts.shape)), "targets": _array((-1,))}}
     found = []
     for context, part, images in parts:
-        profile: dict[str, Any] = {"num_rows": images, "num_elements": images * SIDE**2}
-        if part == "test":
-            profile["images_by_digit"] = counts
+        if not images:
+            continue
+        profile: dict[str, Any] = {"num_rows": images, "num_elements": images * facts.pixels}
+        if part == "test" and len(counts) <= MANY_CLASSES:
+            profile["images_by_class"] = dict(zip(facts.classes, counts, strict=True))
         digest = f"{sha256[:12]}-{part}-{images}"
         dataset = Dataset(spec.name, digest, "code", source, json.dumps(schema), json.dumps(profile))
         found.append(DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, context)]))
@@ -127,7 +132,6 @@ def tags_of(result: RunResult) -> dict[str, str]:
 def _description(result: RunResult) -> str:
     """The run in Markdown: what it gained and cost, and its command."""
     out = result.outcome
-    digits = ", ".join(str(digit) for digit in result.spec.finetune.digit)
     command = shlex.join(["lora-exp", *result.provenance["overrides"]])
     end = (
         f"{out.parameters_adapter:,} parameters added to {out.parameters_base:,} (+{out.overhead_percent:.3f} %)."
@@ -136,8 +140,8 @@ def _description(result: RunResult) -> str:
     if result.diverged:
         return f"**Diverged:** the loss stopped being finite at step {out.diverged_at}.\n\n{end}"
     rows = {
-        f"error on digit {digits}": (out.target_error_before, out.target_error),
-        "error on the other digits": (out.other_error_before, out.other_error),
+        f"error on class {result.target_text}": (out.target_error_before, out.target_error),
+        "error on the other classes": (out.other_error_before, out.other_error),
         "accuracy": (out.before.accuracy, out.after.accuracy),
     }
     if out.gains is not None:
@@ -194,7 +198,7 @@ def description_of_sweep(sweep: Sweep, links: Links) -> str:
         shown = f" (the first {FRONT_LIMIT} of {len(front)})" if len(front) > FRONT_LIMIT else ""
         parts += [
             f"Chosen by balanced accuracy on {frame['chosen_on'].iloc[chosen]}: {name}, error on the target {before} "
-            f"to {after}, on the other digits {others_before} to {others} (forgetting {forgetting} points).",
+            f"to {after}, on the other classes {others_before} to {others} (forgetting {forgetting} points).",
             "Pareto front of target error and forgetting: no other run has less of one without more of the other"
             f"{shown}.",
             markdown_table(SWEEP_HEADER, [_sweep_row(frame, job, links) for job in front[:FRONT_LIMIT]]),
@@ -214,6 +218,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of text in the first column and numbers in the others, with the gaps that MLflow's style lacks."""
     lines = [f"| {' | &emsp;'.join(cells)} |" for cells in (header, *rows)]
     return "\n".join([lines[0], f"| --- |{' ---: |' * (len(header) - 1)}", *lines[1:]])
+
+
+def _metric_names(classes: Sequence[str]) -> list[str]:
+    """Names of classes as MLflow allows them in those of metrics; where two would be equal, with their labels."""
+    names = [re.sub(r"[^\w.\- :]", "_", name) for name in classes]
+    return [name if names.count(name) == 1 else f"{name}_{label}" for label, name in enumerate(names)]
 
 
 def _array(shape: tuple[int, ...]) -> str:

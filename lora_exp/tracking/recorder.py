@@ -35,7 +35,7 @@ REPORT_PAGES = ("report.html", "report.md")
 # Part of addresses in MLflow's UI. Without it the UI opens its view for language models, which hides most of a run.
 VIEW = "workflowType=machine_learning"
 # Columns of the table of runs, which shows no number by default, and the name of the view that MLflow keeps them in.
-UI_COLUMNS = [f"params.`{name}`" for name in ("digit", "rank", "alpha", "seed")]
+UI_COLUMNS = [f"params.`{name}`" for name in ("target", "rank", "alpha", "seed")]
 UI_COLUMNS += [f"metrics.`{name}`" for name in ("target_error", "other_error", "forgetting")]
 UI_VIEW_KEY = "lora_exp"
 

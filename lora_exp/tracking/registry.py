@@ -26,8 +26,9 @@ REQUIREMENTS = ("mlflow", "torch", "safetensors", "numpy")
 def save_model(folder: Path, architecture: Mapping[str, Any], weights: bytes, example: NDArray[Any]) -> Any:
     """Write a model into `folder`/model; return it as MLflow loads it from there (an `mlflow.pyfunc.PyFuncModel`).
 
-    `architecture` holds `mean` and `std` of the pixels and the `layers`, each with `name`, `kind` and `arguments` (see
-    `served_classifier.KINDS`). `weights` is a state dict in safetensors, `example` are images [N, H, W] uint8.
+    `architecture` holds `classes`, `mean` and `std` by channel, and the `layers`, each with `name`, `kind` and
+    `arguments` (see `served_classifier.KINDS`). `weights` is a state dict in safetensors, `example` are images uint8,
+    [N, H, W] or [N, H, W, C].
     """
     import mlflow.pyfunc
     import numpy as np
@@ -43,7 +44,7 @@ def save_model(folder: Path, architecture: Mapping[str, Any], weights: bytes, ex
         artifacts={key: str(path) for key, path in files.items()},
         signature=ModelSignature(
             Schema([TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]))]),
-            Schema([TensorSpec(np.dtype(np.int64), (-1,))]),
+            Schema([TensorSpec(np.dtype(np.str_), (-1,))]),
         ),
         input_example=example,
         pip_requirements=[f"{library}=={versions()[library].partition('+')[0]}" for library in REQUIREMENTS],

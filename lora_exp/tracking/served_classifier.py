@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.models
+import numpy
 import torch
 from mlflow.pyfunc import PythonModel
 from safetensors.torch import load_file
@@ -22,8 +23,8 @@ KINDS = {kind.__name__: kind for kind in (nn.Flatten, nn.Unflatten, nn.Linear, n
 BATCH = 1000  # images in memory as floats
 
 
-class DigitClassifier(PythonModel):  # type: ignore[misc]  # mlflow has no types
-    """Classify images [N, 28, 28] uint8 (0 is black) as digits [N] int64."""
+class ImageClassifier(PythonModel):  # type: ignore[misc]  # mlflow has no types
+    """Classify images uint8, [N, H, W] where they are grey, else [N, H, W, C], by name: [N] text."""
 
     _skip_type_hint_validation = True  # without type hints MLflow warns, and its hints have no arrays
 
@@ -36,22 +37,25 @@ class DigitClassifier(PythonModel):  # type: ignore[misc]  # mlflow has no types
         ]
         self._module = nn.Sequential(OrderedDict(layers))
         self._module.load_state_dict(load_file(context.artifacts[WEIGHTS]))
-        self._mean, self._std = float(architecture["mean"]), float(architecture["std"])
+        self._classes = numpy.array(architecture["classes"])
+        mean, std = architecture["mean"], architecture["std"]
+        self._mean, self._std = (torch.tensor(one, dtype=torch.float32)[:, None] for one in (mean, std))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """The digit of each image. MLflow calls this, after it has checked the images against the signature."""
+        """The name of each image's class. MLflow calls this, after it has checked the images against the signature."""
         with torch.inference_mode():
-            found = [self._digits(part) for part in torch.split(torch.tensor(model_input), BATCH)]
-        return torch.cat(found).numpy()
+            found = [self._labels(part) for part in torch.split(torch.tensor(model_input), BATCH)]
+        return self._classes[torch.cat(found).numpy()]
 
-    def _digits(self, images_N: torch.Tensor) -> torch.Tensor:
-        pixels = images_N.flatten(1).to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
-        digits: torch.Tensor = self._module(pixels).argmax(1)
-        return digits
+    def _labels(self, images_N: torch.Tensor) -> torch.Tensor:
+        channels_last = images_N if images_N.dim() == 4 else images_N[..., None]
+        pixels = channels_last.movedim(-1, 1).flatten(2).to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+        labels: torch.Tensor = self._module(pixels.flatten(1)).argmax(1)
+        return labels
 
 
 def _argument(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-mlflow.models.set_model(DigitClassifier())
+mlflow.models.set_model(ImageClassifier())

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from lora_exp.config.spec import CLASSES, ModelSpec, RunSpec
+from lora_exp.config.images import ImageFacts
+from lora_exp.config.spec import ModelSpec, RunSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.model.base import BaseModel, assemble, train
 from lora_exp.model.data import ImageData, Split
@@ -54,7 +55,7 @@ def trained_base(spec: RunSpec, data: ImageData, store: Store, key: str, device:
     return read_base(spec, data, files, device)
 
 
-def stored_model(spec: ModelSpec, files: Mapping[str, bytes], device: torch.device) -> BaseModel:
+def stored_model(spec: ModelSpec, facts: ImageFacts, files: Mapping[str, bytes], device: torch.device) -> BaseModel:
     """Read the model from the files of a base.
 
     Raises ValueError, in one line, when shapes, types, values or hash of the weights are wrong.
@@ -63,7 +64,7 @@ def stored_model(spec: ModelSpec, files: Mapping[str, bytes], device: torch.devi
         weights = {name: tensor.to(device) for name, tensor in load(files[WEIGHTS]).items()}
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{WEIGHTS}: holds no weights ({error})") from error
-    model = assemble(spec, weights)
+    model = assemble(spec, facts, weights)
     if model.sha256().encode() != files.get(SHA256):
         raise ValueError(f"{WEIGHTS}: holds other weights than {SHA256} says")
     return model
@@ -85,7 +86,7 @@ def load_base(folder: str | Path, overrides: Sequence[str] = ()) -> BaseModel:
         files = store.get("bases", key)
         try:
             if files is not None:
-                return stored_model(result.spec.model, files, torch.device("cpu"))
+                return stored_model(result.spec.model, result.facts, files, torch.device("cpu"))
         except ValueError as error:
             log.warning("store entry bases %s: %s", key[:12], error)
     command = run_command(shlex.join(result.provenance["overrides"]))
@@ -97,7 +98,7 @@ def load_base(folder: str | Path, overrides: Sequence[str] = ()) -> BaseModel:
 
 def read_base(spec: RunSpec, data: ImageData, files: Mapping[str, bytes], device: torch.device) -> TrainedBase:
     """Read a trained base from its files. Raises ValueError, in one line, when they don't fit `spec`."""
-    model = stored_model(spec.model, files, device)
+    model = stored_model(spec.model, data.facts, files, device)
     try:
         tensors = load(files[PREDICTIONS])
         seconds = float(files[SECONDS])
@@ -132,7 +133,7 @@ def _tensors(predictions: Predictions, split: str) -> dict[str, torch.Tensor]:
 def _predictions(tensors: dict[str, torch.Tensor], split: str, of: Split) -> Predictions:
     predictions = Predictions(tensors[f"{split}_logits"], tensors[f"{split}_losses"])
     for name, tensor, shape in (
-        ("logits", predictions.logits, (len(of.labels), CLASSES)),
+        ("logits", predictions.logits, (len(of.labels), len(of.images.facts.classes))),
         ("losses", predictions.losses, (len(of.labels),)),
     ):
         if tensor.shape != shape or tensor.dtype != torch.float32:

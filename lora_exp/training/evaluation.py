@@ -11,10 +11,9 @@ import torch
 from torch.nn import functional
 
 from lora_exp.adapters.pack import AdapterPack
-from lora_exp.config.spec import CLASSES
 from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.model.base import BaseModel, plain_logits
-from lora_exp.model.data import Split
+from lora_exp.model.data import Images, Split
 from lora_exp.numerics import MIN_ROWS, ROW_MULTIPLE, frozen_product, on_threads
 
 CHUNK_ROWS = 2000  # rows of one matrix product: enough to run at full speed, few enough to stay in cache
@@ -33,20 +32,15 @@ class Predictions:
         return self.logits.argmax(dim=1)
 
 
-def other_classes(digits: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the classes that are not in `digits`."""
-    return tuple(digit for digit in range(CLASSES) if digit not in digits)
-
-
 def class_errors(predictions: Predictions, labels: torch.Tensor) -> ClassErrors:
     """Count confusions and average the losses of predictions for labels [N]."""
-    own, losses = labels.cpu(), predictions.losses.double()
-    table = torch.bincount(own * CLASSES + predictions.predicted, minlength=CLASSES * CLASSES).view(CLASSES, CLASSES)
-    sums = torch.bincount(own, losses, minlength=CLASSES)
+    own, losses, classes = labels.cpu(), predictions.losses.double(), predictions.logits.shape[1]
+    table = torch.bincount(own * classes + predictions.predicted, minlength=classes**2).view(classes, classes)
+    sums = torch.bincount(own, losses, minlength=classes)
     return ClassErrors.of(table.tolist(), float(losses.mean()), (sums / table.sum(1).clamp_min(1)).tolist())
 
 
-def frozen_first_layer(base: BaseModel, images: torch.Tensor) -> torch.Tensor | None:
+def frozen_first_layer(base: BaseModel, images: Images | torch.Tensor) -> torch.Tensor | None:
     """Compute the frozen product of the first layer [N, O], a constant of base and data that all jobs share.
 
     None for a convolution: on one-channel images its product is cheaper than the memory to store it. On one thread, the
@@ -56,7 +50,7 @@ def frozen_first_layer(base: BaseModel, images: torch.Tensor) -> torch.Tensor | 
     layer = base.layers[0]
     if layer.shape.convolution is not None:
         return None
-    product_NO = images.new_empty(len(images), len(layer.weight))
+    product_NO = layer.weight.new_empty(len(images), len(layer.weight))
     with torch.no_grad(), on_threads(1):
         for at in _cut(len(images), CHUNK_ROWS):
             product_NO[at] = frozen_product(images[at], layer.weight, layer.bias)
@@ -78,7 +72,8 @@ def predict_pack(
     `first_NO` is the result of `frozen_first_layer` for the images of `split`.
     """
     jobs = len(adapters.jobs) or 1
-    logits_PNC = torch.empty(jobs, len(split.labels), CLASSES, device=split.images.device)
+    classes, device = len(split.images.facts.classes), split.labels.device
+    logits_PNC = torch.empty(jobs, len(split.labels), classes, device=device)
     with torch.no_grad():
         for at in _chunks(base, split, jobs):
             images_PcI = split.images[at].expand(jobs, -1, -1)

@@ -34,8 +34,8 @@ class PackTask:
     Its jobs have made `begin` steps before, of which the store has checkpoints. They are trained to the rung at step
     `stop`, or to their end and judged (None).
 
-    `store` and `data_root` are paths as the launching process sees them. `memory` is the expected memory in bytes,
-    including libraries and data.
+    `store` and `data`, the prepared data set, are paths as the launching process sees them. `memory` is the expected
+    memory in bytes, including libraries and data.
     """
 
     specs: list[dict[str, Any]]
@@ -43,7 +43,7 @@ class PackTask:
     circumstances: list[str]
     base_key: str
     store: str
-    data_root: str
+    data: str
     device: str
     memory: int
     begin: int = 0

@@ -1,6 +1,6 @@
 """Successive halving: at each rung the jobs with the lowest validation errors continue, and the others stop.
 
-Jobs compete if they differ only in adapter, learning rate and batch size: same digit, seed, base and data. At a rung
+Jobs compete if they differ only in adapter, learning rate and batch size: same target, seed, base and data. At a rung
 all jobs of a group have made the same number of steps. One in `eta` continues to the next rung, `eta` times as many
 steps from the start (Jamieson & Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter
 optimization", Algorithm 1). A group is compared as a whole, so the choice does not depend on which pack is fastest, and
@@ -80,7 +80,7 @@ def select(
 def _group(spec: RunSpec) -> tuple[Any, ...]:
     """What competing jobs have in common."""
     how = spec.finetune
-    return (spec.base_spec_key, how.digit, how.seed, how.steps, how.epochs, how.replay)
+    return (spec.base_spec_key, how.target, how.seed, how.steps, how.epochs, how.replay)
 
 
 def rung_files(
@@ -203,7 +203,7 @@ class HalvingTrainer:
         errors = {}
         for spec in (spec for spec in reached if spec in found):
             rates = json.loads(found[spec][RUNG])["error_rates"]
-            target = spec.finetune.digit
+            target = self.data.target(spec.finetune)
             errors[spec] = math.nan if rates is None else error_of(self.settings.objective, target, before, rates)
         return errors
 

@@ -44,11 +44,12 @@ LIBRARIES_MEMORY = 2**30  # bytes that a process needs for Python and the librar
 class Laboratory:
     """The store, data, device and executor of runs. None of them changes a number of a result.
 
-    `threads` is how many packs this machine can train at a time, whichever executor trains them.
+    `place` says where the prepared file of a data set is, `threads` how many packs this machine can train at a time,
+    whichever executor trains them.
     """
 
     store: Store
-    data_root: Path
+    place: Callable[[DataSpec], Path]
     device: torch.device
     threads: int
     executor: Executor
@@ -86,7 +87,7 @@ class Laboratory:
                 yield from self._train_packs(sharing_a_base, work)
 
     def judge(self, spec: RunSpec, factors: Factors) -> tuple[RunResult, Files]:
-        """Judge an imported adapter on the base, the adapter settings and the digit of `spec`.
+        """Judge an imported adapter on the base, the adapter settings and the target of `spec`.
 
         The result does not enter the store. Raises FloatingPointError when the base diverges.
         """
@@ -98,12 +99,15 @@ class Laboratory:
 
     def data(self, spec: DataSpec) -> ImageData:
         """Return the data set, which is read once per process."""
-        return _read_once(spec, self.data_root, self.device)
+        return _read_once(spec, self.place(spec), self.device)
 
     def check(self, spec: RunSpec) -> None:
-        """Raise LoraExpError when the data of a spec is missing, or when its adapter fits no layer of its model."""
-        self.data(spec.data)
-        adapter_plan(spec.adapter, layer_shapes(spec.model), spec.finetune.seed, spec.finetune.digit)
+        """Raise LoraExpError when the data of a spec or its classes are missing, or its adapter fits no layer."""
+        data = self.data(spec.data)
+        if spec.base.classes is not None:
+            data.facts.positions("base.classes", spec.base.classes)
+        layers = layer_shapes(spec.model, data.facts)
+        adapter_plan(spec.adapter, layers, spec.finetune.seed, data.target(spec.finetune))
 
     def packs(self, specs: Sequence[RunSpec], jobs: Jobs) -> list[list[RunSpec]]:
         """Divide jobs that share a base into packs."""
@@ -201,7 +205,9 @@ class ResultWork:
         laboratory, layers = self._laboratory, self.base.model.layers
         shapes = tuple(tuple(layer.weight.shape) for layer in layers)
         promised = promise(laboratory.store, shapes, laboratory.device)
-        return provenance(str(laboratory.device), laboratory.threads, promised, self.data.sha256)
+        held = self.data.validation
+        images = {"train": len(self.data.train.labels), "validation": 0 if held is None else len(held.labels)}
+        return provenance(str(laboratory.device), laboratory.threads, promised, self.data.sha256) | {"images": images}
 
     def results(
         self, pack: Sequence[RunSpec], progress: Progress | None, checkpoints: Sequence[Checkpoint] = ()
@@ -226,17 +232,19 @@ class ResultWork:
         """Describe a pack to a process that shares no memory with this one."""
         laboratory, data = self._laboratory, self.data
         splits = (data.train, data.validation, data.test)
-        images = sum(split.images.nbytes for split in splits if split is not None)
+        images = sum(split.images.pixels.nbytes for split in splits if split is not None)
+        layer = self.base.model.layers[0].shape
+        count = sum(len(split.labels) for split in splits if split is not None)
+        first = 0 if layer.convolution is not None else 4 * count * layer.outputs  # bytes of its products
         return PackTask(
             specs=[dataclasses.asdict(spec) for spec in pack],
             keys=[laboratory.result_key(spec) for spec in pack],
             circumstances=laboratory.circumstances(pack[0]),
             base_key=self._base_key,
             store=str(laboratory.store.root),
-            data_root=str(laboratory.data_root),
+            data=str(laboratory.place(pack[0].data)),
             device=laboratory.device.type,
-            # The images, and as much again for the first layer's products.
-            memory=LIBRARIES_MEMORY + 2 * images + sum(self.jobs[spec].size.memory for spec in pack),
+            memory=LIBRARIES_MEMORY + images + first + sum(self.jobs[spec].size.memory for spec in pack),
             begin=self.begin,
         )
 

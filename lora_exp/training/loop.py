@@ -18,6 +18,7 @@ from lora_exp.adapters.pack import AdapterPack, Trained
 from lora_exp.adapters.plan import AdapterPlan
 from lora_exp.config.spec import FinetuneSpec
 from lora_exp.model.base import BaseModel
+from lora_exp.model.data import Images
 from lora_exp.numerics import adam_step, generator
 from lora_exp.training.checkpoint import Checkpoint, common_steps
 
@@ -28,12 +29,12 @@ Moments = list[list[Trained]]  # first or second moments of every trained part o
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The images a pack may draw: pixels [N, I], labels [N], and the frozen product of the first layer [N, O].
+    """The images a pack may draw: N of I values, labels [N], and the frozen product of the first layer [N, O].
 
     That product is a constant of data and base, computed once by `frozen_first_layer`; None for a convolution.
     """
 
-    images: torch.Tensor
+    images: Images
     labels: torch.Tensor
     first: torch.Tensor | None
 
@@ -73,11 +74,15 @@ def step_count(how: FinetuneSpec, target_images: int) -> int:
     return max(1, -(-int(shown) // how.batch_size))
 
 
-def batch_order(how: FinetuneSpec, steps: int, target: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def batch_order(
+    how: FinetuneSpec, steps: int, labels: tuple[int, ...], target: torch.Tensor, other: torch.Tensor
+) -> torch.Tensor:
     """Draw the indices [T, B] int64 of the images of all batches, from those of target and other classes.
 
+    `labels` are those of the target.
+
     Target images come in shuffled passes; a share `replay` of all places, evenly spread, holds images of other classes.
-    The draw depends on seed and digits only, so runs that differ in rank or alpha see the same images.
+    The draw depends on seed and labels only, so runs that differ in rank or alpha see the same images.
     """
     places = steps * how.batch_size
     numbers = torch.arange(places + 1, dtype=torch.float64).mul_(how.replay).floor_()
@@ -85,7 +90,7 @@ def batch_order(how: FinetuneSpec, steps: int, target: torch.Tensor, other: torc
     order = torch.empty(places, dtype=torch.int64)
     for purpose, images, chosen in (("target", target, ~is_replay), ("replay", other, is_replay)):
         count = int(chosen.sum())
-        random = generator(f"{purpose} order", how.seed, list(how.digit))
+        random = generator(f"{purpose} order", how.seed, list(labels))
         passes = -(-count // max(1, len(images)))
         shuffled = [images[torch.randperm(len(images), generator=random)] for _ in range(passes)]
         if count:
@@ -116,7 +121,7 @@ def fine_tune(
     for stop in sorted({len(job.order) for job in jobs}):
         counts = [sum(len(jobs[job].order) >= stop for job in group.jobs) for group in whole.groups]
         active = whole.first(counts)
-        order_TPB = torch.stack([jobs[job].order[start:stop] for job in active.jobs], dim=1).to(data.images.device)
+        order_TPB = torch.stack([jobs[job].order[start:stop] for job in active.jobs], dim=1).to(data.labels.device)
         curves = _train_stage(base, active, _Adam(active, jobs, first, second), order_TPB, data, start, progress)
         for row, job in enumerate(active.jobs):
             losses[job][start:stop] = curves[:, row]

@@ -24,11 +24,11 @@ from lora_exp.measures.logits import Array, Logits, compact, to_tensors
 from lora_exp.measures.measured import gains
 from lora_exp.model.architecture import layer_shapes
 from lora_exp.model.base import layer_table
-from lora_exp.model.data import ImageData, Split
+from lora_exp.model.data import ImageData, Images, Split
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, Outcome, RunResult
 from lora_exp.training.base import TrainedBase
 from lora_exp.training.checkpoint import Checkpoint
-from lora_exp.training.evaluation import Predictions, class_errors, frozen_first_layer, other_classes, predict_pack
+from lora_exp.training.evaluation import Predictions, class_errors, frozen_first_layer, predict_pack
 from lora_exp.training.loop import Job, Progress, TrainingImages, batch_order, fine_tune, step_count
 from lora_exp.training.packing import JobSize, job_size
 
@@ -45,11 +45,12 @@ class PlannedJob:
 
 def plan_jobs(specs: Sequence[RunSpec], data: ImageData) -> dict[RunSpec, PlannedJob]:
     """Plan jobs that share a base. Raises LoraExpError when a pattern of an adapter matches no layer."""
-    layers, of_classes = layer_shapes(specs[0].model), functools.cache(data.train.of_classes)
+    layers, of_classes = layer_shapes(specs[0].model, data.facts), functools.cache(data.train.of_classes)
     planned = {}
     for spec in specs:
-        plan = adapter_plan(spec.adapter, layers, spec.finetune.seed, spec.finetune.digit)
-        steps = step_count(spec.finetune, len(of_classes(spec.finetune.digit)))
+        target = data.target(spec.finetune)
+        plan = adapter_plan(spec.adapter, layers, spec.finetune.seed, target)
+        steps = step_count(spec.finetune, len(of_classes(target)))
         size = job_size(plan, layers, spec.finetune.batch_size, steps, len(data.test.labels))
         planned[spec] = PlannedJob(plan, size)
     return planned
@@ -121,21 +122,21 @@ class PackTrainer:
             validation = _logits(data.validation, before[1], on_validation[row])
             outcome = self._outcome(spec, losses[row], on_test[row], on_validation[row], added, checks)
             if outcome.diverged_at is None:
-                outcome = dataclasses.replace(outcome, gains=gains(test, validation, spec.finetune.digit))
+                outcome = dataclasses.replace(outcome, gains=gains(test, validation, data.target(spec.finetune)))
             files = {ADAPTER: weights, PREDICTIONS: save(to_tensors(test, validation))}
-            results.append((RunResult(spec, outcome, times), files))
+            results.append((RunResult(spec, outcome, times, facts=data.facts), files))
         return results
 
     def _order(self, spec: RunSpec) -> torch.Tensor:
         """Draw the training images of a job: indices [T, B] int64."""
-        digits = spec.finetune.digit
-        target, rest = self._of_classes(digits), self._of_classes(other_classes(digits))
-        return batch_order(spec.finetune, self.jobs[spec].size.steps, target, rest)
+        labels = self.data.target(spec.finetune)
+        target, rest = self._of_classes(labels), self._of_classes(self.data.facts.others(labels))
+        return batch_order(spec.finetune, self.jobs[spec].size.steps, labels, target, rest)
 
     def _loop_jobs(self, pack: Sequence[RunSpec]) -> list[Job]:
         return [Job(self.jobs[spec].plan, spec.finetune.learning_rate, self._index[self._order(spec)]) for spec in pack]
 
-    def _drawn_images(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _drawn_images(self) -> tuple[Images, torch.Tensor, torch.Tensor]:
         """Collect the training images that any job draws, their labels, and the index of each image of the split.
 
         Each job's order is drawn here and again in its pack: that is cheaper than to keep thousands of orders.
@@ -147,8 +148,8 @@ class PackTrainer:
         drawn = is_drawn.nonzero().flatten()
         index = torch.full((len(is_drawn),), -1)
         index[drawn] = torch.arange(len(drawn))
-        drawn = drawn.to(train.labels.device)
-        return train.images[drawn], train.labels[drawn], index
+        chosen = train.where(drawn)
+        return chosen.images, chosen.labels, index
 
     def _scaling(self, spec: RunSpec) -> dict[str, float]:
         plans = zip(self.base.model.layers, self.jobs[spec].plan.layers, strict=True)
@@ -173,7 +174,8 @@ class PackTrainer:
     ) -> Outcome:
         model, labels = self.base.model, self.data.test.labels
         before, after = class_errors(self.base.test, labels), class_errors(on_test, labels)
-        target, rest = spec.finetune.digit, other_classes(spec.finetune.digit)
+        target = self.data.target(spec.finetune)
+        rest = self.data.facts.others(target)
         not_finite = (~losses.isfinite()).nonzero().flatten().tolist()
         if not not_finite and not math.isfinite(after.loss):  # no training loss follows the last step's update
             not_finite = [len(losses) - 1]
@@ -229,4 +231,4 @@ def _logits(split: Split | None, before: Array | None, after: Predictions | None
     """Return the logits of a split as they are stored; None without the split."""
     if split is None or before is None or after is None:
         return None
-    return Logits(split.labels.cpu().numpy().astype(np.uint8), before, _compact(after))
+    return Logits(split.labels.cpu().numpy().astype(np.min_scalar_type(before.shape[1] - 1)), before, _compact(after))

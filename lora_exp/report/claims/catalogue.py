@@ -89,7 +89,7 @@ def learns_less_forgets_less(runs: Runs) -> Finding:
     lora, full = (method.at_best_rate("validation_target_error") for method in methods)
     steps = max(runs.choices("steps"))
     last = [own.where(steps=steps).by_seed("target_gain") for own in (lora, full)]
-    lora.minus(full, "target_gain")  # raises Undecided unless both have the same bases and digits and none diverged
+    lora.minus(full, "target_gain")  # raises Undecided unless both have the same bases and targets and none diverged
     less = tuple(mine - 0.9 * theirs for mine, theirs in zip(*last, strict=True))
     asked = [
         Question("LoRA minus 0.9 full", "target gain", "points", 0.0, less),
@@ -98,7 +98,7 @@ def learns_less_forgets_less(runs: Runs) -> Finding:
     panels = tuple(
         Panel(title, "fine-tuning steps", unit, tuple(own.line("steps", measure) for own in (lora, full)), log_x=True)
         for title, measure, unit in (
-            ("Error on the target digits", "target_error", "%"),
+            ("Error on the target classes", "target_error", "%"),
             ("Forgetting", "forgetting", "points"),
         )
     )
@@ -141,7 +141,7 @@ def rslora_high_rank(runs: Runs) -> Finding:
 def lora_plus_faster(runs: Runs) -> Finding:
     methods = (runs.where("LoRA+", method="lora_plus"), runs.where("LoRA", method="lora"))
     plus, plain = (method.at_best_rate("validation_target_loss") for method in methods)
-    plus.minus(plain, "target_loss")  # raises Undecided unless both have the same bases and digits and none diverged
+    plus.minus(plain, "target_loss")  # raises Undecided unless both have the same bases and targets and none diverged
     losses = [method.by_steps("target_loss") for method in (plus, plain)]
     given = losses[0].iloc[:, -1].combine(losses[1].iloc[:, -1], max)
     steps = [steps_to(table, given) for table in losses]
@@ -168,9 +168,9 @@ def pissa_odd_even(runs: Runs) -> Finding:
 
 
 @_claim(
-    "Replaying a share of other digits, of at most a half, keeps forgetting below one percentage point",
+    "Replaying a share of other classes, of at most a half, keeps forgetting below one percentage point",
     "rehearsal: Robins 1995, Catastrophic forgetting, rehearsal and pseudorehearsal, Connection Science 7(2)",
-    "Forgetting at each share. The price is the rise of the error on the target digit from no replay to the smallest "
+    "Forgetting at each share. The price is the rise of the error on the target class from no replay to the smallest "
     "share from which on forgetting is below the margin.",
     effect=0.5,
 )
@@ -193,7 +193,7 @@ def replay_price(runs: Runs) -> Finding:
         note = f"The smallest share that does is {some[kept].label}; its price: target error {price.text('points')}."
     panels = (
         Panel("Forgetting", "share of replay", "points", (runs.line("replay", "forgetting"),)),
-        Panel("Error on the target digit", "share of replay", "%", (runs.line("replay", "target_error"),)),
+        Panel("Error on the target class", "share of replay", "%", (runs.line("replay", "target_error"),)),
     )
     return Finding(found, (without, *some), panels, outcome, note)
 

@@ -91,11 +91,11 @@ class Runs:
     def minus(self, other: Runs, measure: str) -> tuple[float, ...]:
         """Return the mean difference of `measure` from `other` within each seed.
 
-        Raises Undecided unless both ran with the same seeds and digits, and with at least two seeds.
+        Raises Undecided unless both ran with the same seeds and targets, and with at least two seeds.
         """
         mine, theirs = self._cells(measure), other._cells(measure)
         if not mine.index.equals(theirs.index):
-            raise Undecided(f"{self.label} and {other.label} don't have the same seeds and digits")
+            raise Undecided(f"{self.label} and {other.label} don't have the same seeds and targets")
         return _within_seeds(mine - theirs)
 
     def by_steps(self, measure: str) -> pd.DataFrame:
@@ -120,11 +120,11 @@ class Runs:
         return {value: own for value, own in runs.items() if (own.frame["status"] == "finished").all()}
 
     def _cells(self, measure: str) -> pd.Series[float]:
-        """Means by seed and digit. Raises Undecided when a run diverged."""
+        """Means by seed and target. Raises Undecided when a run diverged."""
         unsound = int((self.frame["status"] != "finished").sum())
         if unsound:
             raise Undecided(f"{unsound} of {len(self.frame)} runs of {self.label} diverged")
-        return self.frame.groupby(["seed", "digit"])[measure].mean()
+        return self.frame.groupby(["seed", "target"])[measure].mean()
 
 
 def evidence(frame: pd.DataFrame) -> Runs:

@@ -70,36 +70,36 @@ function grouped(runs, key) {
 }
 
 function drawHeatMaps(runs) {
-  const digits = data.settings.digit.values.filter((digit) => runs.some((run) => run.settings.digit === digit));
+  const targets = data.settings.target.values.filter((name) => runs.some((run) => run.settings.target === name));
   const kinds = data.kinds.map((_, kind) => kind).filter((kind) => runs.some((run) => run.kind === kind));
-  const cells = grouped(runs, (run) => `${run.settings.digit}|${run.kind}`);
+  const cells = grouped(runs, (run) => `${run.settings.target}|${run.kind}`);
   const onlyRanks = data.kinds.every((kind) => kind.startsWith("rank "));
   const labels = kinds.map((kind) => (onlyRanks ? data.kinds[kind].slice(5) : data.kinds[kind]));
-  const few = digits.length * kinds.length <= 120;
+  const few = targets.length * kinds.length <= 120;
   // Blue and orange around no change: readers who see few colours tell them apart.
   const around = [[0, colour("vermilion")], [0.5, colour("paper")], [1, colour("blue")]];
   for (const [name, title, write, scale] of [
-    ["target_error", "error on the target digit (%)", percent, "Viridis"],
+    ["target_error", "error on the target class (%)", percent, "Viridis"],
     ["forgetting", "forgetting (points)", points, "Viridis"],
     ["balanced_accuracy_gained", "balanced accuracy gained (points)", points, around],
   ]) {
-    const value = (digit, kind) => { // an older version's results have no balanced accuracy
-      const found = (cells.get(`${digit}|${kind}`) ?? []).map((run) => run[name]).filter((one) => one !== null);
+    const value = (target, kind) => { // an older version's results have no balanced accuracy
+      const found = (cells.get(`${target}|${kind}`) ?? []).map((run) => run[name]).filter((one) => one !== null);
       return found.length ? mean(found) : null;
     };
-    const means = digits.map((digit) => kinds.map((kind) => value(digit, kind)));
+    const means = targets.map((target) => kinds.map((kind) => value(target, kind)));
     const texts = means.map((row) => row.map((cell) => (cell === null ? "–" : write(cell))));
     const most = Math.max(...means.flat().map((cell) => 100 * Math.abs(cell ?? 0)), 0.01);
     draw(`heat-${name}`, [{
-      type: "heatmap", x: labels, y: digits, z: means.map((row) => row.map((cell) => cell === null ? null : 100 * cell)),
+      type: "heatmap", x: labels, y: targets, z: means.map((row) => row.map((cell) => cell === null ? null : 100 * cell)),
       text: texts, texttemplate: few ? "%{text}" : "", colorscale: scale, xgap: 1, ygap: 1,
       ...(scale === around ? { zmin: -most, zmax: most } : {}),
-      hovertemplate: `digit %{y}, ${onlyRanks ? "rank " : ""}%{x}: %{text}<extra></extra>`,
+      hovertemplate: `class %{y}, ${onlyRanks ? "rank " : ""}%{x}: %{text}<extra></extra>`,
       colorbar: { thickness: 10, outlinewidth: 0 },
     }], {
       title: { text: title, font: { size: 14 } },
       xaxis: { type: "category", title: { text: onlyRanks ? "rank" : "method" }, showgrid: false },
-      yaxis: { type: "category", title: { text: "target digit" }, autorange: "reversed", showgrid: false },
+      yaxis: { type: "category", title: { text: "target class" }, autorange: "reversed", showgrid: false },
     });
   }
 }
@@ -123,7 +123,7 @@ function drawTradeOff(runs) {
     x: front.map((run) => 100 * run.target_error), y: front.map((run) => 100 * run.forgetting), hoverinfo: "skip",
   });
   draw("trade-off", traces, {
-    xaxis: { title: { text: "error on the target digit (%)" }, rangemode: "tozero" },
+    xaxis: { title: { text: "error on the target class (%)" }, rangemode: "tozero" },
     yaxis: { title: { text: "forgetting (points)" } }, showlegend: data.kinds.length <= 12,
     margin: { l: 50, r: 10, t: 10, b: 45 },
   });
@@ -165,43 +165,42 @@ function drawLosses(all) {
 
 const MINUS = "−";
 
-function drawDigits(run) {
-  const before = data.bases[run.base], { counts } = before, digits = counts.map((_, digit) => digit);
+function drawClasses(run) {
+  const before = data.bases[run.base], { counts, names } = before, places = names.map((_, place) => place);
   const bars = [["before", before, "blue"], ["after", run.after, "orange"]].map(([name, judged, tone]) => {
-    const rates = digits.map((digit) => judged.errors[digit] / counts[digit]);
-    const limits = digits.map((digit) => data.wilson[`${judged.errors[digit]}/${counts[digit]}`]);
+    const rates = places.map((place) => judged.errors[place] / counts[place]);
+    const limits = places.map((place) => data.wilson[`${judged.errors[place]}/${counts[place]}`]);
     return {
-      type: "bar", name, x: digits.map((digit) => run.targets.includes(digit) ? `<b>${digit}</b>` : `${digit}`),
+      type: "bar", name, x: places.map((place) => run.targets.includes(place) ? `<b>${names[place]}</b>` : names[place]),
       y: rates.map((rate) => 100 * rate), marker: { color: colour(tone) }, text: rates.map(percent),
-      textposition: "none", hovertemplate: "digit %{x} " + name + ": %{text} %<extra></extra>",
+      textposition: "none", hovertemplate: "class %{x} " + name + ": %{text} %<extra></extra>",
       error_y: { type: "data", symmetric: false, color: colour("ink"), thickness: 1, width: 2,
         array: limits.map((limit, i) => 100 * (limit[1] - rates[i])),
         arrayminus: limits.map((limit, i) => 100 * (rates[i] - limit[0])) },
     };
   });
-  draw("digits", bars, {
-    title: { text: "errors per digit (%), Wilson intervals; target bold", font: { size: 14 } }, barmode: "group",
-    xaxis: { type: "category", title: { text: "true digit" } }, yaxis: { rangemode: "tozero" },
+  draw("classes", bars, {
+    title: { text: "errors per class (%), Wilson intervals; target bold", font: { size: 14 } }, barmode: "group",
+    xaxis: { type: "category", title: { text: "true class" } }, yaxis: { rangemode: "tozero" },
   });
 }
 
 function drawConfusion(run) {
-  const { confusion: before, counts } = data.bases[run.base], size = counts.length;
-  const digits = counts.map((_, digit) => `${digit}`);
-  const shift = digits.map((_, t) => digits.map((_, p) => run.after.confusion[t * size + p] - before[t * size + p]));
+  const { confusion: before, names } = data.bases[run.base], size = names.length;
+  const shift = names.map((_, t) => names.map((_, p) => run.after.confusion[t * size + p] - before[t * size + p]));
   // The diagonal counts correct predictions. Its changes are sums of the others and would dominate the colours.
   const shown = shift.map((row, t) => row.map((value, p) => (t === p ? null : value)));
   const most = Math.max(...shown.flat().map((value) => Math.abs(value ?? 0)), 1);
   const scale = [[0, colour("green")], [0.5, colour("paper")], [1, colour("vermilion")]];
   draw("confusion", [{
-    type: "heatmap", x: digits, y: digits, z: shown, zmin: -most, zmax: most, colorscale: scale, xgap: 1, ygap: 1,
+    type: "heatmap", x: names, y: names, z: shown, zmin: -most, zmax: most, colorscale: scale, xgap: 1, ygap: 1,
     text: shown.map((row) => row.map((v) => (v === null || v === 0 ? "" : v > 0 ? `+${v}` : `${MINUS}${-v}`))),
     texttemplate: innerWidth > NARROW ? "%{text}" : "", hoverongaps: false, colorbar: { thickness: 10, outlinewidth: 0 },
     hovertemplate: "a %{y} taken for a %{x}: %{z:+d} images<extra></extra>",
   }], {
     title: { text: "mistakes more (+) or fewer (−) than before", font: { size: 14 } },
     xaxis: { type: "category", title: { text: "prediction" }, showgrid: false },
-    yaxis: { type: "category", title: { text: "true digit" }, autorange: "reversed", showgrid: false },
+    yaxis: { type: "category", title: { text: "true class" }, autorange: "reversed", showgrid: false },
   });
 }
 
@@ -209,7 +208,7 @@ function drawConfusion(run) {
 function useSprite(encoded) {
   const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
   const address = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
-  document.head.append(element("style", `.digit { background-image: url(${address}); }`));
+  document.head.append(element("style", `.picture { background-image: url(${address}); }`));
 }
 
 function showGallery(run) {
@@ -221,15 +220,15 @@ function showGallery(run) {
     const section = element("div", null, { className: part });
     const shown = count > images.length ? `, ${images.length} of them` : "";
     section.append(element("h3", `${part === "mended" ? "Mended" : "Broken"}: ${count} images, ${title}${shown}`));
-    const list = element("ul", null, { className: "digits" });
+    const list = element("ul", null, { className: "pictures" });
     for (const [image, before, after, sure, surer] of images) {
       const [place, label] = data.images[image];
-      const item = element("li"), picture = element("div", null, { className: "digit" });
+      const item = element("li"), picture = element("div", null, { className: "picture" });
       picture.style.backgroundPosition = `${-78 * (place % 100)}px ${-78 * Math.floor(place / 100)}px`;
       picture.setAttribute("role", "img");
       picture.setAttribute("aria-label", `test image ${image}, a ${label}`);
-      const lines = [["before", before, sure], ["after", after, surer]].map(([when, digit, confidence]) =>
-        element("div", `${when} ${digit} (${Math.round(100 * confidence)} %)`));
+      const lines = [["before", before, sure], ["after", after, surer]].map(([when, name, confidence]) =>
+        element("div", `${when} ${name} (${Math.round(100 * confidence)} %)`));
       item.append(picture, element("div", `a ${label}`), ...lines);
       list.append(item);
     }
@@ -278,10 +277,10 @@ function showRun() {
   if (!run) return;
   const cell = (name) => run.measured[data.measures.indexOf(name)];
   byId("run-summary").textContent = `Job ${run.job}, ${run.what}: error on the target ${cell("target_error_before")} % → ` +
-    `${cell("target_error")} %, on the other digits ${cell("other_error_before")} % → ${cell("other_error")} % ` +
+    `${cell("target_error")} %, on the other classes ${cell("other_error_before")} % → ${cell("other_error")} % ` +
     `(forgetting ${cell("forgetting")} points), ${cell("parameters_adapter")} parameters.`;
   showGains(run);
-  drawDigits(run);
+  drawClasses(run);
   drawConfusion(run);
   showGallery(run);
   byId("chooser").value = run.job;
