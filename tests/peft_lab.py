@@ -89,7 +89,7 @@ def make_lab(folder: Path, data_root: Path, mnist: ImageData, methods: tuple[str
     (folder / "cache").mkdir()
     (folder / "cache" / "data").symlink_to(data_root)
     nines = mnist.train.images[mnist.train.of_classes((9,))[:200]]
-    save_file({"images": mnist.test.images, "train": nines}, folder / "images.safetensors")
+    save_file({"images": mnist.test.images[:], "train": nines}, folder / "images.safetensors")
     lab = Lab(folder, methods, folder / "images.safetensors", {})
     for model, patterns in MIXED.items():
         sweep = folder / "runs" / model / "sweep"

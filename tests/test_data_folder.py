@@ -16,7 +16,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-import lora_exp
 from lora_exp.data import decoding, folder
 from lora_exp.data.pictures import BadPicture
 from lora_exp.data.raw import RawData, Wanted
@@ -77,34 +76,16 @@ def test_val_is_another_name_of_validation(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"{tmp_path}: has both val/ and validation/; keep one of them"
 
 
-def test_many_processes_read_the_same_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for at in range(400):
-        draw(tmp_path / str(at % 3) / f"{at}.png", at)
-    alone = folder.read(tmp_path, Wanted())
-    monkeypatch.setattr(decoding, "WORTH_A_POOL", 0)
-    monkeypatch.setattr(decoding, "_cores", lambda: 2)
-    assert equal(folder.read(tmp_path, Wanted()), alone)
-    (tmp_path / "1" / "bad.png").write_text("text")
-    assert "bad.png: is no image" in refusal(tmp_path)
-
-
-def test_a_program_without_a_main_guard_in_its_module_can_be_read_in_by_spawned_processes(tmp_path: Path) -> None:
-    for at in range(200):
-        draw(tmp_path / "set" / str(at % 2) / f"{at}.png", at)
-    code = (
-        "import sys; from pathlib import Path\nfrom lora_exp.data import decoding, folder\n"
-        "from lora_exp.data.raw import Wanted\ndecoding.WORTH_A_POOL = 0\ndecoding._cores = lambda: 2\n"
-        "if __name__ == '__main__':\n    print(len(folder.read(Path(sys.argv[1]), Wanted()).train.labels))\n"
-    )
-    (tmp_path / "program.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "set")],
-        env=os.environ | {"PYTHONPATH": str(Path(lora_exp.__file__).parents[1])},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert 120 < int(done.stdout) < 200
+def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
+    plain = folder.read(draw_set(tmp_path / "set"), Wanted())
+    (tmp_path / "linked" / "train" / "cat").mkdir(parents=True)
+    for at in range(2):
+        (tmp_path / "linked" / "train" / "cat" / f"{at}.png").symlink_to(
+            tmp_path / "set" / "train" / "cat" / f"{at}.png"
+        )
+    (tmp_path / "linked" / "train" / "dog").symlink_to(tmp_path / "set" / "train" / "dog")
+    (tmp_path / "linked" / "test").symlink_to(tmp_path / "set" / "test")
+    assert equal(folder.read(tmp_path / "linked", Wanted()), plain)
 
 
 def test_classes_are_sorted_numbers_by_value_and_then_names(tmp_path: Path) -> None:

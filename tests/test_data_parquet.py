@@ -179,7 +179,7 @@ def other_columns_in_test(root: Path) -> str:
 
 def text_in_test(root: Path) -> str:
     write(root / "test.parquet", {"image": pictures(3), "label": ["0", "1", "0"]})
-    return f"{root}: class"
+    return f"{root}: labels are text in some splits and numbers in others"
 
 
 def missing_label(root: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,16 @@ def test_the_pandas_of_the_reports_document_works(tmp_path: Path, data_root: Pat
     assert (tmp_path / "by_rank.png").stat().st_size > 5000
 
 
+def test_the_walk_from_pictures_to_a_rank_works_as_it_stands(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "data.md").read_text()
+    [code], [command] = (re.findall(rf"```{kind}\n(.*?)```", text, re.S) for kind in ("python", "bash"))
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    place = Place(tmp_path)
+    out = place.run(*shlex.split(command)[1:])[0]
+    assert "number 8" in out and "chosen by balanced accuracy on validation images" in out
+    assert place.run("register", f"{place.sweep()}/0", "--name", "mine")[0].count("397 of 397 test images") == 1
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Place:
     """A sweep in MLflow, and one of its runs in the model registry, as docs/mlflow.md assumes."""
@@ -77,7 +88,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: I
     return place
 
 
-@pytest.mark.parametrize(("block", "shown"), [("filters", FILTERED), ("load", [r"\[\d \d\]"])])
+@pytest.mark.parametrize(("block", "shown"), [("filters", FILTERED), ("load", [r"\['\d' '\d'\]"])])
 def test_what_the_document_on_mlflow_shows_works_as_it_stands(recorded: Place, block: str, shown: list[str]) -> None:
     [code] = re.findall(rf"```python\n# {block}\n(.*?)```", (ROOT / "docs" / "mlflow.md").read_text(), re.S)
     done = subprocess.run([sys.executable, "-c", code], cwd=recorded.folder, capture_output=True, text=True)

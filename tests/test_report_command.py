@@ -73,7 +73,7 @@ def test_a_run_of_an_experiment_whose_files_are_gone_is_counted_and_named(place:
     for path, content in kept.items():
         path.write_bytes(content)
     assert f"{len(kept)} runs are left out, since their artifacts hold no result.json: " in told
-    assert list(pd.read_csv(place.folder / "fewer" / "summary.csv")["status"]) == ["failed", "failed"]
+    assert list(pd.read_csv(place.folder / "fewer" / "summary.csv")["status"]) == ["diverged", "diverged"]
 
 
 def test_what_is_no_sweep_is_refused_in_one_line(place: Place) -> None:

@@ -7,10 +7,11 @@ grey and another has colour, all is decoded anew, in colour. A pass over all hea
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -91,10 +92,9 @@ def read_streams(streams: Sequence[Stream], wanted: Wanted, where: str) -> tuple
         like = place if size is None else None
         size, channels = size or (first.shape[1], first.shape[2]), channels or first.shape[0]
     how = Decoding(size, channels, like, wanted.channels is None, None)
-    try:
+    with contextlib.suppress(ColourFound):
         return _read(streams, how, wanted.skip_bad, where)
-    except ColourFound:
-        return _read(streams, how._replace(channels=3), wanted.skip_bad, where)
+    return _read(streams, how._replace(channels=3), wanted.skip_bad, where)
 
 
 def file_content(path: str, seen: tuple[int, int]) -> bytes:
@@ -142,7 +142,7 @@ def _first(streams: Sequence[Stream], wanted: Wanted, where: str) -> tuple[str, 
             for chunk in stream.chunks():
                 for one in chunk:
                     try:
-                        return one.place, decode(_content(one), wanted.size, wanted.channels)
+                        return one.place, decode(_content(one), None, wanted.channels)
                     except BadPicture as error:
                         if not wanted.skip_bad:
                             raise LoraExpError(_line(one, error)) from error
@@ -169,18 +169,20 @@ def _decoded(stream: Stream, how: Decoding, skip_bad: bool) -> tuple[list[Pictur
     images = np.empty((stream.count, how.channels, *how.size), np.uint8)
     labels = np.empty(stream.count, np.int64)
     start, end, skipped = 0, stream.count, 0
-    for found in _mapped(Decode(how), stream, stream.name):
-        if found.bad and not skip_bad:
-            raise LoraExpError(found.bad[0])
-        skipped += len(found.bad)
-        test = int(found.test.sum())
-        stop, begin = start + len(found.labels) - test, end - test
-        if test:
-            images[begin:end], labels[begin:end] = found.images[found.test][::-1], found.labels[found.test][::-1]
-            images[start:stop], labels[start:stop] = found.images[~found.test], found.labels[~found.test]
-        else:
-            images[start:stop], labels[start:stop] = found.images, found.labels
-        start, end = stop, begin
+    # Closed whatever happens: an error that is shown later would keep its processes until then.
+    with contextlib.closing(_mapped(Decode(how), stream, stream.name)) as chunks:
+        for found in chunks:
+            if found.bad and not skip_bad:
+                raise LoraExpError(found.bad[0])
+            skipped += len(found.bad)
+            test = int(found.test.sum())
+            stop, begin = start + len(found.labels) - test, end - test
+            if test:
+                images[begin:end], labels[begin:end] = found.images[found.test][::-1], found.labels[found.test][::-1]
+                images[start:stop], labels[start:stop] = found.images[~found.test], found.labels[~found.test]
+            else:
+                images[start:stop], labels[start:stop] = found.images, found.labels
+            start, end = stop, begin
     splits = [Pictures(images[:start], labels[:start])]
     if how.test is not None:  # a copy, in order, as the few test pictures are
         splits.append(Pictures(images[end:][::-1].copy(), labels[end:][::-1].copy()))
@@ -231,20 +233,21 @@ def _line(one: Encoded, error: BadPicture) -> str:
     return f"{shown(one.place)}: {error}; replace it, or leave bad pictures out with data.skip_bad=true"
 
 
-def _mapped(work: Callable[[Sequence[Encoded]], Result], stream: Stream, title: str) -> Iterator[Result]:
+def _mapped(work: Callable[[Sequence[Encoded]], Result], stream: Stream, title: str) -> Generator[Result, None, None]:
     """Yield `work` of each chunk, in order, from as many processes as there are cores where that is worth it."""
     from tqdm import tqdm
 
     cores = _cores() if stream.encoded_bytes >= WORTH_A_POOL else 1
-    with tqdm(total=stream.count, disable=None, desc=title, unit="picture") as bar:
-        for size, result in _on_cores(work, stream.chunks(), cores):
+    bar = tqdm(total=stream.count, disable=None, desc=title, unit="picture")
+    with bar, contextlib.closing(_on_cores(work, stream.chunks(), cores)) as results:
+        for size, result in results:
             bar.update(size)
             yield result
 
 
 def _on_cores(
     work: Callable[[Sequence[Encoded]], Result], chunks: Iterable[Sequence[Encoded]], cores: int
-) -> Iterator[tuple[int, Result]]:
+) -> Generator[tuple[int, Result], None, None]:
     """Yield the length of each chunk and its result."""
     import multiprocessing
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -157,7 +158,9 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result:
 def _stream(split: str, files: list[list[Found]], share: float | None) -> Stream:
     """Make the stream of a split from the files of each class."""
     every = [
-        Encoded(entry.path, entry.name, label, None, entry.seen) for label, found in enumerate(files) for entry in found
+        Encoded(entry.path, unicodedata.normalize("NFC", entry.name), label, None, entry.seen)
+        for label, found in enumerate(files)
+        for entry in found
     ]
 
     def chunks() -> Iterator[list[Encoded]]:

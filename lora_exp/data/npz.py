@@ -8,6 +8,7 @@ above 1, and as 0..255 otherwise. The names of the classes are in an array `clas
 from __future__ import annotations
 
 import math
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -45,10 +46,10 @@ def read(file: Path, wanted: Wanted) -> RawData:
     memory, and when the file is damaged or changes meanwhile.
     """
     where = shown(file)
-    if file.exists() and not file.is_file():  # to read a pipe could take for ever
-        raise LoraExpError(f"{where}: must be a file")
     with _readable(where):
         before = file.stat()
+        if not stat.S_ISREG(before.st_mode):  # to read a pipe could take for ever
+            raise LoraExpError(f"{where}: must be a file")
         shapes = _headers(file)
     pairs = _pairs(shapes, where)
     used = [name for pair in pairs.values() for name in pair] + [name for name in shapes if name == CLASS_NAMES]
@@ -78,6 +79,8 @@ def _readable(where: str) -> Iterator[None]:
     """Say in one line what is wrong with the file."""
     try:
         yield
+    except LoraExpError:
+        raise
     except OSError as error:
         raise LoraExpError(f"{where}: can't be read ({error.strerror or error})") from error
     except DAMAGED as error:

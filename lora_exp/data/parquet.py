@@ -132,6 +132,8 @@ def _labels(
         count = number_of_classes(labels, where)
         numbers = tuple(str(label) for label in range(count))
         return (checked_names(given, count, where) if given else numbers), labels
+    if any(of_split.dtype.kind in "iu" for of_split in values.values()):
+        raise LoraExpError(f"{where}: labels are text in some splits and numbers in others")
     texts = {split: [normalised(str(one), where) for one in found.tolist()] for split, found in values.items()}
     for split, found in texts.items():
         if not found:

@@ -29,7 +29,9 @@ def _split(root: Path, split: str, counts: dict[str, int]) -> Pictures:
     from scipy.io import loadmat, whosmat
 
     path, count = root / FILES[split], counts[split]
-    if not path.is_file() and not _downloaded(split, path):
+    with writable_folder("data.root", root):
+        there = path.is_file() or _downloaded(split, path)
+    if not there:
         raise LoraExpError(
             f"data=svhn: not in {root}, and the download failed; put {' and '.join(FILES.values())} there"
         )
@@ -52,5 +54,4 @@ def _downloaded(split: str, path: Path) -> bool:
     from torchvision.datasets import SVHN  # takes 4 s to import
 
     url, _, md5 = SVHN.split_list[split]
-    with writable_folder("data.root", path.parent):
-        return fetch([url], md5, path)
+    return fetch([url], md5, path)
