@@ -211,7 +211,7 @@ def test_a_package_whose_mnist_is_damaged_is_found(folder: Path, tmp_path: Path)
     copy = tmp_path / "package"
     for name in ("lora_exp", "conf", "hydra_plugins"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    path = copy / "lora_exp" / "model" / "embedded" / "mnist" / "t10k-labels-idx1-ubyte.xz"
+    path = copy / "lora_exp" / "data" / "mnist" / "t10k-labels-idx1-ubyte.xz"
     path.write_bytes(lzma.compress(b"other labels"))
     line = wrong(examine(folder, code=1, package=copy))
     assert f"{path} is not the published file; install lora-exp again" in line

@@ -32,7 +32,7 @@ HELPERS = ("errors", "config.fields", "config.compose", "storage", "training.pac
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """A copy of the package's code."""
-    ignore = shutil.ignore_patterns("__pycache__", "embedded", "page")
+    ignore = shutil.ignore_patterns("__pycache__", "mnist", "page")
     return Path(shutil.copytree(PACKAGE, tmp_path / "lora_exp", ignore=ignore))
 
 

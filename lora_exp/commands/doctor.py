@@ -16,7 +16,7 @@ from lora_exp import numerics
 from lora_exp.commands.arguments import add_overrides, parse
 from lora_exp.config.compose import compose_config, compose_values, config_folder, read, saved_values
 from lora_exp.config.images import MNIST
-from lora_exp.config.settings import Settings
+from lora_exp.config.settings import CACHE, Settings
 from lora_exp.config.spec import spec_from
 from lora_exp.data.embedded import MNIST_SHA256, damaged_embedded_files, damaged_unpacked_files
 from lora_exp.data.prepared import is_damaged
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 def _checks(settings: Settings, runs: str, full: bool) -> list[tuple[str, Iterator[Finding]]]:
     store = Store(Path(settings.store.folder).absolute())
     places = {"store": settings.store.folder, "runs": runs, "reports": settings.report.folder}
-    places["data"] = settings.data.prepared or settings.data.root
+    places["data"] = settings.data.prepared or settings.data.root or CACHE
     if settings.tracking.kind == "sqlite":
         places["artifacts"] = settings.tracking.artifacts
     return [
@@ -65,7 +65,7 @@ def _checks(settings: Settings, runs: str, full: bool) -> list[tuple[str, Iterat
         ("products", _products(settings.device.name)),
         ("executor", _executor(settings)),
         ("mnist", _embedded()),
-        ("data", _data_sets(Path(settings.data.root).absolute(), Path(places["data"]).absolute())),
+        ("data", _data_sets(Path(settings.data.root or CACHE).absolute(), Path(places["data"]).absolute())),
         ("store", _store(store, full)),
         ("leftovers", _leftovers(store)),
         *([("runs", _runs(Path(runs).absolute().parent.parent))] if full else []),

@@ -27,7 +27,7 @@ from lora_exp.commands.differences import (
 )
 from lora_exp.commands.stored_run import StoredRun, find
 from lora_exp.config.compose import compose_values
-from lora_exp.config.settings import SETTINGS, DataFolder, ExecutorSettings, Settings, StoreSettings, settings_from
+from lora_exp.config.settings import SETTINGS, ExecutorSettings, Settings, StoreSettings, settings_from
 from lora_exp.config.spec import RunSpec, spec_from
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.result import RESULT, RunResult, from_json
@@ -135,9 +135,7 @@ def _run_without_store(spec: RunSpec, settings: Settings, folder: Path) -> Files
     from lora_exp.executors.choice import laboratory
 
     with tempfile.TemporaryDirectory(prefix="lora-exp-") as empty:
-        own = settings.data
-        file, prepared = (None if one is None else str(folder / one) for one in (own.file, own.prepared))
-        data = DataFolder(str(folder / own.root), file, prepared)
+        data = settings.data.below(folder)
         apart = dataclasses.replace(settings, store=StoreSettings(empty), executor=ExecutorSettings(), data=data)
         alone = dataclasses.replace(laboratory(apart), halving=None)  # which compares jobs
         [(_, files)] = alone.run([spec])

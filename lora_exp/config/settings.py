@@ -13,6 +13,7 @@ from lora_exp.config.fields import allow, flag, integer, is_int, is_name, is_num
 from lora_exp.config.spec import NOT_SPEC, checked
 from lora_exp.errors import LoraExpError
 
+CACHE = "cache/data"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 TRACKING = ("sqlite", "server", "off")
 SAMPLERS = ("tpe", "nsga2", "cmaes", "random", "grid", "qmc")
@@ -150,11 +151,19 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class DataFolder:
-    """Where images are: the folder of a data set, or its file; and the folder of the prepared sets (null: `root`)."""
+    """Where images are: the folder of a data set, or its file; and the folder of the prepared sets.
 
-    root: str = allow("a folder", is_text, default="cache/data")
+    Where `root` is null, known sets lie in CACHE. Their prepared files lie beside them, those of one's own data in CACHE.
+    """
+
+    root: str | None = optional("a folder", is_text)
     file: str | None = optional("a file", is_text)
     prepared: str | None = optional("a folder", is_text)
+
+    def below(self, folder: Path) -> DataFolder:
+        """The same places, where relative ones start at `folder`."""
+        places = {name: own and str(folder / own) for name, own in vars(self).items()}
+        return DataFolder(**(places | {"root": str(folder / (self.root or CACHE))}))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Each reader returns `raw.RawData` and refuses what can't be used in one line. Li
 - `header`: what such a file says of itself
 - `raw`: what readers return, and how pictures are wanted
 - `torchvision_sets`: MNIST and its kin, CIFAR and SVHN, from the files that their authors publish
-- `embedded`: the files of MNIST that ship with the package
+- `embedded`: the files of MNIST that ship with the package, in `mnist/`
 - `download`: files from where their authors publish them
 - `idx`: the format of MNIST's files
 - `cifar`: the format of CIFAR's binary version

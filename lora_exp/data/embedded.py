@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_exp.errors import LoraExpError, writable_folder
 
-EMBEDDED = Path(__file__).parents[1] / "model" / "embedded" / "mnist"
+EMBEDDED = Path(__file__).with_name("mnist")
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.images import MNIST
-from lora_exp.config.settings import DataFolder
+from lora_exp.config.settings import CACHE, DataFolder
 from lora_exp.config.spec import KNOWN_SETS, OWN_DATA, DataSpec, digest
 from lora_exp.data.header import METADATA, header
 from lora_exp.errors import LoraExpError, writable_folder
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lora_exp.data.raw import RawData, Wanted
+
+log = logging.getLogger(__name__)
 
 # Normalised with MNIST's mean and deviation, so that a base trained on one can be evaluated on another.
 LIKE_MNIST = ("mnist", "fashion_mnist", "kmnist", "qmnist")
@@ -43,6 +46,8 @@ def prepare(spec: DataSpec, folder: DataFolder) -> Path:
         source = _fingerprint(spec, folder)
         if not _is_whole(target, source):
             raw = _read(spec, folder)
+            if raw.skipped:
+                log.warning("data=%s: %d files that can't be read are left out", spec.name, raw.skipped)
             if _fingerprint(spec, folder) != source:
                 raise LoraExpError(f"{_source(spec, folder)}: changed while it was read; try again when it is complete")
             _write(target, spec, raw, source)
@@ -89,7 +94,8 @@ def _place(spec: DataSpec, folder: DataFolder) -> Path:
     if spec.name in OWN_DATA or way != DataSpec(spec.name, split=spec.split):
         source = str(_source(spec, folder)) if spec.name in OWN_DATA else ""
         name += f"-{digest([source, dataclasses.asdict(way)])[:12]}"
-    return Path(folder.prepared or folder.root).absolute() / f"{name}.safetensors"
+    own = CACHE if spec.name in OWN_DATA else folder.root or CACHE
+    return Path(folder.prepared or own).absolute() / f"{name}.safetensors"
 
 
 def _source(spec: DataSpec, folder: DataFolder) -> Path:
@@ -98,7 +104,9 @@ def _source(spec: DataSpec, folder: DataFolder) -> Path:
         if folder.file is None:
             raise LoraExpError("data.file: missing; needs the .npz file that holds the images, as data.file=FILE")
         return Path(folder.file).absolute()
-    return Path(folder.root).absolute()
+    if spec.name in OWN_DATA and folder.root is None:
+        raise LoraExpError(f"data.root: missing; needs the folder that holds the images of data={spec.name}")
+    return Path(folder.root or CACHE).absolute()
 
 
 def _fingerprint(spec: DataSpec, folder: DataFolder) -> str:

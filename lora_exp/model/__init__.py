@@ -2,8 +2,7 @@
 
 In reading order:
 
-- `data`: data sets as normalised tensors on the device; reads, prepares and checks their files
-- `embedded/`: the four MNIST files, compressed
+- `data`: the splits of a data set as tensors on the device, normalised batch by batch
 - `architecture`: the shapes of a classifier's layers
 - `base`: the base classifier, its training, and its form as a `torch.nn.Module`
 """

@@ -73,6 +73,7 @@ class ImageData:
     validation: Split | None
     test: Split
     sha256: str
+    skipped: int = 0  # pictures that could not be read and were left out
 
     @property
     def facts(self) -> ImageFacts:
@@ -110,7 +111,7 @@ def load(spec: DataSpec, prepared: Path, device: torch.device) -> ImageData:
         raise LoraExpError(
             f"data.validation={spec.validation}, data.limit={spec.limit}: leave no training image of class {empty[0]}"
         )
-    return ImageData(train, validation, split("test"), about.sha256)
+    return ImageData(train, validation, split("test"), about.sha256, about.skipped)
 
 
 def _held_out(labels: torch.Tensor, wanted: float, facts: ImageFacts) -> torch.Tensor:

@@ -53,10 +53,11 @@ def run_application() -> None:
                     compose_config(_arguments(given), given.multirun)
                 application(run)()
         else:
-            mode = _mode(_arguments(given), given.multirun)
-            is_sweep = given.multirun or mode == RunMode.MULTIRUN
-            with _mode_is(mode):
-                application(run if is_sweep else alone)()
+            config = compose_config(_arguments(given), given.multirun)
+            is_sweep = given.multirun or config.hydra.mode == RunMode.MULTIRUN
+            if is_sweep or _is_to_run(config):
+                with _mode_is(config.hydra.mode):
+                    application(run if is_sweep else alone)()
     except (HydraException, OmegaConfBaseException) as error:
         raise LoraExpError(error_line(error)) from error
     if raised:
@@ -92,16 +93,17 @@ def _arguments(given: argparse.Namespace) -> list[str]:
     return [*([] if given.config_dir is None else [f"{PRESETS}{given.config_dir}"]), *given.overrides]
 
 
-def _mode(arguments: list[str], multirun: bool) -> RunMode | None:
-    """The value of `hydra.mode`. A single run is checked here, before Hydra makes its folder."""
-    config = compose_config(arguments, multirun)
-    mode: RunMode | None = config.hydra.mode
-    if not multirun and mode != RunMode.MULTIRUN:
-        spec, settings = read(config)
-        from lora_exp.sweeps.job import check
+def _is_to_run(config: DictConfig) -> bool:
+    """Check a single run before Hydra makes its folder; False where only its plan is wanted, which is then printed."""
+    from lora_exp.sweeps.job import check, open_laboratory
 
-        check([spec], settings)
-    return mode
+    spec, settings = read(config)
+    check([spec], settings)
+    if settings.sweep.plan:
+        from lora_exp.sweeps.plan import plan_text
+
+        print(plan_text(open_laboratory(settings), [spec]))
+    return not settings.sweep.plan
 
 
 @contextlib.contextmanager

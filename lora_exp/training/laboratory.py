@@ -207,6 +207,7 @@ class ResultWork:
         promised = promise(laboratory.store, shapes, laboratory.device)
         held = self.data.validation
         images = {"train": len(self.data.train.labels), "validation": 0 if held is None else len(held.labels)}
+        images |= {"skipped": self.data.skipped} if self.data.skipped else {}
         return provenance(str(laboratory.device), laboratory.threads, promised, self.data.sha256) | {"images": images}
 
     def results(
