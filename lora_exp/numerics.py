@@ -98,13 +98,24 @@ MIN_ROWS = 16
 # Of rows that are no multiple of this, MKL computes the last ones with another kernel if the request is COMPATIBLE.
 ROW_MULTIPLE = 4
 # Numbers of rows for `promise` to try: of products that `_whole_rows` completes, and of the chunks of an evaluation.
-ANY_ROWS, CHUNKS = (MIN_ROWS, 20, 33, 70), (MIN_ROWS, 20, 72)
+ANY_ROWS, CHUNKS = (MIN_ROWS, 20, 33, 70), (MIN_ROWS, 20, 52, 72)
+# torch computes a stacked product of fewer multiplications with a loop of its own, whose sums have other bits.
+LEAST_MULTIPLICATIONS = 400
 # Ranks are padded with zeros to a multiple of this. No product then uses a matrix-vector kernel, whose bits differ, and
 # the products of a job have the same shape in every pack.
 RANK_MULTIPLE = 8
 ANY_PACK = "same bits alone or in any pack"
 SAME_PACK = "same bits in the same pack; across packs within rounding"
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants (Kingma & Ba 2014, Algorithm 1)
+
+
+def least_rows(shapes: Sequence[tuple[int, int]]) -> int:
+    """How many rows of a job a chunk of an evaluation needs, in a model whose layer weights have these shapes [O, I].
+
+    With fewer, low-rank updates of narrow layers would be computed otherwise than in larger chunks.
+    """
+    narrowest = min(min(shape) for shape in shapes)
+    return max(MIN_ROWS, -(-LEAST_MULTIPLICATIONS // (RANK_MULTIPLE * narrowest)))
 
 
 def promise(shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
@@ -126,7 +137,11 @@ def promise(shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
             shared = (weight.t(), weight) if position else (weight.t(),)
             frozen = (_depends_on_others(rowwise_product, factor, ANY_ROWS, random) for factor in shared)
             factors = (a.t(), b, b.t(), a)
-            low_rank = (_depends_on_others(_stacked, factor, CHUNKS, random) for factor in factors)
+            least = least_rows([(outputs, inputs)])
+            chunks = [rows for rows in CHUNKS if rows >= least]
+            low_rank = (
+                _depends_on_others(way, factor, chunks, random) for factor in factors for way in (_stacked, _added)
+            )
             if any(frozen) or any(low_rank) or any(_differs_alone(factor, random) for factor in factors):
                 return SAME_PACK
     return ANY_PACK
@@ -143,14 +158,25 @@ def _depends_on_others(
 
     rows = torch.randn(160, len(factor), generator=random)
     whole = product(rows, factor)
-    cuts = (torch.split(rows, number) for number in numbers)
-    return not all(torch.equal(torch.cat([product(part, factor) for part in parts]), whole) for parts in cuts)
+    for number in numbers:
+        parts = [product(part, factor) for part in torch.split(rows, number) if len(part) == number]
+        if not torch.equal(torch.cat(parts), whole[: number * len(parts)]):
+            return True
+    return False
 
 
 def _stacked(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Compute the product for a stack of jobs, one for every ten rows, and return that of the last job."""
     jobs = len(rows) // 10
     return stacked_product(rows.expand(jobs, -1, -1), factor.expand(jobs, -1, -1))[-1]
+
+
+def _added(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """The same, added to what is there already."""
+    jobs = len(rows) // 10
+    sums = (rows[:, :1] * 3).expand(jobs, -1, factor.shape[1]).clone()
+    add_stacked_product(sums, rows.expand(jobs, -1, -1), factor.expand(jobs, -1, -1))
+    return sums[-1]
 
 
 def _differs_alone(factor: torch.Tensor, random: torch.Generator) -> bool:

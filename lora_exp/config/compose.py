@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import MissingConfigException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasToken, YAMLError, scan
@@ -222,6 +222,11 @@ def error_line(error: BaseException) -> str:
     while walk is not None and walk not in chain:
         chain.append(walk)
         walk = walk.__cause__ or walk.__context__
+    if isinstance(error, OverrideParseException):
+        name, _, value = error.override.partition("=")
+        form = f"""'{name}="{value or "text"}"'"""
+        why = "text with signs, or letters other than a to z, needs quotes within those of the shell"
+        return f"{error.override}: can't be parsed; {why}, such as {form}"
     if again := re.match(r"Multiple values for (\S+)\. .*: (\S+)'$", str(error)):
         return f"+{again[1]}={again[2]}: {again[1]} has an option already; write {again[1]}={again[2]}"
     key = next((str(e.full_key) for e in chain if isinstance(e, OmegaConfBaseException) and e.full_key), None)

@@ -153,7 +153,7 @@ class SearchSettings:
 class DataFolder:
     """Where images are: the folder of a data set, or its file; and the folder of the prepared sets.
 
-    Where `root` is null, known sets lie in CACHE. Their prepared files lie beside them, those of one's own data in CACHE.
+    Where `root` is null, known sets lie in CACHE. Their prepared files lie beside them, others in CACHE.
     """
 
     root: str | None = optional("a folder", is_text)

@@ -12,7 +12,7 @@ LARGEST = 16  # of a pixel
 def read() -> RawData:
     """Read the digits, their pixels scaled from 0..16 to 0..255. They ship with scikit-learn."""
     import numpy as np
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     found = load_digits()
     images = np.rint(found.images * (255 / LARGEST)).astype(np.uint8)[:, np.newaxis]

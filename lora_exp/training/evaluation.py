@@ -14,7 +14,7 @@ from lora_exp.adapters.pack import AdapterPack
 from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.model.base import BaseModel, plain_logits
 from lora_exp.model.data import Images, Split
-from lora_exp.numerics import MIN_ROWS, ROW_MULTIPLE, frozen_product, on_threads
+from lora_exp.numerics import MIN_ROWS, ROW_MULTIPLE, frozen_product, least_rows, on_threads
 
 CHUNK_ROWS = 2000  # rows of one matrix product: enough to run at full speed, few enough to stay in cache
 
@@ -85,14 +85,16 @@ def predict_pack(
 def _chunks(base: BaseModel, split: Split, jobs: int) -> list[slice]:
     """Cut the split into slices of about CHUNK_ROWS rows of a product, and of whole multiples but for the last."""
     positions = max(layer.shape.positions for layer in base.layers)
+    least = least_rows([(layer.shape.outputs, layer.shape.inputs) for layer in base.layers])
+    least += -least % ROW_MULTIPLE
     images = CHUNK_ROWS // (jobs * positions)
-    return _cut(len(split.labels), max(MIN_ROWS, images - images % ROW_MULTIPLE))
+    return _cut(len(split.labels), max(least, images - images % ROW_MULTIPLE), least)
 
 
-def _cut(count: int, size: int) -> list[slice]:
-    """Cut into slices. A short rest joins its neighbour, because products of few rows use other kernels."""
+def _cut(count: int, size: int, least: int = MIN_ROWS) -> list[slice]:
+    """Cut into slices. A rest of fewer than `least` joins its neighbour: products of few rows use other kernels."""
     starts = list(range(0, count, size))
-    if len(starts) > 1 and count - starts[-1] < MIN_ROWS:
+    if len(starts) > 1 and count - starts[-1] < least:
         del starts[-1]
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=True)]
 
