@@ -55,7 +55,8 @@ def thumbnails(pictures: NDArray[np.uint8], invert: bool) -> NDArray[np.uint8]:
     least, most = SIDES
     longest = max(pictures.shape[2:])
     small = pictures[:, :, :: -(-longest // most), :: -(-longest // most)]
-    small = small.repeat(-(-least // max(small.shape[2:])), axis=2).repeat(-(-least // max(small.shape[2:])), axis=3)
+    times = -(-least // max(small.shape[2:]))
+    small = small.repeat(times, axis=2).repeat(times, axis=3)
     height, width = small.shape[2:]
     side = max(height, width)
     made = np.zeros((len(pictures), side, side, 3), np.uint8)
