@@ -246,6 +246,14 @@ def differences(found: Any, stored: Any, name: str) -> Iterator[tuple[float, str
         yield 0.0 if found == stored else math.inf, name
 
 
+def _target(result: dict[str, Any]) -> list[int]:
+    """The labels of the target; a class may be named, by its name or by its number."""
+    classes = result["facts"]["classes"]
+    return [
+        classes.index(str(one)) if str(one) in classes else int(one) for one in result["spec"]["finetune"]["target"]
+    ]
+
+
 def main(folder: Path) -> int:
     """Compare each run in the folder; return the exit code."""
     runs = [folder] if (folder / "result.json").is_file() else sorted(p.parent for p in folder.glob("*/result.json"))
@@ -256,7 +264,7 @@ def main(folder: Path) -> int:
         if outcome.get("gains") is None:
             print(f"{run}: diverged, or an older version wrote it: nothing to compare")
             continue
-        found = recomputed(load_file(run / "predictions.safetensors"), result["spec"]["finetune"]["target"])
+        found = recomputed(load_file(run / "predictions.safetensors"), _target(result))
         # A NaN is further than any number.
         own = [
             (math.inf if math.isnan(off) else off, name)

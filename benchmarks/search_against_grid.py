@@ -27,7 +27,7 @@ for job, overrides in zip(sweep.frame["job"], sweep.frame["overrides"], strict=T
     result = sweep.results[job]
     held = result.outcome.validation_after
     assert held is not None
-    target = set(result.spec.finetune.target)
+    target = set(result.target)
     variance = 0.0
     for digit, (rate, count) in enumerate(zip(held.error_rates, held.counts, strict=True)):
         weight = 1 / len(target) if digit in target else 1 / (len(held.counts) - len(target))
