@@ -20,6 +20,7 @@ from lora_exp.config.settings import (
     SweepSettings,
     settings_from,
 )
+from lora_exp.config.spec import DataSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.executors.choice import executor, laboratory, torch_device
 from lora_exp.executors.local import LocalExecutor
@@ -32,18 +33,18 @@ GIB = 2**30
 def settings(tmp_path: Path) -> Settings:
     """On a CPU with two threads and 8 GiB."""
     return replace(
-        settings_from({"data": {"root": "data"}}),
+        settings_from({"data": {"root": str(tmp_path / "data")}}),
         device=DeviceSettings("cpu", threads=2),
         store=StoreSettings(str(tmp_path / "store")),
         sweep=SweepSettings(memory=8),
     )
 
 
-def test_the_default_executor_trains_on_this_machine(settings: Settings) -> None:
+def test_the_default_executor_trains_on_this_machine(settings: Settings, tmp_path: Path) -> None:
     found = laboratory(settings)
     assert found.executor == LocalExecutor(2, 8 * GIB, "cpu")
     assert found.threads == 2 and found.halving is None and found.store.root.is_dir()
-    assert found.data_root == Path("data").absolute()
+    assert found.place(DataSpec("digits")) == tmp_path / "data" / "digits.safetensors"
 
 
 def test_halving_is_on_when_it_has_a_factor(settings: Settings) -> None:

@@ -49,7 +49,7 @@ def test_no_more_packs_train_at_a_time_than_there_are_workers_and_each_is_told_o
     steps: list[int] = []
     packs = deque([spec] for spec in SPECS)
     ended = list(LocalExecutor(2, 2**30, device).train(packs, Noted(tmp_path), steps.append))
-    assert sorted((pack[0].finetune.digit[0], why) for pack, why in ended) == [
+    assert sorted((pack[0].finetune.target[0], why) for pack, why in ended) == [
         (digit, "RuntimeError: out of luck" if digit == 3 else None) for digit in range(5)
     ]
     assert steps == [1] * 5

@@ -186,8 +186,11 @@ def test_a_run_tells_its_data_so_that_mlflow_reads_it_and_finds_the_run_by_it(re
     import mlflow.data
     from mlflow.data.schema import TensorDatasetSchema
 
-    limited = replace(made(), spec=replace(made().spec, data=DataSpec("mnist", validation=500, limit=3000)))
-    whole = recorder.record_run(made(), folder, None, Ticket.new())
+    limited, everything = (
+        replace(made(), provenance=made().provenance | {"images": {"train": train, "validation": validation}})
+        for train, validation in ((3000, 500), (60_000, 0))
+    )
+    whole = recorder.record_run(everything, folder, None, Ticket.new())
     ticket = Ticket("again", 1, False)
     run_id = recorder.record_run(limited, folder, None, ticket)
     assert recorder.record_run(limited, folder, None, replace(ticket, is_retry=True)) == run_id
@@ -203,10 +206,10 @@ def test_a_run_tells_its_data_so_that_mlflow_reads_it_and_finds_the_run_by_it(re
     assert json.loads(data.profile) == {
         "num_rows": 10_000,
         "num_elements": 7_840_000,
-        "images_by_class": [1000] * 10,
+        "images_by_class": {str(digit): 1000 for digit in range(10)},
     }
     schema = TensorDatasetSchema.from_dict(json.loads(data.schema))
-    assert [(spec.type, spec.shape) for spec in schema.features.inputs] == [(np.dtype("uint8"), (-1, 28, 28))]
+    assert [(spec.type, spec.shape) for spec in schema.features.inputs] == [(np.dtype("uint8"), (-1, 1, 28, 28))]
     assert [(spec.type, spec.shape) for spec in schema.targets.inputs] == [(np.dtype("uint8"), (-1,))]
     assert mlflow.data.get_source(data).to_dict() == {"tags": {"mlflow.source.name": "lora-exp data=mnist"}}
     of = {"training": "datasets.digest = 'efefefefefef-train-3000'", "whole": "datasets.digest LIKE '%-train-60000'"}

@@ -87,7 +87,7 @@ def test_every_chart_is_drawn_with_the_means_of_its_runs(report: Path, opened: O
         assert sorted(texts) == sorted(f"{100 * mean:{sign}.2f}" for mean in means)
     assert page.locator("#trade-off .scatterlayer path.point").count() == 12
     assert page.locator("#losses .scatterlayer path.js-line").count() == 12  # a path a run
-    assert page.locator("#digits .bars path").count() >= 20
+    assert page.locator("#classes .bars path").count() >= 20
     assert page.locator("#confusion .heatmap-label").count() > 10
 
 

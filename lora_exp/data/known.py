@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from lora_exp.config.spec import DataSpec
 from lora_exp.data.classes import chosen
 from lora_exp.data.pictures import resized
 from lora_exp.data.raw import Pictures, RawData, Wanted
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def converted(raw: RawData, wanted: Wanted, spec: DataSpec) -> RawData:
@@ -21,6 +24,8 @@ def converted(raw: RawData, wanted: Wanted, spec: DataSpec) -> RawData:
 
 
 def _converted(pictures: Pictures, labels: list[int], wanted: Wanted) -> Pictures:
+    import numpy as np
+
     kept = np.isin(pictures.labels, labels)
     renamed = np.full(int(pictures.labels.max()) + 1, -1)
     renamed[labels] = np.arange(len(labels))
