@@ -72,7 +72,7 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
     result = with_facts(result, overrides=command, config=config, **{IMPORTED_FROM: str(source.absolute())})
     folder.mkdir(parents=True, exist_ok=True)
     keep(result, files, folder)
-    recording().draw(folder, prepare(spec.data, settings.data))
+    recording().draw(folder, spec.data, settings.data)
     recording().record(folder, into)
     recording().finish()
     lines = [result.summary, f"run      {folder.absolute()}"]

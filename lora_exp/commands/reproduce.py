@@ -135,7 +135,7 @@ def _run_without_store(spec: RunSpec, settings: Settings, folder: Path) -> Files
     from lora_exp.executors.choice import laboratory
 
     with tempfile.TemporaryDirectory(prefix="lora-exp-") as empty:
-        data = settings.data.below(folder)
+        data = settings.data.below(folder, spec.data.name)
         apart = dataclasses.replace(settings, store=StoreSettings(empty), executor=ExecutorSettings(), data=data)
         alone = dataclasses.replace(laboratory(apart), halving=None)  # which compares jobs
         [(_, files)] = alone.run([spec])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.fields import allow, flag, integer, is_int, is_name, is_number, is_text, one_of, optional, positive
-from lora_exp.config.spec import NOT_SPEC, checked
+from lora_exp.config.spec import KNOWN_SETS, NOT_SPEC, checked
 from lora_exp.errors import LoraExpError
 
 CACHE = "cache/data"
@@ -160,10 +160,11 @@ class DataFolder:
     file: str | None = optional("a file", is_text)
     prepared: str | None = optional("a folder", is_text)
 
-    def below(self, folder: Path) -> DataFolder:
-        """The same places, where relative ones start at `folder`."""
-        places = {name: own and str(folder / own) for name, own in vars(self).items()}
-        return DataFolder(**(places | {"root": str(folder / (self.root or CACHE))}))
+    def below(self, folder: Path, name: str) -> DataFolder:
+        """All places of data set `name`, where relative ones start at `folder`."""
+        own = self.root if name in KNOWN_SETS else None
+        root, prepared = (str(folder / (one or CACHE)) for one in (self.root, self.prepared or own))
+        return DataFolder(root, self.file and str(folder / self.file), prepared)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.compose import presets_of, read
-from lora_exp.data.prepared import prepare, prepared_sha256
+from lora_exp.data.prepared import prepared_sha256
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.numerics import request_portable_kernels
 from lora_exp.storage.keys import only_device, result_key
@@ -83,7 +83,7 @@ def finish(job: Job, settings: Settings, made: Files | Failure | Stopped) -> flo
     keep(result, made, job.folder)
     log.info("%s", result.summary)
     if job.sweep is None:
-        recording().draw(job.folder, prepare(job.spec.data, settings.data))
+        recording().draw(job.folder, job.spec.data, settings.data)
     recording().record(job.folder, job.sweep)
     return returned(result)
 

@@ -5,18 +5,20 @@ Only one of them writes to MLflow. The other draws figures and writes reports.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_exp.errors import LoraExpError
 from lora_exp.sweeps.background import Background
 
 if TYPE_CHECKING:
-    from lora_exp.config.settings import TrackingSettings
+    from lora_exp.config.settings import DataFolder, TrackingSettings
+    from lora_exp.config.spec import DataSpec
 
 log = logging.getLogger(__name__)
 
@@ -56,26 +58,26 @@ class Recording:
             if sweep is None:
                 self._tracking.finish()
 
-    def draw(self, folder: Path, data: Path) -> None:
-        """Draw the figures of the run in a folder, whose prepared data set is the file `data`; wait for it.
+    def draw(self, folder: Path, data: DataSpec, places: DataFolder) -> None:
+        """Draw the figures of the run in a folder, whose data set is `data`; wait for it.
 
         Raises LoraExpError when they can't be written.
         """
-        self._reports.ask("draw", folder=str(folder.absolute()), data=str(data))
+        self._reports.ask("draw", folder=str(folder.absolute()), **_images(data, places))
         self._reports.finish()
 
     def finish(self) -> None:
         """Wait until everything is recorded, as far as the tracking store answers."""
         self._tracking.finish()
 
-    def report(self, sweep: Path, out: Path, claim: str | None, data: Path) -> str:
-        """Write the report of a sweep, whose prepared data set is the file `data`, into `out`.
+    def report(self, sweep: Path, out: Path, claim: str | None, data: DataSpec, places: DataFolder) -> str:
+        """Write the report of a sweep, whose data set is `data`, into `out`.
 
         Returns what to print of it, in colour on a terminal.
 
         Raises LoraExpError when it can't be written.
         """
-        where = {"sweep": str(sweep.absolute()), "out": str(out), "data": str(data)}
+        where = {"sweep": str(sweep.absolute()), "out": str(out), **_images(data, places)}
         self._reports.ask("report", **where, claim=claim, terminal=sys.stdout.isatty())
         return str(self._reports.finish())
 
@@ -108,3 +110,8 @@ class Recording:
 def recording() -> Recording:
     """The records of this process."""
     return Recording()
+
+
+def _images(data: DataSpec, places: DataFolder) -> dict[str, Any]:
+    """A data set and where it is, as a request holds them."""
+    return {"data": dataclasses.asdict(data), "places": dataclasses.asdict(places.below(Path.cwd(), data.name))}

@@ -66,19 +66,25 @@ class Reports:
         for name in ("pyarrow.parquet", "plotly.offline", "PIL.PngImagePlugin", "matplotlib.backends.backend_agg"):
             importlib.import_module(name)
 
-    def draw(self, folder: str, data: str) -> None:
-        """Draw the figures of the run in a folder, whose prepared data set is the file `data`."""
-        from lora_exp.data.prepared import test_pictures
+    def draw(self, folder: str, data: Mapping[str, Any], places: Mapping[str, Any]) -> None:
+        """Draw the figures of the run in a folder, whose data set is `data`."""
         from lora_exp.report.figures import run_figures
         from lora_exp.storage.sweep_folder import read_sweep
 
         run = read_sweep(Path(folder))  # as a sweep of one job
-        pictures, labels = test_pictures(Path(data))
+        pictures, labels = _test_pictures(data, places)
         run_figures(run.results[0], run.logits(0), pictures, labels, run.folder / "figures")
 
-    def report(self, sweep: str, out: str, claim: str | None, data: str, terminal: bool) -> str:
+    def report(
+        self,
+        sweep: str,
+        out: str,
+        claim: str | None,
+        data: Mapping[str, Any],
+        places: Mapping[str, Any],
+        terminal: bool,
+    ) -> str:
         """Write the report of a sweep into `out`; return what to print: the table, the verdict, where everything is."""
-        from lora_exp.data.prepared import test_pictures
         from lora_exp.report import write
         from lora_exp.report.search_section import search_verdict
         from lora_exp.report.terminal import next_text, sweep_text
@@ -87,7 +93,7 @@ class Reports:
 
         done = read_sweep(Path(sweep))
         judged = write.judged_claim(done, claim)
-        write.write_report(done, Path(out), *test_pictures(Path(data)), judged)
+        write.write_report(done, Path(out), *_test_pictures(data, places), judged)
         lines = [verdict(done.frame)]
         if judged is not None:
             lines.append(judged.sentence)
@@ -101,3 +107,12 @@ def _job_folders(sweep: Path) -> list[Path]:
     from lora_exp.storage.sweep_file import read_about
 
     return [sweep / str(job) for job in range(len(read_about(sweep)["jobs"]))]
+
+
+def _test_pictures(data: Mapping[str, Any], places: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The test pictures [N, C, H, W] of a data set, and their labels [N]."""
+    from lora_exp.config.settings import DataFolder
+    from lora_exp.config.spec import DataSpec
+    from lora_exp.data.prepared import prepare, test_pictures
+
+    return test_pictures(prepare(DataSpec(**data), DataFolder(**places)))

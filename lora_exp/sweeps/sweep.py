@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.config.compose import is_run_config, one_line_errors, presets_of
 from lora_exp.config.spec import RunSpec
-from lora_exp.data.prepared import prepare
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.pruning import kept_within
 from lora_exp.storage.sweep_file import (
@@ -155,7 +154,7 @@ def _report(folder: Path, first: RunSpec, settings: Settings, status: str) -> No
     about, out = read_about(folder), None
     if about["jobs"]:  # else a search that failed before its first job
         out = settings.report.place(about["name"])
-        text = recording().report(folder, out, settings.report.claim, prepare(first.data, settings.data))
+        text = recording().report(folder, out, settings.report.claim, first.data, settings.data)
         print(text, end="", flush=True)
     end_sweep(folder, status, out)
     print(recording().complete(folder), end="", flush=True)
