@@ -30,6 +30,8 @@ LEGEND_KINDS = 8  # with more methods and ranks, a colour bar takes the place of
 LEAST_LOSS = 1e-4
 # Of an image among others, in parts of its side: the border of its frame, and room for a line of text below.
 BORDER, TEXT = 1 / 14, 9 / 28
+SHORT_NAME = 2  # longest name of which three stand in that line
+ROW = 0.7  # inches of a row of images without its text
 FEW_CLASSES, LONG_NAME = 12, 8  # of a chart in which names and numbers have room
 SMOOTHED_STEPS = 50  # from this length on a loss curve is a moving average over a tenth of its steps
 
@@ -74,7 +76,8 @@ def error_bars(result: RunResult) -> Figure:
         bars = axes.bar(places + shift, heights, 0.38, color=colour, label=f"{when} (accuracy {errors.accuracy:.1%})")
         if len(shown) <= FEW_CLASSES:
             axes.bar_label(bars, [f"{height:.1f}" for height in heights], padding=2, fontsize=7.5, color=INK)
-    texts = [f"{name}\ntarget" if at in marked else name for at, name in enumerate(names[label] for label in shown)]
+    mark = "{}\ntarget" if is_plain else "{} (target)"
+    texts = [mark.format(name) if at in marked else name for at, name in enumerate(names[label] for label in shown)]
     axes.set_xticks(places, texts, rotation=0 if is_plain else 60, ha="center" if is_plain else "right")
     axes.set_xlim(-0.6, len(shown) - 0.4)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.15)  # room for the legend above the tallest bar
@@ -104,7 +107,8 @@ def wrong_images(
     side = thumbnails(pictures[:1], dark).shape[1]
     border = max(1, round(BORDER * side))
     cell_width = side + 2 * border
-    cell_height = cell_width + round(TEXT * side)
+    lines = 1 if max(map(len, names)) <= SHORT_NAME else 3
+    cell_height = cell_width + round(TEXT * side * lines)
     changed = changes(result, logits, labels)
     parts = [
         ("Mended: {} images, wrong before and right after", GREEN, changed["mended"], 2),
@@ -113,7 +117,7 @@ def wrong_images(
     ]
     chosen = [spread(indices, rows * columns) for _, _, indices, rows in parts]
     heights = [max(0.1, -(-len(indices) // columns)) for indices in chosen]
-    margins, size = (0.1, 0.1, 0.1, 0.85), 1.3 + 0.9 * sum(heights)
+    margins, size = (0.1, 0.1, 0.1, 0.85), 1.3 + ROW * cell_height / cell_width * sum(heights)
     figure, all_axes = empty_figure(10, size, rows=len(parts), height_ratios=heights, margins=margins)
     figure.subplots_adjust(hspace=0.25)
     for axes, (title, colour, every, _), indices, height in zip(all_axes, parts, chosen, heights, strict=True):
@@ -128,9 +132,10 @@ def wrong_images(
             sheet[row, border : border + side, column, border : border + side] = small
             x, y = column * cell_width, row * cell_height
             frames.append(Rectangle((x + border, y + border), side, side))
-            text = short(f"{names[labels[image]]}: {names[before[image]]} → {names[after[image]]}")
-            place = (x + cell_width / 2, y + cell_width + 0.4 * (cell_height - cell_width))
-            axes.text(*place, text, ha="center", va="center", fontsize=7.5, color=INK)
+            told = [short(names[label]) for label in (labels[image], before[image], after[image])]
+            text = ("{}: {} → {}" if lines == 1 else "{}:\n{}\n→ {}").format(*told)
+            place = (x + cell_width / 2, y + cell_width + (0.4 if lines == 1 else 0.48) * (cell_height - cell_width))
+            axes.text(*place, text, ha="center", va="center", fontsize=7.5 if lines == 1 else 6, color=INK)
         if frames:
             pixels = sheet.reshape(rows * cell_height, columns * cell_width, 3)
             extent = (0, columns * cell_width, rows * cell_height, 0)
@@ -197,8 +202,8 @@ def changes(result: RunResult, logits: Logits, labels: NDArray[Any]) -> dict[str
     return {name: np.flatnonzero(part) for name, part in parts.items()}
 
 
-def short(text: str, most: int = 24) -> str:
-    """A text of at most so many letters, which has room below a picture."""
+def short(text: str, most: int = 13) -> str:
+    """A text of at most so many letters: a line of so many has room below a picture."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

@@ -180,8 +180,9 @@ function drawClasses(run) {
     };
   });
   draw("classes", bars, {
-    title: { text: "errors per class (%), Wilson intervals; target bold", font: { size: 14 } }, barmode: "group",
+    title: { text: "errors per class (%), Wilson intervals; target bold", font: { size: 14 }, x: 0.02 }, barmode: "group",
     xaxis: { type: "category", title: { text: "true class" } }, yaxis: { rangemode: "tozero" },
+    legend: { orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "bottom" }, // names of classes may be long
   });
 }
 
@@ -195,7 +196,7 @@ function drawConfusion(run) {
   draw("confusion", [{
     type: "heatmap", x: names, y: names, z: shown, zmin: -most, zmax: most, colorscale: scale, xgap: 1, ygap: 1,
     text: shown.map((row) => row.map((v) => (v === null || v === 0 ? "" : v > 0 ? `+${v}` : `${MINUS}${-v}`))),
-    texttemplate: innerWidth > NARROW ? "%{text}" : "", hoverongaps: false, colorbar: { thickness: 10, outlinewidth: 0 },
+    texttemplate: innerWidth > NARROW && size <= 12 ? "%{text}" : "", hoverongaps: false, colorbar: { thickness: 10, outlinewidth: 0 },
     hovertemplate: "a %{y} taken for a %{x}: %{z:+d} images<extra></extra>",
   }], {
     title: { text: "mistakes more (+) or fewer (−) than before", font: { size: 14 } },
