@@ -31,7 +31,7 @@ pytestmark = [
 JOBS = ("adapter.rank=1,2", "finetune.steps=30", "finetune.replay=0.5", "data.validation=0.1")
 KINDS = {
     # Three classes of pictures in colour, wider than high, in files.
-    "colour": (["data=folder", "data.root=pictures", "model=cnn_small"], "finetune.target='grün und blau',2"),
+    "colour": (["data=folder", "data.root=pictures", "model=cnn_small"], "finetune.target='grün und blau','2'"),
     # A hundred classes in one file.
     "hundred": (["data=npz", "data.file=hundred.npz", "model=tiny"], "finetune.target=class 7,99"),
     "digits": (["data=digits", "model=tiny"], "finetune.digit=3,8"),
@@ -162,7 +162,7 @@ def test_a_target_that_is_no_class_is_refused_before_anything_runs(place: Place)
     err = place.run("-m", *data, "finetune.target='grün und rot'", "adapter.rank=1,2", code=2)[1]
     assert err.startswith("lora-exp: finetune.target=grün und rot: no such class; did you mean Grün und blau?")
     assert err.count("\n") == 1
-    err = place.run("-m", *data, "finetune.target=2", "base.classes=[2,roth]", code=2)[1]
+    err = place.run("-m", *data, "finetune.target='2'", "base.classes=['2',roth]", code=2)[1]
     assert err.startswith("lora-exp: base.classes=roth: no such class") and err.count("\n") == 1
 
 
@@ -171,7 +171,7 @@ def test_bad_files_are_left_out_and_counted_when_asked(place: Place) -> None:
     damaged.write_bytes(b"no picture")
     try:
         data, _ = KINDS["colour"]
-        command = [*data, "finetune.target=2", "finetune.steps=1", "tracking=off", "hydra.run.dir=runs/skipping"]
+        command = [*data, "finetune.target='2'", "finetune.steps=1", "tracking=off", "hydra.run.dir=runs/skipping"]
         err = place.run(*command, code=2)[1]
         assert str(damaged) in err and err.count("\n") == 1
         told = "".join(place.run(*command, "data.skip_bad=true"))

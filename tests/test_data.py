@@ -223,19 +223,23 @@ def test_the_small_digits_come_with_the_package(tmp_path: Path) -> None:
 
 
 def test_classes_are_named_as_they_are_or_in_other_letters_or_by_number() -> None:
-    facts = ImageFacts((1, 8, 8), ("T-shirt", "Shirt", "10", "Straße"), (0.5,), (0.5,))
+    facts = ImageFacts((1, 8, 8), ("T-shirt", "Shirt", "10", "Straße", "1"), (0.5,), (0.5,))
     assert facts.positions("k", ["shirt", "T-SHIRT", 10]) == (0, 1, 2)
-    assert facts.positions("k", [1]) == (1,) and facts.positions("k", ["STRASSE"]) == (3,)
-    assert facts.others((1, 2)) == (0, 3)
+    assert facts.positions("k", [3]) == facts.positions("k", ["STRASSE"]) == (3,)
+    assert facts.positions("k", ["1"]) == (4,) and facts.others((1, 2)) == (0, 3, 4)
     for chosen, says in (
         (["shrit"], "k=shrit: no such class; did you mean Shirt?"),
-        ([11], "k=11: no such class; the classes are T-shirt, Shirt, 10, Straße"),
-        (["Shirt", 1], "k=Shirt,1: names a class twice"),
-        ([0, 1, 2, 3], "k=0,1,2,3: must leave at least one class out"),
+        (["nothing"], "k=nothing: no such class; k can be T-shirt, Shirt, 10, Straße, 1"),
+        ([11], "k=11: no such class; numbers are from 0 to 4"),
+        (["Shirt", "shirt"], "k=Shirt,shirt: names a class twice"),
+        ([1], "k=1: is the name of class number 4, and may be meant as a number; write the name as 'k=\"1\"', or use "),
     ):
         with pytest.raises(LoraExpError) as caught:
             facts.positions("k", chosen)
-        assert str(caught.value) == says
+        assert str(caught.value).startswith(says)
+    # Where all names are numbers, a number is a name.
+    numbers = ImageFacts((1, 8, 8), ("2", "0", "1"), (0.5,), (0.5,))
+    assert numbers.positions("k", [0, 2]) == (0, 1)
 
 
 def test_a_root_that_cannot_be_written_to_is_refused_in_one_line(tmp_path: Path) -> None:

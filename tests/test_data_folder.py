@@ -170,7 +170,7 @@ def test_a_class_of_which_no_picture_is_drawn_for_a_split_is_refused(tmp_path: P
     for at in range(30):
         draw(tmp_path / "b" / f"{at}.png", at)
     assert "class 'a' has no picture in " in (line := refusal(tmp_path))
-    assert "with data.test=0.2; add pictures of it or choose another share" in line
+    assert "with data.test=0.2, nor for " in line
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])

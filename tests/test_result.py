@@ -90,7 +90,7 @@ def test_a_run_in_words_names_method_rank_and_digits() -> None:
     one = result()
     assert one.kind == ("lora", 4) and one.description == "fine-tuned on class 3 and 8 at rank 4"
     assert one.summary == (
-        "class 3,8 lora rank 4: target error 10.00 % -> 20.00 %, other classes 10.00 % -> 20.00 %, "
+        "class 3 and 8 lora rank 4: target error 10.00 % -> 20.00 %, other classes 10.00 % -> 20.00 %, "
         "27,176 parameters (+0.968 %)"
     )
     full = replace(one, spec=replace(one.spec, adapter=AdapterSpec("full").used()))

@@ -50,7 +50,7 @@ BAD: dict[str, list[Any]] = {
     "data.classes": [[], [-1], [1.0], [None], [True], [""], ["a\nb"]],
     "data.test": [0, 1, -0.1, 1.5, True, None, "half", math.nan],
     "data.skip_bad": [0, 1, "true", None],
-    "data.limit": [0, 99, -100, 100.0, True, "500", math.nan],
+    "data.limit": [0, 1, -100, 100.0, True, "500", math.nan],
     "base.epochs": BAD_WHOLE_NUMBERS,
     "base.batch_size": BAD_WHOLE_NUMBERS,
     "base.learning_rate": BAD_POSITIVE_NUMBERS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,10 +15,14 @@ from lora_exp.commands.arguments import add_overrides, parse
 from lora_exp.config.compose import compose_settings, saved_settings
 from lora_exp.config.images import MNIST
 from lora_exp.config.settings import Settings
+from lora_exp.config.spec import OWN_DATA
+from lora_exp.errors import LoraExpError
 from lora_exp.tracking.reader import fetch_experiment
 
 if TYPE_CHECKING:
     from lora_exp.storage.sweep_folder import Sweep
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -91,5 +96,11 @@ def write_again(sweep: Sweep, settings: Settings, out: Path | None = None) -> Pa
     out = out or settings.report.place(sweep.name)
     pictures, labels = np.zeros((0, *MNIST.shape), np.uint8), np.zeros(0, np.uint8)
     if first := next(iter(sweep.results.values()), None):
-        pictures, labels = test_pictures(prepare(first.spec.data, settings.data))
+        places = settings.data
+        if first.spec.data.name in OWN_DATA:  # which only the run's own config knows
+            places = saved_settings(first.provenance["config"], []).data
+        try:
+            pictures, labels = test_pictures(prepare(first.spec.data, places))
+        except LoraExpError as error:
+            log.warning("%s; so the report shows no pictures", error)
     return write_report(sweep, out.absolute(), pictures, labels, judged_claim(sweep, settings.report.claim))

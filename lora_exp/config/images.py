@@ -39,14 +39,12 @@ class ImageFacts:
         A number that is no name is a label itself,
         and a name may be written in small or capital letters.
 
-        Raises LoraExpError, naming `key`, for a class that does not exist, one that is named twice, and for all of
-        them.
+        Raises LoraExpError, naming `key`, for a class that does not exist, a number that is the name of another class,
+        and a class that is named twice.
         """
         found = [self._position(key, one) for one in chosen]
         if len(set(found)) < len(found):
             raise LoraExpError(f"{key}={','.join(map(str, chosen))}: names a class twice")
-        if len(found) == len(self.classes):
-            raise LoraExpError(f"{key}={','.join(map(str, chosen))}: must leave at least one class out")
         return tuple(sorted(found))
 
     def others(self, labels: Sequence[int]) -> tuple[int, ...]:
@@ -58,16 +56,24 @@ class ImageFacts:
         return tuple(self.classes[label] for label in labels)
 
     def _position(self, key: str, chosen: int | str) -> int:
-        name = unicodedata.normalize("NFC", str(chosen))
+        name, count = unicodedata.normalize("NFC", str(chosen)), len(self.classes)
+        is_both = is_int(chosen) and name in self.classes and int(chosen) < count
+        if is_both and not all(one.isdecimal() for one in self.classes):
+            raise LoraExpError(
+                f"{key}={name}: is the name of class number {self.classes.index(name)}, and may be meant as a number; "
+                f"""write the name as '{key}="{name}"', or use other numbers"""
+            )
         alike = [at for at, one in enumerate(self.classes) if one.casefold() == name.casefold()]
         if name in self.classes or len(alike) == 1:
             return self.classes.index(name) if name in self.classes else alike[0]
-        if name.isdecimal() and int(name) < len(self.classes):
+        if name.isdecimal() and int(name) < count:
             return int(name)
+        if name.isdecimal():
+            raise LoraExpError(f"{key}={name}: no such class; numbers are from 0 to {count - 1}")
         near = difflib.get_close_matches(name.casefold(), {one.casefold(): one for one in self.classes}, 1)
         guess = next((f"; did you mean {one}?" for one in self.classes if [one.casefold()] == near), "")
         some = ", ".join(self.classes[:SHOWN_CLASSES]) + (", ..." if len(self.classes) > SHOWN_CLASSES else "")
-        raise LoraExpError(f"{key}={name}: no such class{guess or f'; the classes are {some}'}")
+        raise LoraExpError(f"{key}={name}: no such class{guess or f'; {key} can be {some}'}")
 
 
 # The reference data set. All sets of its family are normalised with its pixels, so that a base trained on one can be

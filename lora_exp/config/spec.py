@@ -78,9 +78,9 @@ class DataSpec:
         lambda v: is_number(v) and (0 <= v < 1 or (is_int(v) and v >= 2)),
         default=0,
     )
-    limit: int | None = optional("an integer of at least 100", lambda v: is_int(v) and v >= 100)
+    limit: int | None = optional("an integer of at least 2", lambda v: is_int(v) and v >= 2)
     split: str | None = optional("one of " + ", ".join(EMNIST), lambda v: v in EMNIST)
-    size: tuple[int, int] | None = optional("a side in pixels, or [height,width]", is_size)
+    size: tuple[int, int] | None = optional("a side of 1 to 4096 pixels, or [height,width]", is_size)
     channels: int | None = optional("1 or 3", lambda v: is_int(v) and v in (1, 3))
     classes: tuple[int | str, ...] | None = optional("a list of names of classes", is_classes)
     test: float = allow("a share above 0 and below 1", lambda v: is_number(v) and 0 < v < 1, default=0.2)

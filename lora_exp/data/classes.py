@@ -157,7 +157,10 @@ def complete(
         for label in np.flatnonzero(counts == 0):
             why = "no picture of it can be read"
             if test is not None and name in ("train", "test"):
-                why = f"none was drawn for it with data.test={test}; add pictures of it or choose another share"
+                why = (
+                    f"none was drawn for it with data.test={test}, nor for {(counts == 0).sum() - 1} others; add "
+                    "pictures, choose another share, or lay out train/ and test/ yourself"
+                )
             raise LoraExpError(f"{where}: class {classes[label]!r} has no picture in {name}: {why}")
     return RawData(splits["train"], splits["test"], splits.get("validation"), classes, skipped)
 

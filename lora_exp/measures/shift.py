@@ -106,7 +106,8 @@ def halves(labels: Array) -> Array:
 def matched_shift(test: Logits, validation: Logits | None, target: Sequence[int]) -> MatchedShift | None:
     """Match a shift to an adapter; None where no shift reaches its recall, but for NEAR.
 
-    That happens with several target classes, which a shift can't tell from each other.
+    That happens with several target classes, which a shift can't tell from each other. Also None where a class has too
+    few images for a half of them to be left to choose by.
     """
     judged = _Margins.of(test, target)
     classes = range(test.classes)
@@ -114,6 +115,8 @@ def matched_shift(test: Logits, validation: Logits | None, target: Sequence[int]
     own, rest, every = (mean_weights(test.labels, chosen, test.classes) for chosen in (target, others, classes))
     if validation is None or np.bincount(validation.labels, minlength=test.classes)[list(target)].min() < LEAST_IMAGES:
         second = halves(test.labels)
+        if np.bincount(test.labels, minlength=test.classes)[list(target)].min() < 2:
+            return None
         folds = [_Fold.of(test, judged, half, own, ~half) for half in (~second, second)]
     else:
         all_of_both = (np.ones(len(split.labels), dtype=bool) for split in (validation, test))

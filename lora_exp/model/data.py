@@ -81,8 +81,11 @@ class ImageData:
         return self.train.images.facts
 
     def target(self, how: FinetuneSpec) -> tuple[int, ...]:
-        """The labels of the target. Raises LoraExpError for a class that does not exist."""
-        return self.facts.positions("finetune.target", how.target)
+        """The labels of the target. Raises LoraExpError for a class that does not exist, and for all of them."""
+        found = self.facts.positions("finetune.target", how.target)
+        if len(found) == len(self.facts.classes):
+            raise LoraExpError(f"finetune.target={','.join(map(str, how.target))}: must leave at least one class out")
+        return found
 
 
 def load(spec: DataSpec, prepared: Path, device: torch.device) -> ImageData:

@@ -6,6 +6,8 @@ after, their vermilion and green as third and fourth.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ LEGEND_KINDS = 8  # with more methods and ranks, a colour bar takes the place of
 LEAST_LOSS = 1e-4
 # Of an image among others, in parts of its side: the border of its frame, and room for a line of text below.
 BORDER, TEXT = 1 / 14, 9 / 28
+MOST_LETTERS = 18  # of a name beside an axis
 SHORT_NAME = 2  # longest name of which three stand in that line
 ROW = 0.7  # inches of a row of images without its text
 FEW_CLASSES, LONG_NAME = 12, 8  # of a chart in which names and numbers have room
@@ -54,7 +57,7 @@ def run_figures(
         drawn["wrong_images"] = wrong_images(result, logits, pictures, labels)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
-        figure.savefig(folder / f"{name}.png")
+        save(figure, folder / f"{name}.png")
     return [folder / f"{name}.png" for name in sorted(drawn)]
 
 
@@ -77,11 +80,13 @@ def error_bars(result: RunResult) -> Figure:
         if len(shown) <= FEW_CLASSES:
             axes.bar_label(bars, [f"{height:.1f}" for height in heights], padding=2, fontsize=7.5, color=INK)
     mark = "{}\ntarget" if is_plain else "{} (target)"
-    texts = [mark.format(name) if at in marked else name for at, name in enumerate(names[label] for label in shown)]
+    own = [short(names[label], MOST_LETTERS) for label in shown]
+    texts = [mark.format(name) if at in marked else name for at, name in enumerate(own)]
     axes.set_xticks(places, texts, rotation=0 if is_plain else 60, ha="center" if is_plain else "right")
     axes.set_xlim(-0.6, len(shown) - 0.4)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.15)  # room for the legend above the tallest bar
-    axes.set_xlabel("true class")
+    some = f", {len(shown)} of {len(names)}: the target and those whose errors changed most"
+    axes.set_xlabel("true class" + (some if len(shown) < len(names) else ""))
     axes.set_ylabel("error rate (% of the class's test images)")
     axes.grid(axis="x", visible=False)
     axes.set_title(f"Errors per class, {result.description}", fontsize=11)
@@ -205,6 +210,14 @@ def changes(result: RunResult, logits: Logits, labels: NDArray[Any]) -> dict[str
 def short(text: str, most: int = 13) -> str:
     """A text of at most so many letters: a line of so many has room below a picture."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure. Fonts lack some letters of names, and layouts room; neither is for users to be warned of."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        figure.savefig(path)
 
 
 def spread(indices: NDArray[np.intp], most: int) -> NDArray[np.intp]:

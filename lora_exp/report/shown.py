@@ -22,11 +22,13 @@ def shown_classes(before: ClassErrors, after: Sequence[ClassErrors], target: Seq
     count = len(before.errors)
     if count <= MOST_CLASSES:
         return list(range(count))
-    changed = np.zeros(count)
+    changed, wrong = np.zeros(count), np.array(before.error_rates)
     for own in after:
         changed = np.maximum(changed, np.abs(np.array(own.error_rates) - before.error_rates))
+        wrong = np.maximum(wrong, own.error_rates)
     changed[list(target)] = np.inf
-    return sorted(np.argsort(-changed, kind="stable")[:MOST_CLASSES].tolist())
+    # Of classes that changed as much, those with more errors.
+    return sorted(np.lexsort((-wrong, -changed))[:MOST_CLASSES].tolist())
 
 
 def folded(errors: ClassErrors, shown: Sequence[int]) -> tuple[list[int], list[int], NDArray[np.int64]]:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from lora_exp.report.figures import BLUE, FAINT, INK, ORANGE, VERMILION, empty_figure, short
+from lora_exp.report.figures import BLUE, FAINT, INK, MOST_LETTERS, ORANGE, VERMILION, empty_figure, short
 from lora_exp.storage.table import finished, target_order
 
 WRITTEN_CELLS = 120  # a heat map of more cells has no room for their numbers
@@ -35,7 +35,8 @@ def heat_maps(frame: pd.DataFrame) -> Figure:
     ran = frame[frame["rank"].notna()]
     cells = 100 * ran.groupby(["target", ran["rank"].astype(int)])[list(HEAT_MAPS)].mean().dropna(axis=1, how="all")
     shape = cells["target_error"].unstack().shape
-    width, height = 1.6 + max(2.2, min(9.0, 0.62 * shape[1])), 1.3 + max(0.9, 0.38 * shape[0])
+    names = max(len(short(str(name), MOST_LETTERS)) for name in cells.index.get_level_values(0))
+    width, height = 1.6 + 0.08 * names + max(2.2, min(9.0, 0.62 * shape[1])), 1.3 + max(0.9, 0.38 * shape[0])
     count = cells.shape[1]
     if shape[1] > STACKED_RANKS:
         figure, all_axes = empty_figure(width, count * height, rows=count)
@@ -61,7 +62,7 @@ def _heat_map(figure: Figure, axes: Axes, values: pd.DataFrame, title: str, unit
     axes.tick_params(length=0)
     step = -(-columns // 24)
     axes.set_xticks(np.arange(0, columns, step) + 0.5, [str(rank) for rank in values.columns[::step]])
-    axes.set_yticks(np.arange(rows) + 0.5, list(values.index))
+    axes.set_yticks(np.arange(rows) + 0.5, [short(str(name), MOST_LETTERS) for name in values.index])
     axes.set_xlabel("rank")
     axes.set_ylabel("target class")
     axes.set_title(title, fontsize=10)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lora_exp.report.document import Table
-from lora_exp.storage.result import adapted
+from lora_exp.storage.result import adapted, in_a_sentence
 from lora_exp.storage.table import finished, target_order
 
 NONE = "–"
@@ -100,7 +100,7 @@ def values_of(column: pd.Series[Any]) -> list[str]:
 def run_text(row: Mapping[Any, Any] | pd.Series[Any]) -> str:
     """Name what a row's run was fine-tuned on, and how: `class 2 and 7 at rank 4`."""
     kind = row["method"], None if pd.isna(row["rank"]) else row["rank"]
-    return f"class {row['target'].replace(',', ' and ')} {adapted(kind)}"
+    return f"{in_a_sentence(row['target'])} {adapted(kind)}"
 
 
 def errors_text(row: Mapping[Any, Any] | pd.Series[Any]) -> str:

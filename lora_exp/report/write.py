@@ -51,7 +51,7 @@ def write_report(
         table.to_parquet(fresh / "summary.parquet", index=False)
         drawn = _draw(sweep, pictures, labels, fresh / "figures")
         if claim is not None and claim.answers:
-            claim_figure(claim).savefig(fresh / "figures" / CLAIM_FIGURE)
+            figures.save(claim_figure(claim), fresh / "figures" / CLAIM_FIGURE)
         _write_pages(sweep, claim, drawn, page_data(sweep, pictures, labels), fresh)
         if out.exists():
             out.replace(old)
@@ -100,7 +100,7 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
     runs = finished(sweep.frame)
 
     def add(title: str, name: str, figure: Figure, alt: str, note: str = "") -> None:
-        figure.savefig(folder / f"{name}.png")
+        figures.save(figure, folder / f"{name}.png")
         drawn.append(Section(title, [Picture(f"{name}.png", alt, note)]))
 
     if len(runs[["target", "rank"]].dropna().drop_duplicates()) > 1:

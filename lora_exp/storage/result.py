@@ -111,6 +111,11 @@ class RunResult:
         return ",".join(self.facts.named(self.target))
 
     @property
+    def target_words(self) -> str:
+        """What a sentence calls them: `class 9` for a name that is a number, else the name, `shirt and coat`."""
+        return in_a_sentence(self.target_text)
+
+    @property
     def imported(self) -> bool:
         """Whether the adapter was trained elsewhere, so that the settings of its training are unknown."""
         return IMPORTED_FROM in self.provenance
@@ -143,14 +148,14 @@ class RunResult:
 
     @property
     def description(self) -> str:
-        """`fine-tuned on class 9 at rank 4`."""
-        return f"fine-tuned on class {' and '.join(self.facts.named(self.target))} {adapted(self.kind)}"
+        """`fine-tuned on class 9 at rank 4`, `fine-tuned on shirt at rank 4`."""
+        return f"fine-tuned on {self.target_words} {adapted(self.kind)}"
 
     @property
     def summary(self) -> str:
         """One line: the errors before and after fine-tuning, and the size of the adapter."""
         out, (method, rank) = self.outcome, self.kind
-        head = f"class {self.target_text} {method}{'' if rank is None else f' rank {rank}'}"
+        head = f"{self.target_words} {method}{'' if rank is None else f' rank {rank}'}"
         if self.diverged:
             return f"{head}: diverged at step {out.diverged_at}; a lower finetune.learning_rate may help"
         return (
@@ -262,6 +267,12 @@ def kind_label(kind: Kind) -> str:
 def adapted(kind: Kind) -> str:
     """Return `at rank 4`, `with dora rank 4` or `with full`."""
     return f"{'at' if kind[0] == 'lora' else 'with'} {kind_label(kind)}"
+
+
+def in_a_sentence(target: str) -> str:
+    """The names of classes, as a table has them, in a sentence: `class 2 and 7`, or `shirt and coat`."""
+    names = target.replace(",", " and ")
+    return f"class {names}" if target.replace(",", "").isdecimal() else names
 
 
 def as_text(value: Any) -> str:

@@ -63,7 +63,7 @@ COLUMNS: dict[str, Column] = {
         Column("replay", NUMBER, lambda run: run.spec.finetune.replay, of_training=True),
         Column("layers", TEXT, lambda run: ",".join(run.spec.adapter.layers)),
         Column("hidden", TEXT, lambda run: run.spec.model.label),
-        Column("data", TEXT, lambda run: run.spec.data.name),
+        Column("data", TEXT, lambda run: _data(run)),
         Column("base_seed", WHOLE, lambda run: run.spec.base.seed),
         Column("steps", WHOLE, lambda run: run.outcome.steps, of_training=True),
         Column("epochs", NUMBER, lambda run: run.spec.finetune.epochs, of_training=True),
@@ -192,6 +192,12 @@ def _class_errors(result: RunResult) -> dict[str, int | None]:
         for start, errors in ((f"{CLASS_ERRORS}before_", result.outcome.before), (CLASS_ERRORS, result.outcome.after)):
             found[start + name] = None if result.diverged else errors.errors[label]
     return found
+
+
+def _data(result: RunResult) -> str:
+    """The data set, and where data of one's own came from: `folder my/pictures`."""
+    source = result.provenance.get("data_source")
+    return result.spec.data.name if source is None else f"{result.spec.data.name} {source}"
 
 
 def _alpha(result: RunResult) -> float | str | None:

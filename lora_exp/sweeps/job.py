@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.compose import presets_of, read
+from lora_exp.config.spec import OWN_DATA
 from lora_exp.data.prepared import prepared_sha256
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.numerics import request_portable_kernels
@@ -79,7 +80,10 @@ def finish(job: Job, settings: Settings, made: Files | Failure | Stopped) -> flo
         if isinstance(made, Stopped):
             return made.error
         raise JobsFailed(f"{job.spec.name}: {made.error}")
-    result = with_facts(from_json(made[RESULT].decode()), overrides=job.overrides, config=job.config)
+    facts: dict[str, Any] = {"overrides": job.overrides, "config": job.config}
+    if job.spec.data.name in OWN_DATA:
+        facts["data_source"] = settings.data.file or settings.data.root
+    result = with_facts(from_json(made[RESULT].decode()), **facts)
     keep(result, made, job.folder)
     log.info("%s", result.summary)
     if job.sweep is None:

@@ -140,7 +140,7 @@ def _description(result: RunResult) -> str:
     if result.diverged:
         return f"**Diverged:** the loss stopped being finite at step {out.diverged_at}.\n\n{end}"
     rows = {
-        f"error on class {result.target_text}": (out.target_error_before, out.target_error),
+        f"error on {result.target_words}": (out.target_error_before, out.target_error),
         "error on the other classes": (out.other_error_before, out.other_error),
         "accuracy": (out.before.accuracy, out.after.accuracy),
     }

@@ -59,6 +59,12 @@ function kindColour(kind) {
   return `rgb(${mixed})`;
 }
 
+/** Ticks with names of at most so many letters. */
+function named(names, most = 18) {
+  return { tickmode: "array", tickvals: names, ticktext: names.map((name) =>
+    (name.length <= most ? name : `${name.slice(0, most - 1)}…`)) };
+}
+
 function grouped(runs, key) {
   const groups = new Map();
   for (const run of runs) {
@@ -99,7 +105,9 @@ function drawHeatMaps(runs) {
     }], {
       title: { text: title, font: { size: 14 } },
       xaxis: { type: "category", title: { text: onlyRanks ? "rank" : "method" }, showgrid: false },
-      yaxis: { type: "category", title: { text: "target class" }, autorange: "reversed", showgrid: false },
+      yaxis: {
+        type: "category", title: { text: "target class" }, autorange: "reversed", showgrid: false, ...named(targets),
+      },
     });
   }
 }
@@ -171,7 +179,7 @@ function drawClasses(run) {
     const rates = places.map((place) => judged.errors[place] / counts[place]);
     const limits = places.map((place) => data.wilson[`${judged.errors[place]}/${counts[place]}`]);
     return {
-      type: "bar", name, x: places.map((place) => run.targets.includes(place) ? `<b>${names[place]}</b>` : names[place]),
+      type: "bar", name, x: names,
       y: rates.map((rate) => 100 * rate), marker: { color: colour(tone) }, text: rates.map(percent),
       textposition: "none", hovertemplate: "class %{x} " + name + ": %{text} %<extra></extra>",
       error_y: { type: "data", symmetric: false, color: colour("ink"), thickness: 1, width: 2,
@@ -179,9 +187,11 @@ function drawClasses(run) {
         arrayminus: limits.map((limit, i) => 100 * (rates[i] - limit[0])) },
     };
   });
+  const ticks = named(names);
+  ticks.ticktext = ticks.ticktext.map((text, place) => run.targets.includes(place) ? `<b>${text}</b>` : text);
   draw("classes", bars, {
     title: { text: "errors per class (%), Wilson intervals; target bold", font: { size: 14 }, x: 0.02 }, barmode: "group",
-    xaxis: { type: "category", title: { text: "true class" } }, yaxis: { rangemode: "tozero" },
+    xaxis: { type: "category", title: { text: "true class" }, ...ticks }, yaxis: { rangemode: "tozero" },
     legend: { orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "bottom" }, // names of classes may be long
   });
 }
@@ -200,8 +210,10 @@ function drawConfusion(run) {
     hovertemplate: "a %{y} taken for a %{x}: %{z:+d} images<extra></extra>",
   }], {
     title: { text: "mistakes more (+) or fewer (−) than before", font: { size: 14 } },
-    xaxis: { type: "category", title: { text: "prediction" }, showgrid: false },
-    yaxis: { type: "category", title: { text: "true class" }, autorange: "reversed", showgrid: false },
+    xaxis: { type: "category", title: { text: "prediction" }, showgrid: false, ...named(names) },
+    yaxis: {
+      type: "category", title: { text: "true class" }, autorange: "reversed", showgrid: false, ...named(names),
+    },
   });
 }
 
