@@ -157,6 +157,19 @@ def test_a_registered_model_takes_the_datas_own_pictures_and_answers_with_names(
     assert model.predict(given).tolist() == [read(sweep / "1").facts.classes[label] for label in predicted]
 
 
+def test_an_experiment_whose_runs_are_on_data_of_ones_own_has_a_report(swept: tuple[str, Path], place: Place) -> None:
+    told = "".join(place.run("report", "--experiment", "lora_exp", "--out", "all of it"))
+    assert "all of it/report.html" in told and (place.folder / "all of it" / "summary.csv").is_file()
+
+
+def test_a_class_with_a_single_test_image_is_no_obstacle(place: Place) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 5, 5), dtype=np.uint8)
+    labels = np.arange(60) % 3
+    np.savez(place.folder / "few.npz", x_train=pixels, y_train=labels, x_test=pixels[:3], y_test=labels[:3])
+    out = "".join(place.run("data=npz", "data.file=few.npz", "model=tiny", "finetune.target=1", "tracking=off"))
+    assert "no moved threshold has its recall" in out
+
+
 def test_a_target_that_is_no_class_is_refused_before_anything_runs(place: Place) -> None:
     data, _ = KINDS["colour"]
     err = place.run("-m", *data, "finetune.target='grün und rot'", "adapter.rank=1,2", code=2)[1]

@@ -14,8 +14,10 @@ import pytest
 from matplotlib import image
 from matplotlib.colors import to_rgba
 
+from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.measures.logits import Logits, from_tensors
 from lora_exp.report import figures, sweep_figures
+from lora_exp.report.shown import folded, shown_classes, shown_names, thumbnails
 from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_folder import load_sweep
 
@@ -167,3 +169,38 @@ def test_a_run_gets_its_figures_and_a_diverged_one_its_loss_curve_only(tmp_path:
 def test_drawing_needs_no_pyplot() -> None:
     code = "import sys, lora_exp.report.write; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_that_no_font_has_and_that_have_no_room_are_drawn_without_a_warning(tmp_path: Path) -> None:
+    figure, (axes,) = figures.empty_figure(3, 2)
+    axes.set_title("ﾊﾝ字 " + "x" * 300)
+    axes.set_xticks([0, 1], ["ﾊﾝ字", "y" * 300], rotation=60)
+    figures.save(figure, tmp_path / "names.png")
+    assert (tmp_path / "names.png").stat().st_size > 1000
+    assert figures.short("a name that is long", 8) == "a name …" and figures.short("a name", 8) == "a name"
+
+
+def test_of_many_classes_those_are_shown_whose_errors_changed_and_all_others_as_one() -> None:
+    def errors(wrong: dict[int, int]) -> ClassErrors:
+        confusion = [[0] * 100 for _ in range(100)]
+        for label in range(100):
+            confusion[label][label] = 10 - wrong.get(label, 0)
+            confusion[label][(label + 1) % 100] = wrong.get(label, 0)
+        return ClassErrors.of(confusion, 0.1, [0.1] * 100)
+
+    before, after = errors({50: 9, 60: 3}), errors({50: 9, 61: 5, 62: 4})
+    shown = shown_classes(before, [after], [7])
+    assert len(shown) == 30 and shown == sorted(shown) and {7, 50, 60, 61, 62} <= set(shown)
+    wrong, counts, confusion = folded(after, shown)
+    assert (sum(wrong), sum(counts), int(confusion.sum())) == (18, 1000, 1000)
+    assert counts[-1] == 700 and shown_names([f"c{label}" for label in range(100)], shown)[-1] == "70 others"
+    assert shown_classes(ClassErrors.of([[1, 0], [0, 1]], 0.1, [0.1, 0.1]), [], [0]) == [0, 1]
+
+
+def test_thumbnails_are_square_and_of_a_size_that_can_be_seen() -> None:
+    small = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 1, 8, 8)
+    assert thumbnails(small, False).shape == (2, 24, 24, 3)
+    assert (thumbnails(small, True)[0, ::3, ::3, 0] == 255 - small[0, 0]).all()
+    wide = np.full((1, 3, 100, 200), 9, np.uint8)
+    made = thumbnails(wide, False)
+    assert made.shape == (1, 50, 50, 3) and (made[0, 0] == 0).all() and (made[0, 25] == 9).all()

@@ -93,7 +93,7 @@ def test_a_sweep_links_to_its_runs_and_they_link_back(shown: Shown, page: Page) 
     expect(page.get_by_text("8 jobs: 8 finished.")).to_be_visible()
     expect(page.get_by_text("Chosen by balanced accuracy on")).to_be_visible()
     page.get_by_text("Show more").first.click()
-    link = page.get_by_role("link", name=re.compile("^digit-")).first
+    link = page.get_by_role("link", name=re.compile("^target-")).first
     name = link.inner_text()
     with page.expect_popup() as opened:
         link.click()
@@ -132,6 +132,6 @@ def test_the_report_is_shown_and_its_scripts_run(shown: Shown, page: Page) -> No
 def test_a_filter_typed_into_the_table_finds_runs_by_setting_and_error(shown: Shown, page: Page) -> None:
     open_runs(page, shown.address)
     box = page.get_by_test_id("search-box")
-    box.fill("params.digit = '3' and metrics.`adapter/rank` >= 2 and metrics.target_error < 0.5")
+    box.fill("params.target = '3' and metrics.`adapter/rank` >= 2 and metrics.target_error < 0.5")
     box.press("Enter")
     expect(page.get_by_text("3 matching runs")).to_be_visible()  # two runs, and the sweep they are in

@@ -214,10 +214,15 @@ def short(text: str, most: int = 13) -> str:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure. Fonts lack some letters of names, and layouts room; neither is for users to be warned of."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        figure.savefig(path)
+    log = logging.getLogger("matplotlib")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            figure.savefig(path)
+    finally:
+        log.setLevel(level)
 
 
 def spread(indices: NDArray[np.intp], most: int) -> NDArray[np.intp]:
