@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
@@ -160,6 +161,10 @@ def test_a_registered_model_takes_the_datas_own_pictures_and_answers_with_names(
 def test_an_experiment_whose_runs_are_on_data_of_ones_own_has_a_report(swept: tuple[str, Path], place: Place) -> None:
     told = "".join(place.run("report", "--experiment", "lora_exp", "--out", "all of it"))
     assert "all of it/report.html" in told and (place.folder / "all of it" / "summary.csv").is_file()
+    report = (place.folder / "all of it" / "report.md").read_text()
+    sets = set(pd.read_csv(place.folder / "all of it" / "summary.csv")["data"])
+    assert {"folder pictures"} <= sets
+    assert len(sets) == 1 or f"They are on {len(sets)} data sets (" in report
 
 
 def test_a_class_with_a_single_test_image_is_no_obstacle(place: Place) -> None:

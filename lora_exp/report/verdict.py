@@ -34,7 +34,7 @@ def verdict(frame: pd.DataFrame) -> str:
         standing = "" if measured.empty else f": {_one(measured.iloc[0])}"
         return f"{text[0].upper()}{text[1:]}{besides}{standing}; {errors}."
     standing = "" if measured.empty else f"{_many(measured)} "
-    return f"{standing}Mean of {len(runs)} finished runs{besides}: {errors}."
+    return f"{standing}Mean of {len(runs)} finished runs{besides}: {errors}.{_mixed(runs)}"
 
 
 def choice(frame: pd.DataFrame) -> str:
@@ -51,6 +51,14 @@ def choice(frame: pd.DataFrame) -> str:
     if row["chosen_gained"] > 0:
         return f"Chosen on {on}: job {job} ({run_text(row)}) gained most balanced accuracy there; {result}."
     return f"On {on} no run gained balanced accuracy; job {job} ({run_text(row)}) lost least; {result}."
+
+
+def _mixed(runs: pd.DataFrame) -> str:
+    """A warning where the runs are on several data sets, whose errors are hardly to be compared."""
+    sets = runs["data"].unique()
+    if len(sets) == 1:
+        return ""
+    return f" They are on {len(sets)} data sets ({', '.join(sets)}): means, front and choice go across all of them."
 
 
 def _one(row: Any) -> str:
