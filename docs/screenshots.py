@@ -42,7 +42,7 @@ def mlflow_pictures(browser: Browser, sweep: Path) -> None:
 
 
 def report_pictures(browser: Browser, report: Path) -> None:
-    """Take `report_charts.png`, gain and cost over the sweep, and `report_run.png`, one run's errors by digit."""
+    """Take `report_charts.png`, gain and cost over the sweep, and `report_run.png`, one run's errors by class."""
     page = browser.new_page(viewport={"width": 1200, "height": 1080})
     page.goto((report / "report.html").as_uri())
     page.locator("body[data-drawn=true]").wait_for(state="attached")
