@@ -24,7 +24,6 @@ from lora_exp.errors import LoraExpError
 if TYPE_CHECKING:
     import torch
 
-
 CPUINFO = Path("/proc/cpuinfo")
 # The requests of `device.portable=true`, to MKL and to torch's own kernels. On processors of other makers than Intel,
 # MKL takes any request but COMPATIBLE as AUTO: small products, `exp`, `sqrt` and decompositions have other bits there.
@@ -97,7 +96,7 @@ def _about_processor(field: str) -> str:
 MIN_ROWS = 16
 # Of rows that are no multiple of this, MKL computes the last ones with another kernel if the request is COMPATIBLE.
 ROW_MULTIPLE = 4
-# Numbers of rows for `promise` to try: of products that `_whole_rows` completes, and of the chunks of an evaluation.
+# Rows for `promise` to try: of products that `_whole_rows` completes, and of the chunks of an evaluation.
 ANY_ROWS, CHUNKS = (MIN_ROWS, 20, 33, 70), (MIN_ROWS, 20, 52, 72)
 # torch computes a stacked product of fewer multiplications with a loop of its own, whose sums have other bits.
 LEAST_MULTIPLICATIONS = 400
@@ -112,7 +111,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's usual constants (Kingma & Ba 
 def least_rows(shapes: Sequence[tuple[int, int]]) -> int:
     """How many rows of a job a chunk of an evaluation needs, in a model whose layer weights have these shapes [O, I].
 
-    With fewer, low-rank updates of narrow layers would be computed otherwise than in larger chunks.
+    With fewer, narrow layers would be computed otherwise than in larger chunks.
     """
     narrowest = min(min(shape) for shape in shapes)
     return max(MIN_ROWS, -(-LEAST_MULTIPLICATIONS // (RANK_MULTIPLE * narrowest)))
@@ -158,11 +157,9 @@ def _depends_on_others(
 
     rows = torch.randn(160, len(factor), generator=random)
     whole = product(rows, factor)
-    for number in numbers:
-        parts = [product(part, factor) for part in torch.split(rows, number) if len(part) == number]
-        if not torch.equal(torch.cat(parts), whole[: number * len(parts)]):
-            return True
-    return False
+    cuts = ([part for part in torch.split(rows, number) if len(part) == number] for number in numbers)
+    found = (torch.cat([product(part, factor) for part in parts]) for parts in cuts)
+    return not all(torch.equal(own, whole[: len(own)]) for own in found)
 
 
 def _stacked(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

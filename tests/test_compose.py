@@ -125,7 +125,7 @@ def test_settings_do_not_change_the_key_of_a_run() -> None:
             "foo=1",
             "foo: no such key; allowed: model, data, base, adapter, finetune, device, tracking, store,",
         ),
-        ("data.limit=3", "data.limit=3: must be null or an integer of at least 100"),
+        ("data.limit=1", "data.limit=1: must be null or an integer of at least 2"),
         ("data.validation=1", "data.validation=1: must be 0, a number of images of at least 2, or a share below 1"),
         ("adapter.alpha=big", "adapter.alpha=big: must be a number above 0, or rank"),
     ],

@@ -44,15 +44,15 @@ def local(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: Imag
 
 
 @pytest.mark.parametrize(
-    ("executor", "worker"),
-    [(PROCESSES, "lora_exp.executors.worker"), pytest.param(SLURM, "submitit.core._submit", marks=LONG)],
+    ("executor", "worker", "seconds"),  # of the worker's CPU time, until it has a pack
+    [(PROCESSES, "lora_exp.executors.worker", 1.0), pytest.param(SLURM, "submitit.core._submit", 4.0, marks=LONG)],
     ids=["own", "slurm"],
 )
 def test_a_sweep_whose_worker_is_killed_has_the_bits_of_a_local_one(
-    place: Place, local: Path, executor: tuple[str, ...], worker: str
+    place: Place, local: Path, executor: tuple[str, ...], worker: str, seconds: float
 ) -> None:
     process = place.start(*SWEEP, *executor)
-    busy(process, worker, 4.0).kill()
+    busy(process, worker, seconds).kill()
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "retried in smaller packs" in out + err

@@ -42,7 +42,7 @@ USERS_OF_ASIDE = ("sweeps", "commands", "__main__")
 FACES = {
     "config": "fields images methods spec settings compose hydra_rules",
     "measures": "class_errors logits measured gains paired",
-    "storage": "ownership result table sweep_file sweep_folder store keys pruning promises provenance",
+    "storage": "ownership result words table sweep_file sweep_folder store keys pruning promises provenance",
     "data": "header prepared embedded",
     "model": "data architecture base",
     "adapters": "plan pack adapted peft initialisation",

@@ -13,7 +13,8 @@ from made_results import small_result as result
 
 from lora_exp.config.spec import AdapterSpec
 from lora_exp.measures.class_errors import error_of
-from lora_exp.storage.result import from_json, kind_label, read
+from lora_exp.storage.result import from_json, read
+from lora_exp.storage.words import kind_label
 
 
 def test_a_result_survives_json_and_its_file(tmp_path: Path) -> None:

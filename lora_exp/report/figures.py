@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from lora_exp.measures.logits import Logits
 from lora_exp.report.shown import is_dark, shown_classes, thumbnails
-from lora_exp.storage.result import Kind, RunResult, kind_label
+from lora_exp.storage.result import RunResult
+from lora_exp.storage.words import Kind, kind_label
 
 BLUE, ORANGE, VERMILION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 INK, FAINT = "#222222", "#8A8A8A"

@@ -20,10 +20,11 @@ from lora_exp.report import gained
 from lora_exp.report.figures import changes, spread
 from lora_exp.report.shown import folded, is_dark, shown_classes, shown_names, thumbnails
 from lora_exp.report.tables import ALWAYS, MEASURES, differing, heading, runs_table, setting_text, values_of
-from lora_exp.storage.result import RunResult, kind_label
+from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import finished, representative
+from lora_exp.storage.words import kind_label
 
 FEW_RUNS = 100  # with more, the page holds less of each, so that it stays small and fast
 CURVE_POINTS = {True: 60, False: 25}  # of a loss curve, with few or many runs

@@ -24,10 +24,11 @@ from lora_exp.report.tables import (
     setting_text,
 )
 from lora_exp.report.verdict import choice, verdict
-from lora_exp.storage.result import RunResult, kind_label
+from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import finished
+from lora_exp.storage.words import kind_label
 
 # Provenance that other sections show.
 SHOWN_ELSEWHERE = ("overrides", "config", "started")

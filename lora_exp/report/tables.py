@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from lora_exp.report.document import Table
-from lora_exp.storage.result import adapted, in_a_sentence
 from lora_exp.storage.table import finished, target_order
+from lora_exp.storage.words import adapted, in_a_sentence
 
 NONE = "–"
 

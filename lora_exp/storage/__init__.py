@@ -1,6 +1,7 @@
 """What is kept on disk and read back: results, sweeps, and the store of finished work.
 
 - `result`: what a run yields, and its `result.json`
+- `words`: what runs, methods and values are called
 - `schema`: whether what was read has the declared types
 - `table`: the columns of a summary
 - `sweep_file`: `sweep.json` and `failure.json`

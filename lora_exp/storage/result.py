@@ -21,6 +21,7 @@ from lora_exp.measures.class_errors import ClassErrors, error_of
 from lora_exp.measures.gains import Choice, Gains, beyond_words
 from lora_exp.measures.gains import from_dict as gains_from_dict
 from lora_exp.storage.schema import conform, parsed
+from lora_exp.storage.words import Kind, adapted, as_text, in_a_sentence
 
 RESULT, ADAPTER, PREDICTIONS = "result.json", "adapter.safetensors", "predictions.safetensors"
 # Provenance of an adapter that was trained elsewhere: the folder it came from.
@@ -32,8 +33,6 @@ UNKNOWN_SETTINGS = {
 }
 # `RunResult.parameters` names a parameter GROUP_FIELD, those of `adapter` and `finetune` FIELD, and these so:
 SHORT_NAMES = {"model_hidden": "model", "data_name": "data"}
-# Method and rank; the rank is None for a method without one.
-Kind = tuple[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -256,32 +255,6 @@ def whole_adapter(folder: Path, result: RunResult) -> Path:
     if sha256 != result.outcome.adapter_sha256:
         raise LoraExpError(f"{path}: is damaged, or of another run: its SHA-256 is not that in {RESULT}")
     return path
-
-
-def kind_label(kind: Kind) -> str:
-    """Return `rank 4`, `dora rank 4` or `full`."""
-    method, rank = kind
-    return " ".join(([] if method == "lora" else [method]) + ([] if rank is None else [f"rank {rank}"]))
-
-
-def adapted(kind: Kind) -> str:
-    """Return `at rank 4`, `with dora rank 4` or `with full`."""
-    return f"{'at' if kind[0] == 'lora' else 'with'} {kind_label(kind)}"
-
-
-def in_a_sentence(target: str) -> str:
-    """The names of classes, as a table has them, in a sentence: `class 2 and 7`, or `shirt and coat`."""
-    names = target.replace(",", " and ")
-    return f"class {names}" if target.replace(",", "").isdecimal() else names
-
-
-def as_text(value: Any) -> str:
-    """Return a value as a config has it: `1` and `0.001` for numbers, `true`, `null`, lists with commas."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, list | tuple):
-        return ",".join(as_text(part) for part in value)
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.images import MANY_CLASSES
 from lora_exp.measures.gains import beyond_words
-from lora_exp.storage.result import RunResult, as_text
+from lora_exp.storage.result import RunResult
+from lora_exp.storage.words import as_text
 
 if TYPE_CHECKING:
     import pandas as pd
