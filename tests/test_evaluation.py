@@ -163,6 +163,9 @@ def test_the_size_of_a_chunk_changes_no_bit(
 
 
 @pytest.mark.usefixtures("any_pack")
+@pytest.mark.skipif(
+    numerics.requested() == "COMPATIBLE", reason="on two threads these kernels have other bits; packs have one"
+)
 def test_one_or_two_threads_give_the_same_predictions(small_base: BaseModel, split: Split, tuned: FineTuned) -> None:
     found = []
     before = torch.get_num_threads()

@@ -211,13 +211,13 @@ def test_a_changed_config_is_named_with_the_files_that_say_so(run: Path, reprodu
 def test_another_environment_is_printed_and_is_no_failure(run: Path, reproduced: Reproduced) -> None:
     def edit(result: dict[str, Any]) -> None:
         result["provenance"]["versions"]["torch"] = "1.0"
-        result["provenance"] |= {"mkl_cbwr": "COMPATIBLE", "threads": 77, "commit": "abc"}
+        result["provenance"] |= {"mkl_cbwr": "SSE4_2", "threads": 77, "commit": "abc"}
 
     change(run, edit)
     code, printed = reproduced(run)
     assert code == 0 and "reproduced: all " in printed and "environment and settings differ:" in printed
     rows = {line.split()[0]: line.split()[1] for line in printed.splitlines() if " " in line}
-    assert rows["versions.torch"] == "1.0" and rows["mkl_cbwr"] == "COMPATIBLE"
+    assert rows["versions.torch"] == "1.0" and rows["mkl_cbwr"] == "SSE4_2"
     assert rows["threads"] == "77" and rows["commit"] == "abc"
 
 
