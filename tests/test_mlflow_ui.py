@@ -76,16 +76,16 @@ def page(shown: Shown, browser: Browser) -> Iterator[Page]:
     assert elsewhere == []
 
 
-def test_the_runs_of_a_sweep_are_compared_by_rank_alpha_digit_and_errors(shown: Shown, page: Page) -> None:
+def test_the_runs_of_a_sweep_are_compared_by_rank_alpha_target_and_errors(shown: Shown, page: Page) -> None:
     open_runs(page, shown.address)
     for name in ("forgetting", "other_error", "target_error", "alpha", "target", "rank"):
         expect(page.locator(f"[role=columnheader][col-id$='.`{name}`']")).to_be_visible()
     rows = expand(page, shown.name, 8)
     assert len(rows) == 8
     compare(page, rows)
-    assert axes(page) == ["alpha", "target", "rank", "target_error"]
+    assert axes(page) == ["alpha", "rank", "target", "target_error"]
     add_metrics(page, "other_error", "forgetting")
-    assert axes(page) == ["alpha", "target", "rank", "target_error", "other_error", "forgetting"]
+    assert axes(page) == ["alpha", "rank", "target", "target_error", "other_error", "forgetting"]
 
 
 def test_a_sweep_links_to_its_runs_and_they_link_back(shown: Shown, page: Page) -> None:
