@@ -60,7 +60,7 @@ def prepared_sha256(spec: DataSpec, folder: DataFolder) -> str | None:
     return found.sha256 if found is not None and found.source == _fingerprint(spec, folder) else None
 
 
-def arrays(path: Path) -> dict[str, NDArray[Any]]:
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     """All arrays of a prepared file, read into memory."""
     from safetensors.numpy import load_file
 
@@ -81,7 +81,7 @@ def is_damaged(path: Path) -> bool:
 
     found = header(path)
     try:
-        held = arrays(path)
+        held = _arrays(path)
     except (OSError, SafetensorError):
         return True
     return found is not None and _sha256_of(held, found.facts.classes) != found.sha256

@@ -36,25 +36,25 @@ def brought_up_to_date(database: Path) -> None:
         if _older_version(database) != version:  # another process was faster
             return
         copy = database.with_name(f"{database.name}.{version}")
-        with (
-            contextlib.closing(sqlite3.connect(database, timeout=20)) as old,
-            contextlib.closing(sqlite3.connect(copy)) as new,
-        ):
-            old.backup(new)
+        _copy(database, copy)
         log.warning("%s was made by an older MLflow and is brought up to this one; %s is as it was", database, copy)
         command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{database}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0 or _older_version(database) is not None:
-            with (
-                contextlib.closing(sqlite3.connect(copy)) as old,
-                contextlib.closing(sqlite3.connect(database, timeout=20)) as new,
-            ):
-                old.backup(new)
+            _copy(copy, database)
             why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise LoraExpError(
                 f"tracking.uri=sqlite:///{database}: was made by an older MLflow, which this one can't bring up to "
                 f"date ({why}); it is as it was; name another file, and the next run makes it"
             )
+
+
+def _copy(source: Path, to: Path) -> None:
+    with (
+        contextlib.closing(sqlite3.connect(source, timeout=20)) as old,
+        contextlib.closing(sqlite3.connect(to, timeout=20)) as new,
+    ):
+        old.backup(new)
 
 
 def _older_version(database: Path) -> str | None:
