@@ -19,7 +19,8 @@ from lora_exp.adapters.initialisation import Factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan
 from lora_exp.adapters.updates import UPDATES, part_shapes
-from lora_exp.model.base import BaseModel, Layer, plain_logits
+from lora_exp.model.architecture import Layer
+from lora_exp.model.base import BaseModel
 
 # One key holds all metadata: safetensors writes several keys in varying order, and equal adapters must be equal files.
 METADATA = "lora_exp"
@@ -63,8 +64,8 @@ class AdaptedClassifier:
         with torch.no_grad():
             plain = self._merged if self.enabled else self._base
             if plain is not None:
-                return plain_logits(plain, images_NI)
-            return self._pack.logits(self._base, images_NI[None], None)[0]
+                return plain.forward.logits(images_NI)
+            return self._pack.logits(self._base, images_NI[None])[0]
 
     def enable(self) -> None:
         """Use the adapter."""
@@ -76,8 +77,8 @@ class AdaptedClassifier:
 
     def merge(self) -> BaseModel:
         """Merge the update into a copy of the weights, use that copy from now on, and return it."""
-        layers = [_merge(layer, self.factors, self.scaling.get(layer.name, 1.0)) for layer in self._base.layers]
-        self._merged = dataclasses.replace(self._base, layers=tuple(layers))
+        merged = (_merged(layer, self.factors, self.scaling.get(layer.name, 1.0)) for layer in self._base.layers)
+        self._merged = self._base.with_layers(dict(own for own in merged if own is not None))
         return self._merged
 
     def unmerge(self) -> None:
@@ -127,13 +128,12 @@ def read_adapter(path: Path) -> StoredAdapter:
         raise ValueError(f"{path}: is not a readable adapter file ({' '.join(str(error).split())})") from error
 
 
-def _merge(layer: Layer, factors: Factors, scaling: float) -> Layer:
-    """Merge a layer's update into its weight and bias."""
+def _merged(layer: Layer, factors: Factors, scaling: float) -> tuple[str, tuple[torch.Tensor, torch.Tensor]] | None:
+    """The name of an adapted layer, and its weight and bias with the update merged into them."""
     own = {name.rpartition(".")[2]: value for name, value in factors.items() if name.rpartition(".")[0] == layer.name}
     if not own:
-        return layer
-    weight, bias = UPDATES[UPDATE_OF[frozenset(own)]].merged(layer.weight, layer.bias, own, scaling)
-    return dataclasses.replace(layer, weight=weight, bias=bias)
+        return None
+    return layer.name, UPDATES[UPDATE_OF[frozenset(own)]].merged(layer.weight, layer.bias, own, scaling)
 
 
 def _plan_of(base: BaseModel, factors: Factors, scaling: Mapping[str, float]) -> AdapterPlan:

@@ -11,7 +11,8 @@ import torch
 
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan
 from lora_exp.adapters.updates import INITIAL, UPDATES
-from lora_exp.model.base import BaseModel, Layer
+from lora_exp.model.architecture import Layer
+from lora_exp.model.base import BaseModel
 from lora_exp.numerics import generator
 
 Factors = dict[str, torch.Tensor]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from lora_exp.adapters.updates import UPDATES, AdaptedLayer, Parts, Update
+from lora_exp.adapters.updates import CHANGES_GRADIENT, UPDATES, AdaptedLayer, Parts, Update
 from lora_exp.numerics import frozen_product, rowwise_product
 
 
@@ -58,9 +58,9 @@ class AdaptedLayerFunction(torch.autograd.Function):
         ]
         if rectify:
             outputs.clamp_min_(0)
-        ctx.save_for_backward(
-            hidden, weight, bias, outputs if rectify else None, *stacks, *(t for own in saved for t in own)
-        )
+        # Of a layer that no job adapts, the input is not kept.
+        kept = hidden if spans else None, weight, bias, outputs if rectify else None
+        ctx.save_for_backward(*kept, *stacks, *(t for own in saved for t in own))
         ctx.spans, ctx.shares, ctx.saved_counts = spans, shares, [len(own) for own in saved]
         return outputs
 
@@ -75,6 +75,8 @@ class AdaptedLayerFunction(torch.autograd.Function):
         if rectified is not None:
             # In place: only the layer above produced this gradient, and nothing else refers to it.
             torch.ops.aten.threshold_backward.grad_input(grad, rectified, 0, grad_input=grad)
+        elif any(span.update in CHANGES_GRADIENT for span in ctx.spans):
+            grad = grad.clone()  # a skip connection may have the same gradient
         updates = list(_updates(ctx.spans, weight, bias, stacks))
         part_grads: list[torch.Tensor] = []
         carried = []

@@ -6,6 +6,7 @@ padded with zeros to a multiple of RANK_MULTIPLE. Padded rows have zero gradient
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,9 +17,9 @@ import torch
 from lora_exp.adapters.initialisation import Factors, initial_factors
 from lora_exp.adapters.layer import AdaptedLayerFunction, Span
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan
-from lora_exp.adapters.updates import UPDATES
-from lora_exp.model.architecture import LayerShape
-from lora_exp.model.base import BaseModel, Layer
+from lora_exp.adapters.updates import OWN_PRODUCTS, UPDATES
+from lora_exp.model.architecture import Constants, Layer, LayerShape
+from lora_exp.model.base import BaseModel
 from lora_exp.numerics import generator
 
 Stacks = dict[str, torch.Tensor]
@@ -149,49 +150,49 @@ class AdapterPack:
 
     def shares(self, at: int) -> bool:
         """Whether any job uses the frozen product of layer `at`."""
-        return not self.groups or any(group.update(at) != "dense" for group in self.groups)
+        return not self.groups or any(group.update(at) not in OWN_PRODUCTS for group in self.groups)
 
     def logits(
-        self, base: BaseModel, images_PBI: torch.Tensor, first_PBO: torch.Tensor | None, training: bool = False
+        self, base: BaseModel, images_PBI: torch.Tensor, constants: Constants | None = None, training: bool = False
     ) -> torch.Tensor:
         """Compute the logits [P, B, C] of every adapted classifier.
 
-        `first_PBO` is the frozen product of the first layer, if known; its memory is overwritten. Dropout applies while
-        `training` only.
+        `constants` are what the frozen part of the base computes of these images, if known; their memory is
+        overwritten. Dropout applies while `training` only.
         """
-        hidden = images_PBI
-        for at, layer in enumerate(base.layers):
-            frozen = first_PBO if at == 0 else None
-            rows = layer.shape.rows(hidden)
-            hidden = layer.shape.activations(self.layer(at, layer, rows, base.is_rectified(at), frozen, training))
-        return hidden
+        return base.forward(images_PBI, functools.partial(self.layer, training=training), constants)
 
     def layer(
         self,
-        at: int,
+        at: int | None,
         layer: Layer,
         hidden_PBI: torch.Tensor,
-        rectify: bool,
+        rectify: bool = False,
         frozen_PBO: torch.Tensor | None = None,
+        *,
         training: bool = False,
     ) -> torch.Tensor:
         """Compute the outputs [P, B, O] of layer `at`: the frozen product, then each job's update, then ReLU.
 
-        `frozen_PBO` is the frozen product, if known; its memory holds the outputs afterwards.
+        A layer whose number is None is frozen for every job. `frozen_PBO` is the frozen product, if known; its memory
+        holds the outputs afterwards.
         """
         spans, stacks = [], []
         start = 0
+        shares = at is None or self.shares(at)
         for group in self.groups:
+            if at is None:
+                break
             stop = start + len(group.jobs)
             if (update := group.update(at)) != "none":
                 mask = group.mask(at, hidden_PBI[0]) if training else None
                 spans.append(Span(start, stop, update, group.scaling[at], mask, group.buffers[at]))
                 stacks += [group.parts[at][part] for part in UPDATES[update].parts]
             start = stop
-        if frozen_PBO is None and not self.shares(at):
+        if frozen_PBO is None and not shares:
             frozen_PBO = hidden_PBI.new_empty(*hidden_PBI.shape[:2], len(layer.weight))
         outputs: torch.Tensor = AdaptedLayerFunction.apply(
-            hidden_PBI, frozen_PBO, layer.weight, layer.bias, rectify, self.shares(at), spans, *stacks
+            hidden_PBI, frozen_PBO, layer.weight, layer.bias, rectify, shares, spans, *stacks
         )
         return outputs
 

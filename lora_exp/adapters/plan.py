@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_exp.adapters.updates import part_shapes
+from lora_exp.adapters.updates import OWN_PRODUCTS, part_shapes
 from lora_exp.config.methods import METHODS
 from lora_exp.config.spec import AdapterSpec
 from lora_exp.errors import LoraExpError
@@ -20,6 +20,10 @@ from lora_exp.model.architecture import LayerShape
 from lora_exp.numerics import RANK_MULTIPLE
 
 log = logging.getLogger(__name__)
+
+SHOWN_LAYERS = 20  # in a message
+# What a method does to a layer without a bias.
+WITHOUT_BIAS = {"bias": "none", "dense": "dense_weight"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class AdapterPlan:
     @property
     def owns_weights(self) -> bool:
         """Whether the job trains weights below the last layer, so that it shares no frozen product with other jobs."""
-        return any(layer.update == "dense" for layer in self.layers[:-1])
+        return any(layer.update in OWN_PRODUCTS for layer in self.layers[:-1])
 
     def rate_ratio(self, part: str) -> float:
         """Return the ratio of the learning rate of a part (A, B, ...) to the job's."""
@@ -81,7 +85,7 @@ def adapter_plan(spec: AdapterSpec, layers: Sequence[LayerShape], seed: int, tar
     """Apply the patterns of `spec` to the layers of a model; `target` are the classes to fine-tune on.
 
     Logs a warning for a rank above the smaller side of a layer's weight. Raises LoraExpError when a pattern matches no
-    layer.
+    layer, and for a method that trains biases where the layers have none.
     """
     names = [layer.name for layer in layers]
     for key, patterns in (
@@ -91,10 +95,13 @@ def adapter_plan(spec: AdapterSpec, layers: Sequence[LayerShape], seed: int, tar
     ):
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
-                raise LoraExpError(f"adapter.{key}={pattern}: matches no layer; the layers are {', '.join(names)}")
+                raise LoraExpError(f"adapter.{key}={pattern}: matches no layer; the layers are {_listed(names)}")
     method = METHODS[spec.method]
+    plans = tuple(_layer_plan(spec, layer, layer is layers[-1], target) for layer in layers)
+    if method.update == "bias" and not any(plan.update == "bias" for plan in plans):
+        raise LoraExpError(f"adapter.method={spec.method}: none of the layers that it trains has a bias")
     return AdapterPlan(
-        tuple(_layer_plan(spec, layer, layer is layers[-1], target) for layer in layers),
+        plans,
         "principal" if method.principal else spec.init,
         spec.init_std,
         seed,
@@ -109,7 +116,8 @@ def _layer_plan(spec: AdapterSpec, layer: LayerShape, is_last: bool, target: tup
     if not chosen or (method.last_layer_only and not is_last):
         return LayerPlan()
     if "rank" not in method.keys:
-        return LayerPlan(method.update, outputs=target if method.target_only else None)
+        update = method.update if layer.has_bias else WITHOUT_BIAS.get(method.update, method.update)
+        return LayerPlan(update, outputs=target if method.target_only else None)
     rank, alpha = spec.rank, spec.alpha
     for pattern, own_rank in spec.rank_pattern:
         rank = own_rank if fnmatch.fnmatch(layer.name, pattern) else rank
@@ -121,6 +129,12 @@ def _layer_plan(spec: AdapterSpec, layer: LayerShape, is_last: bool, target: tup
         # A weight has no more singular triples than that.
         rank = side if method.principal else rank
     return LayerPlan(method.update, rank, rank if method.principal else 0, scaling)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names, of many only the first and the last."""
+    many = len(names) > SHOWN_LAYERS
+    return ", ".join([*names[: SHOWN_LAYERS - 1], "...", names[-1]] if many else names)
 
 
 @functools.cache  # warns once per process for each layer and rank, not once per job

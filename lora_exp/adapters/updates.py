@@ -161,17 +161,19 @@ class Bias:
         """Nothing to add: the whole gradient goes through the frozen product."""
 
 
+@dataclass(frozen=True)
 class Dense:
-    """Weight and bias are trained. Jobs share no product, so each job has products of its own."""
+    """The weight is trained, and the bias if there is one. Jobs share no product, so each has products of its own."""
 
-    parts = ("weight", "bias")
+    parts: tuple[str, ...] = ("weight", "bias")
 
     def merged(self, weight: Tensor, bias: Tensor, parts: Parts, scaling: float) -> Weights:
-        return parts["weight"], parts["bias"]
+        return parts["weight"], parts.get("bias", bias)
 
     def forward(self, layer: AdaptedLayer, hidden: Tensor, outputs: Tensor) -> Tensors:
         """Overwrite the outputs of the frozen layer."""
-        for own, rows, weight, bias in zip(outputs, hidden, *layer.parts.values(), strict=True):
+        biases = layer.parts.get("bias", layer.bias.expand(len(outputs), -1))
+        for own, rows, weight, bias in zip(outputs, hidden, layer.parts["weight"], biases, strict=True):
             torch.addmm(bias, rows, weight.t(), out=own)
         return ()
 
@@ -179,7 +181,7 @@ class Dense:
         """Those of weight and bias, in memory that all steps share."""
         for own, rows, into in zip(grad, hidden, layer.buffers["weight"], strict=True):
             torch.mm(own.t(), rows, out=into)
-        return (layer.buffers["weight"], grad.sum(1)), ()
+        return (layer.buffers["weight"], grad.sum(1))[: len(self.parts)], ()
 
     def input_gradient(self, layer: AdaptedLayer, grad: Tensor, carried: Tensors, grad_hidden: Tensor) -> None:
         """Overwrite the gradient through the frozen layer."""
@@ -193,7 +195,15 @@ def row_squares(weight: Tensor) -> Tensor:
     return weight.square().sum(1)
 
 
-UPDATES: dict[str, Update] = {"low_rank": LOW_RANK, "dora": Dora(), "bias": Bias(), "dense": Dense()}
+UPDATES: dict[str, Update] = {
+    "low_rank": LOW_RANK,
+    "dora": Dora(),
+    "bias": Bias(),
+    "dense": Dense(),
+    "dense_weight": Dense(("weight",)),
+}
+CHANGES_GRADIENT = ("dora",)  # updates whose `gradients` change `grad`
+OWN_PRODUCTS = ("dense", "dense_weight")  # updates of layers whose frozen product the job does not use
 # How a part other than A and B starts, from the layer's weight [O, I] and bias [O].
 INITIAL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "weight": lambda weight, bias: weight,

@@ -16,12 +16,12 @@ from lora_exp import numerics
 from lora_exp.commands.arguments import add_overrides, parse
 from lora_exp.config.compose import compose_config, compose_values, config_folder, read, saved_values
 from lora_exp.config.images import MNIST
+from lora_exp.config.models import LIBRARIES
 from lora_exp.config.settings import CACHE, Settings
-from lora_exp.config.spec import spec_from
+from lora_exp.config.spec import BaseSpec, spec_from
 from lora_exp.data.embedded import MNIST_SHA256, damaged_embedded_files, damaged_unpacked_files
 from lora_exp.data.prepared import is_damaged
 from lora_exp.errors import LoraExpError
-from lora_exp.model.architecture import layer_shapes
 from lora_exp.storage.provenance import processor
 from lora_exp.storage.pruning import GIB, activity, damage, entries
 from lora_exp.storage.result import RESULT, read_run, whole_adapter
@@ -123,12 +123,17 @@ def _device(name: str) -> Iterator[Finding]:
 def _products(device: str) -> Iterator[Finding]:
     """Which bits are promised to be equal, for every model."""
     from lora_exp.executors.choice import torch_device
+    from lora_exp.model.base import BaseModel, network
+    from lora_exp.training.probe import promise_of
 
     models: dict[str, list[str]] = {}
     values = compose_values([])
     for path in sorted((config_folder() / "model").glob("*.yaml")):
-        shapes = layer_shapes(spec_from(values | {"model": saved_values(path.read_text())}).model, MNIST)
-        promise = numerics.promise([(layer.outputs, layer.inputs) for layer in shapes], torch_device(device))
+        own = saved_values(path.read_text())
+        if own.get("kind") in LIBRARIES:  # a run tries the model that it names
+            continue
+        form = network(spec_from(values | {"model": own}).model, MNIST)
+        promise = promise_of(BaseModel(form, form.initial(0)), [BaseSpec().batch_size], torch_device(device))
         models.setdefault(promise, []).append(path.stem)
     for promise, names in models.items():
         yield Finding(f"{promise}: {', '.join(names)}; kernels {numerics.kernels()}")

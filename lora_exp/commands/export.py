@@ -67,7 +67,7 @@ def export_peft(folder: Path, out: Path | None, overrides: Sequence[str]) -> Pat
 
     base = load_base(folder, overrides)
     adapted = adapted_classifier(base, folder, result)
-    layers = [layer.shape for layer in base.layers]
+    layers = base.network.layers
     files = peft_files(adapted.factors, adapted.scaling, layers, adapter.dropout)
     files |= {BASE: save(_state_dict(base)), README: _readme(folder, result, base).encode()}
     out = folder / "peft" if out is None else out
@@ -129,7 +129,7 @@ def adapted_classifier(base: BaseModel, folder: Path, result: RunResult) -> Adap
 
 
 def _state_dict(model: BaseModel) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in model.tensors().items()}
+    return {name: tensor.contiguous() for name, tensor in model.state.items()}
 
 
 def _readme(folder: Path, result: RunResult, base: BaseModel) -> str:

@@ -50,14 +50,14 @@ def import_peft(source: Path, into: Path | None, overrides: Sequence[str]) -> li
     from lora_exp.adapters.peft import read_folder
     from lora_exp.data.header import header
     from lora_exp.data.prepared import prepare
-    from lora_exp.model.architecture import layer_shapes
+    from lora_exp.model.base import network
     from lora_exp.sweeps.job import check, keep, open_laboratory, with_facts
     from lora_exp.sweeps.recording import recording
 
     try:
         found = header(prepare(spec.data, settings.data))
         assert found is not None, "it has just been prepared"
-        adapter = read_folder(source, layer_shapes(spec.model, found.facts))
+        adapter = read_folder(source, network(spec.model, found.facts).layers)
     except ValueError as error:
         raise LoraExpError(str(error)) from error
     spec = dataclasses.replace(spec, adapter=adapter.spec)

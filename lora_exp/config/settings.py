@@ -168,6 +168,13 @@ class DataFolder:
 
 
 @dataclass(frozen=True)
+class BaseFile:
+    """Where the weights are from which a base is trained, or which are the base."""
+
+    weights: str | None = optional("a .safetensors file", is_text)
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a config, checked."""
 
@@ -180,11 +187,12 @@ class Settings:
     search: SearchSettings
     executor: ExecutorSettings
     data: DataFolder
+    base: BaseFile
 
 
 # Top-level config group -> dataclass of its settings.
 SETTINGS: dict[str, type[Any]] = typing.get_type_hints(Settings)
-del SETTINGS["data"]  # whose other keys belong to the spec
+del SETTINGS["data"], SETTINGS["base"]  # whose other keys belong to the spec
 
 
 def settings_from(config: Mapping[str, Any]) -> Settings:
@@ -196,4 +204,5 @@ def settings_from(config: Mapping[str, Any]) -> Settings:
     parts = {group: checked(cls, group, given[group]) for group, cls in SETTINGS.items()}
     parts["executor"].check()
     folder = {key: value for key, value in config["data"].items() if ("data", key) in NOT_SPEC}
-    return Settings(**parts, data=checked(DataFolder, "data", folder))
+    file = {key: value for key, value in config["base"].items() if key == "weights"}
+    return Settings(**parts, data=checked(DataFolder, "data", folder), base=checked(BaseFile, "base", file))

@@ -26,11 +26,14 @@ from lora_exp.config.fields import (
     is_pattern,
     is_positive,
     is_size,
+    is_text,
     one_of,
     optional,
     positive,
 )
 from lora_exp.config.methods import METHODS
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.weights import weights_sha256
 from lora_exp.errors import LoraExpError
 
 T = TypeVar("T")
@@ -40,28 +43,6 @@ KNOWN_SETS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "emnist", "cifar10",
 OWN_DATA = ("folder", "npz", "parquet")
 EMNIST = ("balanced", "byclass", "bymerge", "letters", "digits", "mnist")
 INITIALISATIONS = ("gaussian", "kaiming", "orthogonal")
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Images -> convolutions (stride 2, so each halves height and width) -> hidden layers -> logits, with ReLU."""
-
-    hidden: tuple[int, ...] = allow(
-        "a list of layer widths of at least 2, such as [1000,2000]",
-        lambda v: isinstance(v, list | tuple) and all(is_int(w) and w >= 2 for w in v),
-    )
-    rectify_logits: bool = flag(default=False)
-    channels: tuple[int, ...] = allow(
-        "a list of at most 4 channel counts of at least 2, such as [16,32]; [] for no convolutions",
-        lambda v: isinstance(v, list | tuple) and len(v) <= 4 and all(is_int(c) and c >= 2 for c in v),
-        default=(),
-    )
-    kernel: int = allow("an odd integer from 1 to 7", lambda v: is_int(v) and v in (1, 3, 5, 7), default=3)
-
-    @property
-    def label(self) -> str:
-        """`1000-2000`, or `16c3-32c3-128` with convolutions."""
-        return "-".join([*(f"{count}c{self.kernel}" for count in self.channels), *map(str, self.hidden)])
 
 
 @dataclass(frozen=True)
@@ -89,13 +70,29 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class BaseSpec:
-    """How the base classifier is trained (Adam, cross-entropy)."""
+    """How the base classifier is trained (Adam, cross-entropy), and from which weights on.
 
-    epochs: int = integer(1, default=1)
+    `weights` is the SHA-256 of a file, where training starts from weights of one's own; `head=new` gives them a new
+    last layer. With `trained=head` the last layer alone is trained.
+    """
+
+    epochs: int = integer(0, default=1)
     batch_size: int = integer(1, default=10)
     learning_rate: float = positive(default=1e-3)
     seed: int = integer(0, default=0)
     classes: tuple[int | str, ...] | None = optional("a list of classes", is_classes, null="null (all classes)")
+    weights: str | None = optional("a .safetensors file", is_text)
+    head: str = one_of(("keep", "new"), default="keep")
+    trained: str = one_of(("all", "head"), default="all")
+
+    def check(self) -> None:
+        """Raise LoraExpError for values that don't fit each other."""
+        if self.weights is None and self.epochs == 0:
+            raise LoraExpError("base.epochs=0: needs weights, as base.weights=FILE.safetensors")
+        if self.weights is None and self.head == "new":
+            raise LoraExpError("base.head=new: needs weights, as base.weights=FILE.safetensors")
+        if self.head == "new" and self.epochs == 0:
+            raise LoraExpError("base.head=new: the new head must be trained; use base.epochs=1, base.trained=head")
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ class AdapterSpec:
         default=(),
     )
     layers: tuple[str, ...] = allow(
-        "a list of layer names or patterns, written as 'adapter.layers=[linear1]' or \"adapter.layers=['linear*']\"",
+        "a list of layer names or patterns, written as 'adapter.layers=[linear1]' or 'adapter.layers=[\"*.q\"]'",
         lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(name, str) for name in v),
         default=("*",),
     )
@@ -243,6 +240,8 @@ def spec_from(config: Mapping[str, Any]) -> RunSpec:
         if not isinstance(values, Mapping):
             raise LoraExpError(f"{group}={_shown(values)}: must be a config group")
         own = {k: v for k, v in values.items() if (group, k) not in NOT_SPEC}
+        if group == "base" and isinstance(own.get("weights"), str):
+            own["weights"] = weights_sha256(own["weights"])
         parts[group] = checked(cls, group, _without_digits(group, own))
     return _run_spec(parts)
 
@@ -270,6 +269,8 @@ def _without_digits(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run_spec(parts: dict[str, Any]) -> RunSpec:
     """Runs that differ only in keys that their method does not use have equal specs."""
+    parts["model"].check()
+    parts["base"].check()
     return RunSpec(**(parts | {"adapter": parts["adapter"].used()}))
 
 

@@ -1,108 +1,192 @@
-"""The shape of a classifier, layer by layer. A convolution is a linear layer over patches of the image.
+"""What a network is: a function that takes images and a callback for its adaptable layers.
 
-Shapes: P jobs, N images, I inputs and O outputs of a layer, L output positions of a convolution, C channels,
-H, W height and width of an image, k side of a kernel.
+The callback computes the rows of one layer for all jobs of a pack. A network knows nothing of adapters, and adapters
+know nothing of the architecture. `stack.py` and `module.py` hold the two kinds of networks.
+
+Shapes: P jobs, N images, B images of a batch, I inputs and O outputs of a layer, L rows of a layer's matrix product for
+one image (tokens, or output positions of a convolution), C classes.
 """
 
 from __future__ import annotations
 
-import functools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from lora_exp.config.images import ImageFacts
-from lora_exp.config.spec import ModelSpec
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-
-STRIDE = 2
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """A square kernel over images [`channels`, `height`, `width`], padded so that a stride of 2 halves both."""
-
-    channels: int
-    height: int
-    width: int
-    kernel: int
-
-    @property
-    def padding(self) -> int:
-        """Zeros at each edge."""
-        return self.kernel // 2
-
-    @property
-    def size_out(self) -> tuple[int, int]:
-        """Height and width of the output."""
-        return (self.height - 1) // STRIDE + 1, (self.width - 1) // STRIDE + 1
-
-    @property
-    def positions(self) -> int:
-        """L: output positions of an image, which is also its number of patches."""
-        return self.size_out[0] * self.size_out[1]
-
-    def patches(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn images [P, N, C*H*W] into rows [P, N*L, C*k*k] (im2col), so that the convolution is a matrix product."""
-        from torch.nn import functional
-
-        jobs, count = images.shape[:2]
-        whole = images.reshape(jobs * count, self.channels, self.height, self.width)
-        columns = functional.unfold(whole, self.kernel, padding=self.padding, stride=STRIDE)
-        # With one image a job this would be a view, and products of a view use other kernels in a pack of one.
-        return columns.transpose(1, 2).reshape(jobs, count * self.positions, -1).contiguous()
-
-    def image(self, rows: torch.Tensor) -> torch.Tensor:
-        """Turn rows [P, N*L, O] into images [P, N, O*L], channel by channel as in torch."""
-        jobs, outputs, positions = len(rows), rows.shape[2], self.positions
-        count = rows.shape[1] // positions
-        return rows.view(jobs, count, positions, outputs).transpose(2, 3).reshape(jobs, count, outputs * positions)
+State = Mapping[str, "torch.Tensor"]  # a state dict
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer. Its weight is a matrix [O, I]; that of a convolution is [O, C*k*k]."""
+    """One layer whose product is a matrix product of rows: linear, or a convolution over patches of its input.
+
+    `weight` and `bias` name tensors of the state dict; with `rows` the layer has only those rows of them, as the three
+    products of `nn.MultiheadAttention`, which are stored as one.
+    """
 
     name: str
-    outputs: int
-    inputs: int
-    convolution: Convolution | None = None
+    torch_shape: tuple[int, ...]  # [O, I], or [O, C, k, k] of a convolution
+    positions: int = 1  # L
+    weight: str = ""
+    bias: str | None = ""
+    rows: tuple[int, int] | None = None
 
     @property
-    def positions(self) -> int:
-        """Rows of the layer's matrix product for one image."""
-        return 1 if self.convolution is None else self.convolution.positions
+    def outputs(self) -> int:
+        """O."""
+        return self.torch_shape[0]
 
     @property
-    def torch_shape(self) -> tuple[int, ...]:
-        """Shape of the weight in a state dict of torch."""
-        if self.convolution is None:
-            return (self.outputs, self.inputs)
-        kernel = self.convolution.kernel
-        return (self.outputs, self.convolution.channels, kernel, kernel)
+    def inputs(self) -> int:
+        """I; C*k*k of a convolution."""
+        return math.prod(self.torch_shape[1:])
 
-    def rows(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Turn activations [P, N, features] into the rows [P, N*L, I] of the layer's matrix product."""
-        return hidden if self.convolution is None else self.convolution.patches(hidden)
-
-    def activations(self, rows: torch.Tensor) -> torch.Tensor:
-        """Turn the layer's outputs [P, N*L, O] into activations [P, N, features]."""
-        return rows if self.convolution is None else self.convolution.image(rows)
+    @property
+    def has_bias(self) -> bool:
+        """Whether the layer has a bias that can be trained."""
+        return self.bias is not None
 
 
-@functools.cache
-def layer_shapes(spec: ModelSpec, facts: ImageFacts) -> tuple[LayerShape, ...]:
-    """List the layers from the image to the classes: `conv1`, `conv2`, ..., then `linear1`, `linear2`, ..."""
-    layers = []
-    channels, height, width = facts.shape
-    for number, outputs in enumerate(spec.channels, 1):
-        convolution = Convolution(channels, height, width, spec.kernel)
-        layers.append(LayerShape(f"conv{number}", outputs, channels * spec.kernel**2, convolution))
-        channels, (height, width) = outputs, convolution.size_out
-    inputs = channels * height * width
-    for number, outputs in enumerate((*spec.hidden, len(facts.classes)), 1):
-        layers.append(LayerShape(f"linear{number}", outputs, inputs))
-        inputs = outputs
-    return tuple(layers)
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer: its shape, weight as a matrix [O, I] and bias [O], zeros where the layer has none; float32."""
+
+    shape: LayerShape
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    @property
+    def name(self) -> str:
+        """`linear1`, `blocks.0.q`, ..."""
+        return self.shape.name
+
+
+def layer_of(shape: LayerShape, state: State) -> Layer:
+    """The layer of a state dict, as views of its tensors."""
+
+    def own(name: str) -> torch.Tensor:
+        is_part = shape.rows is not None and len(state[name]) > shape.outputs
+        return state[name][slice(*shape.rows or ())] if is_part else state[name]
+
+    weight = own(shape.weight).flatten(1)
+    return Layer(shape, weight, weight.new_zeros(shape.outputs) if shape.bias is None else own(shape.bias))
+
+
+class Apply(Protocol):
+    """Computes the outputs [P, B*L, O] of a layer from rows [P, B*L, I], ordered job by job.
+
+    `at` is the number of the layer among those to adapt; None for a layer that stays frozen. With `rectify` a ReLU
+    follows. `frozen` is the frozen product, if known; its memory is overwritten.
+    """
+
+    def __call__(
+        self,
+        at: int | None,
+        layer: Layer,
+        rows: torch.Tensor,
+        rectify: bool = False,
+        frozen: torch.Tensor | None = None,
+    ) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where the part of a network ends that no adapter of some packs changes.
+
+    `kept` are the outputs, by name, that the rest needs, each [N, ...], `dropped` those that only other frozen parts
+    need; both with their shapes for one image.
+    """
+
+    kept: tuple[tuple[str, tuple[int, ...]], ...]
+    dropped: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what is kept of one image."""
+        return 4 * sum(math.prod(shape) for _, shape in self.kept)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What the frozen part of a network computes of N images: for each kept output of the cut a tensor [N, ...]."""
+
+    cut: Cut
+    tensors: tuple[torch.Tensor, ...]
+
+    def of(self, at: torch.Tensor) -> Constants:
+        """Those of each job's own images: an index [P, B] gives tensors [P, B, ...]."""
+        return Constants(self.cut, tuple(tensor[at] for tensor in self.tensors))
+
+    def shared(self, at: slice, jobs: int) -> Constants:
+        """Those of the same images for every job: [P, B, ...], in memory of their own."""
+        return Constants(self.cut, tuple(t[at][None].repeat(jobs, *[1] * t.dim()) for t in self.tensors))
+
+
+class Forward(Protocol):
+    """The passes of a network with certain weights, which stay frozen."""
+
+    def __call__(self, images_PBI: torch.Tensor, apply: Apply, constants: Constants | None = None) -> torch.Tensor:
+        """Compute logits [P, B, C] of normalised images [P, B, I]."""
+        ...
+
+    def cut(self, adapted: Sequence[bool]) -> Cut | None:
+        """Where the frozen part ends if only these layers are adapted; None where nothing is worth keeping."""
+        ...
+
+    def constants(self, images_NI: torch.Tensor, cut: Cut) -> tuple[torch.Tensor, ...]:
+        """Compute what is kept of some images."""
+        ...
+
+    def logits(self, images_NI: torch.Tensor) -> torch.Tensor:
+        """Compute the logits [N, C] of the network alone."""
+        ...
+
+
+class Learner(Protocol):
+    """A network whose own weights are being trained; calling it gives logits [N, C] of images [N, I]."""
+
+    parameters: dict[str, torch.Tensor]  # leaves of autograd
+
+    def __call__(self, images_NI: torch.Tensor) -> torch.Tensor: ...
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The state dict, with the values of now."""
+        ...
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """The form of a tensor of a state dict; one that is no parameter is a buffer, such as a BatchNorm's mean."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    is_parameter: bool = True
+
+
+class Network(Protocol):
+    """An architecture: its adaptable layers in the order of their use, and how images pass through them."""
+
+    layers: tuple[LayerShape, ...]
+    state: dict[str, StateShape]  # what its state dict holds, by name
+    activations: int  # numbers that a pass computes between its layers for one image
+
+    def initial(self, seed: int) -> dict[str, torch.Tensor]:
+        """Draw a state dict on the CPU."""
+        ...
+
+    def forward(self, state: State, layers: Sequence[Layer]) -> Forward:
+        """The passes with these weights, of which `layers` are views."""
+        ...
+
+    def learner(self, state: State, only_head: bool) -> Learner:
+        """What trains a copy of these weights, all of them or those of the last layer."""
+        ...
+
+    def module(self, state: State) -> nn.Module:
+        """An ordinary module with the same names, and a copy of these weights."""
+        ...

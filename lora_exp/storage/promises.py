@@ -1,18 +1,17 @@
 """What runs may promise about their bits on this machine, remembered in the store.
 
-`numerics.promise` tries the products of a model, which takes 0.4 s on the reference model. Its answer depends on the
-processor and the math libraries. Machines may share a store, so the key holds what is known of both.
+To try the products of a model takes 0.4 s on the reference model. The answer depends on the processor and the math
+libraries. Machines may share a store, so the key holds what is known of both.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_exp import numerics
 from lora_exp.config.spec import digest
@@ -32,20 +31,19 @@ KIND_OF_PROCESSOR = (
 ENVIRONMENT = ("MKL_", "OMP_", "KMP_", "DNNL_", "ONEDNN_", "OPENBLAS_", "ATEN_", "GOTO_")
 
 
-@functools.cache
-def promise(store: Store, shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
-    """Return `numerics.promise` of a model whose layer weights have these shapes [O, I], from the store if it is there.
+def promise(store: Store, tried: Any, device: torch.device, try_it: Callable[[], str]) -> str:
+    """Return what `try_it` finds, from the store if it is there; `tried`, of JSON types, says of what.
 
     Where the processor is not known, or there is no such store, nothing is remembered.
     """
     features = processor_features()
     if device.type != "cpu" or not features or not store.root.is_dir():
-        return numerics.promise(shapes, device)
-    key = digest([[list(shape) for shape in shapes], *features, *_libraries(), code_version("bases")])
+        return try_it()
+    key = digest([tried, *features, *_libraries(), code_version("bases")])
     stored = (store.get("promises", key) or {}).get(PROMISE, b"").decode(errors="replace")
-    if stored in (numerics.ANY_PACK, numerics.SAME_PACK):
+    if stored.startswith((numerics.ANY_PACK, numerics.SAME_PACK)):
         return stored
-    made = numerics.promise(shapes, device)
+    made = try_it()
     with contextlib.suppress(OSError):  # a disk that is full or read-only: it is only computed again
         store.put("promises", key, {PROMISE: made.encode()})
     return made

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from lora_exp.config.spec import BaseSpec, DataSpec, ModelSpec, RunSpec
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import BaseSpec, DataSpec, RunSpec
 from lora_exp.model.base import train
 from lora_exp.training.laboratory import Laboratory
 from lora_exp.training.pack import plan_jobs

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from lora_exp.config.images import ImageFacts
-from lora_exp.config.spec import ModelSpec, RunSpec
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import RunSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.model.base import BaseModel, assemble, train
 from lora_exp.model.data import ImageData, Split
@@ -117,7 +118,7 @@ def _train(spec: RunSpec, data: ImageData) -> dict[str, bytes]:
     predictions = _tensors(predict_base(model, data.test), "test")
     if data.validation is not None:
         predictions |= _tensors(predict_base(model, data.validation), "validation")
-    weights = {name: tensor.cpu().contiguous() for name, tensor in model.tensors().items()}
+    weights = {name: tensor.cpu().contiguous() for name, tensor in model.state.items()}
     return {
         WEIGHTS: save(weights),
         SHA256: model.sha256().encode(),

@@ -5,6 +5,9 @@ Shapes: P jobs of the pack, N test images, c images of a chunk, C classes.
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +15,12 @@ from torch.nn import functional
 
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.measures.class_errors import ClassErrors
-from lora_exp.model.base import BaseModel, plain_logits
+from lora_exp.model.architecture import Constants, Cut
+from lora_exp.model.base import BaseModel
 from lora_exp.model.data import Images, Split
-from lora_exp.numerics import MIN_ROWS, ROW_MULTIPLE, frozen_product, least_rows, on_threads
+from lora_exp.numerics import MIN_ROWS, ROW_MULTIPLE, least_rows, on_threads
 
+MAPPED_BYTES = 2**28
 CHUNK_ROWS = 2000  # rows of one matrix product: enough to run at full speed, few enough to stay in cache
 
 
@@ -40,36 +45,51 @@ def class_errors(predictions: Predictions, labels: torch.Tensor) -> ClassErrors:
     return ClassErrors.of(table.tolist(), float(losses.mean()), (sums / table.sum(1).clamp_min(1)).tolist())
 
 
-def frozen_first_layer(base: BaseModel, images: Images | torch.Tensor) -> torch.Tensor | None:
-    """Compute the frozen product of the first layer [N, O], a constant of base and data that all jobs share.
+def frozen_constants(base: BaseModel, images: Images, cut: Cut | None) -> Constants | None:
+    """Compute what the frozen part of a base, which ends at `cut`, makes of images: all jobs share it.
 
-    None for a convolution: on one-channel images its product is cheaper than the memory to store it. On one thread, the
-    calling one: on two the bits of few images could differ, and processes that are forked after threads of a pool have
-    used MKL hung in its memory manager, 3 of 364 in a trial.
+    On one thread, the calling one: on two the bits of few images could differ, and processes that are forked after
+    threads of a pool have used MKL hung in its memory manager, 3 of 364 in a trial. What is large lies in a
+    file without a name, so that the system can take its memory back. None without a cut.
     """
-    layer = base.layers[0]
-    if layer.shape.convolution is not None:
+    if cut is None:
         return None
-    product_NO = layer.weight.new_empty(len(images), len(layer.weight))
+    kept = [_memory((len(images), *shape), images.pixels.device) for _, shape in cut.kept]
     with torch.no_grad(), on_threads(1):
-        for at in _cut(len(images), CHUNK_ROWS):
-            product_NO[at] = frozen_product(images[at], layer.weight, layer.bias)
-    return product_NO
+        for at in _cut(len(images), max(MIN_ROWS, CHUNK_ROWS // _positions(base))):
+            for whole, part in zip(kept, base.forward.constants(images[at], cut), strict=True):
+                whole[at] = part
+    return Constants(cut, tuple(kept))
+
+
+def _memory(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """A float32 tensor, mapped to a temporary file if it is large. Raises OSError where the disk has no room for it."""
+    numbers = math.prod(shape)
+    if device.type != "cpu" or 4 * numbers < MAPPED_BYTES:
+        return torch.empty(shape, device=device)
+    with tempfile.TemporaryFile() as file:
+        os.posix_fallocate(file.fileno(), 0, 4 * numbers)  # else a full disk would end the process later
+        return torch.from_file(f"/proc/self/fd/{file.fileno()}", shared=True, size=numbers).view(shape)
+
+
+def _positions(base: BaseModel) -> int:
+    """Rows of the largest product for one image."""
+    return max(layer.positions for layer in base.network.layers)
 
 
 def predict_base(base: BaseModel, split: Split) -> Predictions:
     """Predict with the base alone, on one thread: on two, narrow products and MKL's `exp` can have other bits."""
     with torch.no_grad(), on_threads(1):
-        logits_NC = torch.cat([plain_logits(base, split.images[at]) for at in _chunks(base, split, 1)])
+        logits_NC = torch.cat([base.forward.logits(split.images[at]) for at in _chunks(base, split, 1)])
         return _predictions(logits_NC, split.labels)
 
 
 def predict_pack(
-    base: BaseModel, adapters: AdapterPack, split: Split, first_NO: torch.Tensor | None
+    base: BaseModel, adapters: AdapterPack, split: Split, constants: Constants | None
 ) -> list[Predictions]:
     """Predict with every adapted classifier of a pack; an empty pack gives the base's predictions, as one entry.
 
-    `first_NO` is the result of `frozen_first_layer` for the images of `split`.
+    `constants` is the result of `frozen_constants` for the images of `split`.
     """
     jobs = len(adapters.jobs) or 1
     classes, device = len(split.images.facts.classes), split.labels.device
@@ -77,17 +97,16 @@ def predict_pack(
     with torch.no_grad():
         for at in _chunks(base, split, jobs):
             images_PcI = split.images[at].expand(jobs, -1, -1)
-            first_PcO = first_NO[at].repeat(jobs, 1, 1) if first_NO is not None and adapters.shares(0) else None
-            logits_PNC[:, at] = adapters.logits(base, images_PcI, first_PcO)
+            known = None if constants is None else constants.shared(at, jobs)
+            logits_PNC[:, at] = adapters.logits(base, images_PcI, known)
         return [_predictions(logits_NC, split.labels) for logits_NC in logits_PNC]
 
 
 def _chunks(base: BaseModel, split: Split, jobs: int) -> list[slice]:
     """Cut the split into slices of about CHUNK_ROWS rows of a product, and of whole multiples but for the last."""
-    positions = max(layer.shape.positions for layer in base.layers)
-    least = least_rows([(layer.shape.outputs, layer.shape.inputs) for layer in base.layers])
+    least = least_rows([(layer.outputs, layer.inputs) for layer in base.network.layers])
     least += -least % ROW_MULTIPLE
-    images = CHUNK_ROWS // (jobs * positions)
+    images = CHUNK_ROWS // (jobs * _positions(base))
     return _cut(len(split.labels), max(least, images - images % ROW_MULTIPLE), least)
 
 

@@ -19,7 +19,8 @@ from lora_exp.adapters.plan import adapter_plan
 from lora_exp.config.settings import HalvingSettings
 from lora_exp.config.spec import DataSpec, RunSpec
 from lora_exp.errors import reason
-from lora_exp.model.architecture import layer_shapes
+from lora_exp.model.architecture import Cut
+from lora_exp.model.base import network
 from lora_exp.model.data import ImageData, load
 from lora_exp.storage import keys
 from lora_exp.storage.promises import promise
@@ -32,8 +33,9 @@ from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.executor import Executor, Files, Pack, PackTask, Work, train_in_parts
 from lora_exp.training.halving import HalvingTrainer, stored_checkpoints
 from lora_exp.training.loop import Progress
-from lora_exp.training.pack import PackTrainer, PlannedJob, plan_jobs
+from lora_exp.training.pack import PackTrainer, PlannedJob, frozen_cut, plan_jobs
 from lora_exp.training.packing import plan_packs
+from lora_exp.training.probe import promise_of, what_is_tried
 
 Jobs = Mapping[RunSpec, PlannedJob]
 Done = tuple[RunSpec, Files | Failure | Stopped]
@@ -106,7 +108,7 @@ class Laboratory:
         data = self.data(spec.data)
         if spec.base.classes is not None:
             data.facts.positions("base.classes", spec.base.classes)
-        layers = layer_shapes(spec.model, data.facts)
+        layers = network(spec.model, data.facts).layers
         adapter_plan(spec.adapter, layers, spec.finetune.seed, data.target(spec.finetune))
 
     def packs(self, specs: Sequence[RunSpec], jobs: Jobs) -> list[list[RunSpec]]:
@@ -128,7 +130,7 @@ class Laboratory:
 
     def circumstances(self, spec: RunSpec) -> list[str]:
         """List what determines a result besides its spec: see `keys.circumstances`."""
-        return keys.circumstances("results", self.data(spec.data).sha256, self.device.type)
+        return keys.circumstances("results", spec.model, self.data(spec.data).sha256, self.device.type)
 
     def _with_halving(self, halving: HalvingSettings, specs: Sequence[RunSpec], work: ResultWork) -> Iterator[Done]:
         """Yield the jobs that are stopped or fail at a rung, then those that run to their end."""
@@ -197,14 +199,21 @@ class ResultWork:
     @functools.cached_property
     def trainer(self) -> PackTrainer:
         """What trains packs in this process and its forks."""
-        return PackTrainer(self.base, self.data, self.jobs)
+        return PackTrainer(self.base, self.data, self.jobs, self._cut)
+
+    @functools.cached_property
+    def _cut(self) -> Cut | None:
+        """Where the part of the base ends whose outputs are kept."""
+        return frozen_cut(self.base.model, self.data, self.jobs, self._laboratory.executor.memory or None)
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
         """The provenance of the results."""
-        laboratory, layers = self._laboratory, self.base.model.layers
-        shapes = tuple(tuple(layer.weight.shape) for layer in layers)
-        promised = promise(laboratory.store, shapes, laboratory.device)
+        laboratory, model = self._laboratory, next(iter(self.jobs)).model
+        batches = sorted({spec.finetune.batch_size for spec in self.jobs})
+        tried = what_is_tried(self.base.model, model, self.data.facts, batches)
+        try_it = functools.partial(promise_of, self.base.model, batches, laboratory.device)
+        promised = promise(laboratory.store, tried, laboratory.device, try_it)
         held = self.data.validation
         images = {"train": len(self.data.train.labels), "validation": 0 if held is None else len(held.labels)}
         images |= {"skipped": self.data.skipped} if self.data.skipped else {}
@@ -234,9 +243,9 @@ class ResultWork:
         laboratory, data = self._laboratory, self.data
         splits = (data.train, data.validation, data.test)
         images = sum(split.images.pixels.nbytes for split in splits if split is not None)
-        layer = self.base.model.layers[0].shape
+        weights = sum(tensor.nbytes for tensor in self.base.model.state.values())
         count = sum(len(split.labels) for split in splits if split is not None)
-        first = 0 if layer.convolution is not None else 4 * count * layer.outputs  # bytes of its products
+        kept = 0 if self._cut is None else self._cut.bytes * count
         return PackTask(
             specs=[dataclasses.asdict(spec) for spec in pack],
             keys=[laboratory.result_key(spec) for spec in pack],
@@ -245,7 +254,7 @@ class ResultWork:
             store=str(laboratory.store.root),
             data=str(laboratory.place(pack[0].data)),
             device=laboratory.device.type,
-            memory=LIBRARIES_MEMORY + images + first + sum(self.jobs[spec].size.memory for spec in pack),
+            memory=LIBRARIES_MEMORY + images + weights + kept + sum(self.jobs[spec].size.memory for spec in pack),
             begin=self.begin,
         )
 

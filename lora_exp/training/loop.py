@@ -17,6 +17,7 @@ from torch.nn import functional
 from lora_exp.adapters.pack import AdapterPack, Trained
 from lora_exp.adapters.plan import AdapterPlan
 from lora_exp.config.spec import FinetuneSpec
+from lora_exp.model.architecture import Constants
 from lora_exp.model.base import BaseModel
 from lora_exp.model.data import Images
 from lora_exp.numerics import adam_step, generator
@@ -29,14 +30,14 @@ Moments = list[list[Trained]]  # first or second moments of every trained part o
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The images a pack may draw: N of I values, labels [N], and the frozen product of the first layer [N, O].
+    """The images a pack may draw: N of I values, labels [N], and what the frozen part of the base computes of them.
 
-    That product is a constant of data and base, computed once by `frozen_first_layer`; None for a convolution.
+    The latter is computed once, by `frozen_constants`; None where nothing is worth keeping.
     """
 
     images: Images
     labels: torch.Tensor
-    first: torch.Tensor | None
+    constants: Constants | None
 
 
 @dataclass(frozen=True)
@@ -156,11 +157,10 @@ def _train_stage(
     steps, jobs, batch = order_TPB.shape
     stacks = [stack.requires_grad_() for stack in active.stacks()]
     curves = torch.empty(steps, jobs, device=order_TPB.device)
-    shares_first = data.first is not None and active.shares(0)
     for step in range(steps):
         chosen_PB = order_TPB[step]
-        first_PBO = data.first[chosen_PB] if shares_first and data.first is not None else None
-        logits_PBC = active.logits(base, data.images[chosen_PB], first_PBO, training=True)
+        known = None if data.constants is None else data.constants.of(chosen_PB)
+        logits_PBC = active.logits(base, data.images[chosen_PB], known, training=True)
         losses = functional.cross_entropy(logits_PBC.flatten(0, 1), data.labels[chosen_PB].flatten(), reduction="none")
         loss_P = losses.view(jobs, batch).mean(1)
         curves[step] = loss_P.detach()

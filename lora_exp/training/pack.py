@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -22,15 +23,17 @@ from lora_exp.config.spec import RunSpec
 from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.measures.logits import Array, Logits, compact, to_tensors
 from lora_exp.measures.measured import gains
-from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.base import layer_table
+from lora_exp.model.architecture import Cut
+from lora_exp.model.base import BaseModel, layer_table, network
 from lora_exp.model.data import ImageData, Images, Split
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, Outcome, RunResult
 from lora_exp.training.base import TrainedBase
 from lora_exp.training.checkpoint import Checkpoint
-from lora_exp.training.evaluation import Predictions, class_errors, frozen_first_layer, predict_pack
+from lora_exp.training.evaluation import Predictions, class_errors, frozen_constants, predict_pack
 from lora_exp.training.loop import Job, Progress, TrainingImages, batch_order, fine_tune, step_count
 from lora_exp.training.packing import JobSize, job_size
+
+log = logging.getLogger(__name__)
 
 Evaluated = list[tuple[RunResult, dict[str, bytes]]]
 
@@ -45,29 +48,50 @@ class PlannedJob:
 
 def plan_jobs(specs: Sequence[RunSpec], data: ImageData) -> dict[RunSpec, PlannedJob]:
     """Plan jobs that share a base. Raises LoraExpError when a pattern of an adapter matches no layer."""
-    layers, of_classes = layer_shapes(specs[0].model, data.facts), functools.cache(data.train.of_classes)
+    form, of_classes = network(specs[0].model, data.facts), functools.cache(data.train.of_classes)
     planned = {}
     for spec in specs:
         target = data.target(spec.finetune)
-        plan = adapter_plan(spec.adapter, layers, spec.finetune.seed, target)
+        plan = adapter_plan(spec.adapter, form.layers, spec.finetune.seed, target)
         steps = step_count(spec.finetune, len(of_classes(target)))
-        size = job_size(plan, layers, spec.finetune.batch_size, steps, len(data.test.labels))
+        size = job_size(plan, form, spec.finetune.batch_size, steps, len(data.test.labels))
         planned[spec] = PlannedJob(plan, size)
     return planned
 
 
-class PackTrainer:
-    """Trains and evaluates packs of one base. All packs share its data and the first layer's frozen products."""
+def frozen_cut(base: BaseModel, data: ImageData, jobs: Mapping[RunSpec, PlannedJob], memory: int | None) -> Cut | None:
+    """Where the part of a base ends that none of the jobs adapts; None where its outputs need more than `memory` bytes.
 
-    def __init__(self, base: TrainedBase, data: ImageData, jobs: Mapping[RunSpec, PlannedJob]) -> None:
+    They are kept of all images, with `memory=None` without a bound.
+    """
+    plans = [job.plan.layers for job in jobs.values()]
+    adapted = [any(own.update != "none" for own in layer) for layer in zip(*plans, strict=True)]
+    cut = base.forward.cut(adapted)
+    count = sum(len(split.labels) for split in (data.train, data.validation, data.test) if split is not None)
+    if cut is not None and memory is not None and cut.bytes * count > memory:
+        log.info(
+            "the frozen part of the base is computed in each step: its outputs need %.1f GiB of sweep.memory=%.1f",
+            cut.bytes * count / 2**30,
+            memory / 2**30,
+        )
+        return None
+    return cut
+
+
+class PackTrainer:
+    """Trains and evaluates packs of one base. All packs share its data and what its frozen part computes of it."""
+
+    def __init__(self, base: TrainedBase, data: ImageData, jobs: Mapping[RunSpec, PlannedJob], cut: Cut | None) -> None:
+        """`cut` is where the part of the base ends whose outputs are kept (`frozen_cut`)."""
         self.base, self.data, self.jobs = base, data, jobs
         self._of_classes = functools.cache(data.train.of_classes)
         self._sha256 = base.model.sha256()
-        first = functools.partial(frozen_first_layer, base.model)
-        self._first_test = first(data.test.images)
-        self._first_validation = None if data.validation is None else first(data.validation.images)
         pixels, labels, self._index = self._drawn_images()
-        self._images = TrainingImages(pixels, labels, first(pixels))
+        validation = None if data.validation is None else data.validation.images
+        constants = functools.partial(frozen_constants, base.model, cut=cut)
+        self._of_test = constants(data.test.images)
+        self._of_validation = None if validation is None else constants(validation)
+        self._images = TrainingImages(pixels, labels, constants(pixels))
 
     def train(
         self, pack: Sequence[RunSpec], progress: Progress | None, checkpoints: Sequence[Checkpoint] = ()
@@ -88,7 +112,7 @@ class PackTrainer:
         assert self.data.validation is not None, "the settings were checked before"
         jobs = [dataclasses.replace(job, order=job.order[:stop]) for job in self._loop_jobs(pack)]
         tuned = fine_tune(self.base.model, jobs, self._images, progress, checkpoints)
-        predictions = predict_pack(self.base.model, tuned.pack, self.data.validation, self._first_validation)
+        predictions = predict_pack(self.base.model, tuned.pack, self.data.validation, self._of_validation)
         errors = [class_errors(own, self.data.validation.labels) for own in predictions]
         return list(zip(errors, tuned.checkpoints(), strict=True))
 
@@ -98,12 +122,12 @@ class PackTrainer:
         """Evaluate trained adapters; `losses` are each job's by step, empty for an imported adapter."""
         model, data = self.base.model, self.data
         started = time.perf_counter()
-        on_test = predict_pack(model, adapters, data.test, self._first_test)
+        on_test = predict_pack(model, adapters, data.test, self._of_test)
         on_validation: Sequence[Predictions | None] = [None] * len(pack)
         if data.validation is not None:
-            on_validation = predict_pack(model, adapters, data.validation, self._first_validation)
+            on_validation = predict_pack(model, adapters, data.validation, self._of_validation)
         # After training: the same forward pass without adapters, and the hash of the base's weights.
-        [off] = predict_pack(model, AdapterPack(()), data.test, self._first_test)
+        [off] = predict_pack(model, AdapterPack(()), data.test, self._of_test)
         checks = {
             "adapter_off_equals_base": torch.equal(off.predicted, self.base.test.predicted),
             "base_sha256_before": self._sha256,
@@ -113,7 +137,7 @@ class PackTrainer:
         times = {"base_training": self.base.seconds, **times, "evaluation": seconds}
         results = []
         before = _compact(self.base.test), _compact(self.base.validation)
-        all_factors = adapters.factors([layer.shape for layer in model.layers])
+        all_factors = adapters.factors(model.network.layers)
         for row, (factors, added) in enumerate(zip(all_factors, self._trained_parameters(adapters), strict=True)):
             spec = pack[row]
             weights = encode_adapter(factors, self._scaling(spec), self._sha256)

@@ -6,15 +6,20 @@ packs of their own. A pack trains on one thread, so there are at least as many p
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_exp.adapters.plan import AdapterPlan
-from lora_exp.model.architecture import LayerShape
+from lora_exp.adapters.updates import OWN_PRODUCTS
+from lora_exp.model.architecture import Network
+from lora_exp.numerics import MIN_ROWS
 
 # More jobs make the frozen products more efficient until the activations no longer fit the cache. On the reference
 # model packs of 17 to 25 were fastest, 10 % faster than packs of 10 (docs/performance.md).
 FULL_PACK = 25
+# A job of so many rows fills a product well: then smaller packs are as fast, and need less memory.
+MANY_ROWS, FULL_PACK_OF_MANY = 100, 8
 # Fewer jobs are not worth a thread of their own: their products are small and slow.
 SMALL_PACK = 4
 # Jobs that train all weights share no product. Packs of 1, 2, 4 and 8 are equally fast within noise
@@ -31,7 +36,8 @@ OPERATIONS_PER_WEIGHT = 200
 class JobSize:
     """A job as packing sees it: `cost` in floating-point operations of plain products, `memory` in bytes.
 
-    Jobs of equal `shape` are stacked (`AdapterPlan.shape`). With `owns_weights` a job shares no frozen product.
+    Jobs of equal `shape` are stacked (`AdapterPlan.shape`). With `owns_weights` a job shares no frozen product. `rows`
+    are those that a job brings to the product of a layer in a step.
     """
 
     batch_size: int
@@ -40,25 +46,31 @@ class JobSize:
     steps: int
     cost: float
     memory: int
+    rows: int = 1
 
 
-def job_size(plan: AdapterPlan, layers: Sequence[LayerShape], batch_size: int, steps: int, test_images: int) -> JobSize:
+def job_size(plan: AdapterPlan, network: Network, batch_size: int, steps: int, test_images: int) -> JobSize:
     """Estimate cost and memory of a job: two products per frozen weight and training step, one in the evaluation."""
-    frozen = factors = own = stored = activations = 0
-    for at, (layer, layer_plan) in enumerate(zip(layers, plan.layers, strict=True)):
-        # The first layer's frozen product is computed once for all jobs, and needs no gradient.
-        frozen += layer.positions * layer.outputs * layer.inputs if at > 0 or layer.convolution is not None else 0
+    frozen = factors = own = stored = 0
+    activations, largest = network.activations, 0
+    first = next((at for at, layer_plan in enumerate(plan.layers) if layer_plan.update != "none"), len(plan.layers))
+    for at, (layer, layer_plan) in enumerate(zip(network.layers, plan.layers, strict=True)):
+        # What comes before the first adapted layer is computed once for all jobs, and needs no gradient.
+        frozen += layer.positions * layer.outputs * layer.inputs if at > 0 and at >= first else 0
         factor_size = layer_plan.padded * (layer.outputs + layer.inputs)
         factors += layer.positions * factor_size
-        own += layer_plan.parameters(layer.outputs, layer.inputs) if layer_plan.update == "dense" else 0
+        own += layer_plan.parameters(layer.outputs, layer.inputs) if layer_plan.update in OWN_PRODUCTS else 0
         stored += factor_size
         activations += layer.positions * (layer.outputs + layer.inputs)
+        largest = max(largest, layer.positions * (layer.outputs + layer.inputs))
     products = 2.0 * batch_size * (2 * frozen + 3 * factors)
     training = steps * (products / TRAINING_EFFICIENCY + OPERATIONS_PER_WEIGHT * own)
     cost = training + 2.0 * test_images * (frozen + factors)
-    # Trained parts, gradients and Adam's two moments; activations and their gradients; logits of the evaluation.
-    floats = 4 * (own + stored) + 2 * batch_size * activations + 40 * test_images
-    return JobSize(batch_size, plan.owns_weights, plan.shape, steps, cost, 4 * floats)
+    # Trained parts, gradients and Adam's two moments; activations and their gradients, or a chunk of the evaluation,
+    # whichever is more; logits of the evaluation.
+    floats = 4 * (own + stored) + max(2 * batch_size * activations, 3 * MIN_ROWS * largest) + 40 * test_images
+    rows = round(batch_size * statistics.median(layer.positions for layer in network.layers))
+    return JobSize(batch_size, plan.owns_weights, plan.shape, steps, cost, 4 * floats, rows)
 
 
 def plan_packs(jobs: Sequence[JobSize], workers: int, memory: int) -> list[list[int]]:
@@ -79,7 +91,9 @@ def plan_packs(jobs: Sequence[JobSize], workers: int, memory: int) -> list[list[
 
 def _cut(jobs: Sequence[JobSize], workers: int, memory: int) -> list[range]:
     """Cut jobs of one kind into runs of about equal cost; only a single job may exceed `memory` bytes."""
-    full, small = (OWN_WEIGHTS_PACK, 1) if jobs[0].owns_weights else (FULL_PACK, SMALL_PACK)
+    full, small = (FULL_PACK_OF_MANY if jobs[0].rows > MANY_ROWS else FULL_PACK, SMALL_PACK)
+    if jobs[0].owns_weights:
+        full, small = OWN_WEIGHTS_PACK, 1
     rounds = max(1, -(-len(jobs) // (full * workers)))
     while True:
         count = max(1, min(rounds * workers, -(-len(jobs) // small) if rounds == 1 else len(jobs)))

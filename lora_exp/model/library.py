@@ -1,0 +1,107 @@
+"""Modules of a `ModelSpec`: our own Vision Transformer, models of torchvision and timm, and modules of a session.
+
+A name is looked up in the library's registry of classifiers. Nothing else is imported or called, and nothing is
+downloaded: weights come from a file, or are drawn.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_exp.config.images import ImageFacts
+from lora_exp.config.models import MODULE, VIT, ModelSpec
+from lora_exp.errors import LoraExpError, in_words
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Modules that `lora_exp.sweep` was given in this process, by `model.name`; forked processes have them too.
+GIVEN: dict[str, nn.Module] = {}
+RGB = 3
+
+
+def build(spec: ModelSpec, facts: ImageFacts) -> nn.Module:
+    """Build the module of a spec for images and classes like these, with weights from torch's global generator.
+
+    Raises LoraExpError for a name that the registry does not have, and for images that the model can't take.
+    """
+    if spec.kind == VIT:
+        from lora_exp.model.vit import VisionTransformer
+
+        return VisionTransformer(spec, facts)
+    assert spec.name is not None, "a spec is checked"
+    if spec.kind == MODULE:
+        if spec.name not in GIVEN:
+            raise LoraExpError(
+                f"model.name={spec.name}: is a module of a Python session; run lora_exp.sweep(module=...) with it again"
+            )
+        return GIVEN[spec.name]
+    try:
+        return _of_torchvision(spec.name, facts) if spec.kind == "torchvision" else _of_timm(spec.name, facts)
+    except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
+        raise LoraExpError(
+            f"model.name={spec.name}: can't be built for images of {shown_shape(facts)} ({in_words(error)}); "
+            "data.size and data.channels change the images"
+        ) from error
+
+
+def shown_shape(facts: ImageFacts) -> str:
+    """`28 x 28 with 1 channel`."""
+    channels, height, width = facts.shape
+    return f"{height} x {width} with {channels} channel{'s' if channels > 1 else ''}"
+
+
+def _of_torchvision(name: str, facts: ImageFacts) -> nn.Module:
+    from torchvision import models
+
+    _check_name(name, models.list_models(module=models))
+    channels, height, width = facts.shape
+    if channels != RGB:
+        raise LoraExpError(
+            f"model.name={name}: takes images of 3 channels, and these have {channels}; use data.channels=3"
+        )
+    arguments: dict[str, Any] = {"num_classes": len(facts.classes)}
+    builder = models.get_model_builder(name)
+    if name.startswith("vit_"):
+        _check_square(name, height, width)
+        arguments["image_size"] = height
+    elif name.startswith("maxvit"):
+        arguments["input_size"] = (height, width)
+    if name in ("googlenet", "inception_v3"):  # whose auxiliary heads want large images, and seconds for their weights
+        arguments |= {"aux_logits": False, "init_weights": True}
+    module: nn.Module = builder(weights=None, **arguments)
+    return module
+
+
+def _of_timm(name: str, facts: ImageFacts) -> nn.Module:
+    if importlib.util.find_spec("timm") is None:
+        raise LoraExpError("model=timm: needs the library timm: pip install 'lora-exp[timm]'")
+    import timm
+
+    _check_name(name, timm.list_models())
+    channels, height, width = facts.shape
+    create: Any = functools.partial(
+        timm.create_model, name, pretrained=False, in_chans=channels, num_classes=len(facts.classes)
+    )
+    try:
+        module: nn.Module = create(img_size=(height, width))
+    except TypeError:  # it takes images of any size
+        module = create()
+    return module
+
+
+def _check_square(name: str, height: int, width: int) -> None:
+    if height != width:
+        raise LoraExpError(f"model.name={name}: takes square images, and these are {height} x {width}; use data.size")
+
+
+def _check_name(name: str, known: Sequence[str]) -> None:
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, 3)
+    guess = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known[:10])}, ..."
+    raise LoraExpError(f"model.name={name}: no such model; {guess}")

@@ -1,0 +1,309 @@
+"""Any torch module that classifies images, as a network: its layers found by a trial pass, and swapped for a pack.
+
+Shapes: P jobs, N images, I values of an image, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_exp.config.images import ImageFacts
+from lora_exp.errors import LoraExpError, in_words
+from lora_exp.model import swapped
+from lora_exp.model.architecture import Apply, Constants, Cut, Layer, LayerShape, State, StateShape, layer_of
+from lora_exp.model.library import shown_shape
+from lora_exp.model.prefix import find_cut, not_numbers
+from lora_exp.numerics import generator
+
+log = logging.getLogger(__name__)
+
+Calls = dict[str, list[tuple[Any, Any]]]  # by the name of a part: inputs and output of each call
+TRIAL = 2  # images of the trial pass
+ATTENTION = ("q", "k", "v", "out_proj")  # products of `nn.MultiheadAttention`
+
+
+class ModuleNetwork:
+    """The network of a module that `make` builds; `name` stands for it in messages."""
+
+    def __init__(self, name: str, make: Callable[[], nn.Module], facts: ImageFacts) -> None:
+        """Raises LoraExpError for a module that is no classifier of such images, or that mixes images."""
+        self.name, self._make, self.facts = name, make, facts
+        self.skeleton = _seeded(make, 0)
+        self._check()
+        calls, floats = self._trial_pass()
+        self.layers = tuple(shape for shape, _ in calls)
+        if not self.layers:
+            raise LoraExpError(f"model.name={name}: has no linear layer and no convolution to adapt")
+        # What each swapped module computes: the layers of it, by number.
+        self.of_module: dict[str, tuple[int, ...]] = {}
+        for at, (_, owner) in enumerate(calls):
+            self.of_module[owner] = (*self.of_module.get(owner, ()), at)
+        kept = dict(self.skeleton.named_parameters(remove_duplicate=False))
+        self.state = {
+            key: StateShape(tuple(tensor.shape), tensor.dtype, key in kept)
+            for key, tensor in self.skeleton.state_dict().items()
+        }
+        self.activations = floats
+
+    def shaped(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [..., I] as torch's modules take them: [N, channels, height, width]."""
+        return images.reshape(-1, *self.facts.shape)
+
+    def initial(self, seed: int) -> dict[str, torch.Tensor]:
+        """Draw the weights as the module itself does, from a seed of their own."""
+        return {key: tensor.detach() for key, tensor in _seeded(self._make, seed).state_dict().items()}
+
+    def forward(self, state: State, layers: Sequence[Layer]) -> ModuleForward:
+        """The passes with these weights."""
+        return ModuleForward(self, state, layers)
+
+    def learner(self, state: State, only_head: bool) -> ModuleLearner:
+        """What trains a copy of these weights."""
+        return ModuleLearner(self, state, only_head)
+
+    def module(self, state: State) -> nn.Module:
+        """The module; takes normalised images [N, channels, height, width]."""
+        module = copy.deepcopy(self.skeleton)
+        module.load_state_dict(dict(state))
+        return module.eval()
+
+    def with_state(self, state: State) -> nn.Module:
+        """A module that shares the memory of these weights, on their device."""
+        own: Iterable[torch.Tensor] = (*self.skeleton.parameters(), *self.skeleton.buffers())
+        module = copy.deepcopy(self.skeleton, {id(tensor): tensor for tensor in own})
+        module.load_state_dict(dict(state), assign=True)
+        return module.to(next(iter(state.values())).device)
+
+    def _check(self) -> None:
+        """Refuse what can't be right for a pack, by name."""
+        for name, own in self.skeleton.named_modules():
+            if isinstance(own, nn.modules.batchnorm._BatchNorm) and own.running_mean is None:
+                raise LoraExpError(
+                    f"model.name={self.name}: {name} ({type(own).__name__}) normalises with the statistics of a "
+                    "batch, so that images change each other's result; it needs track_running_stats=True"
+                )
+            if isinstance(own, nn.MultiheadAttention) and (own.bias_k is not None or own.add_zero_attn):
+                raise LoraExpError(f"model.name={self.name}: {name}: add_bias_kv and add_zero_attn are not supported")
+            if hasattr(own, "inplace"):
+                own.inplace = False  # a pack's outputs are needed for gradients
+        if wrong := [key for key, own in self.skeleton.named_parameters() if own.dtype != torch.float32]:
+            raise LoraExpError(f"model.name={self.name}: {wrong[0]} must be float32")
+        self.skeleton.eval().requires_grad_(False)
+
+    def _trial_pass(self) -> tuple[list[tuple[LayerShape, str]], int]:
+        """The layers in the order of their use, each with the name of its module, and numbers between them."""
+        used: Calls = {}
+        names = {own: name for name, own in self.skeleton.named_modules()}
+        is_leaf = {own for own in names if not any(own.children()) or isinstance(own, nn.MultiheadAttention)}
+        hooks = [
+            own.register_forward_hook(lambda own, given, made: used.setdefault(names[own], []).append((given, made)))
+            for own in is_leaf
+        ]
+        images = torch.rand(TRIAL, self.facts.pixels, generator=generator("trial images"))
+        try:
+            # Where torch takes its fast path, parts of a transformer are not called.
+            torch.backends.mha.set_fastpath_enabled(False)
+            with torch.no_grad():
+                logits = self.skeleton(self.shaped(images))
+                self._check_logits(logits)
+                together, used = used, {}
+                self.skeleton(self.shaped(images[:1]))
+        except LoraExpError:
+            raise
+        except Exception as error:
+            raise LoraExpError(
+                f"model.name={self.name}: can't take images of {shown_shape(self.facts)} ({in_words(error)}); "
+                "data.size and data.channels change the images"
+            ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._check_alone(together, used)
+        layers, floats = [], 0
+        for name, calls in together.items():
+            own = self.skeleton.get_submodule(name)
+            found = _shapes(name, own, calls[0][0], calls[0][1]) if len(calls) == 1 else []
+            layers += [(shape, name) for shape in found]
+            tensors = [made for _, made in calls if isinstance(made, torch.Tensor)]
+            floats += 0 if found else sum(made.numel() // TRIAL for made in tensors)
+        return layers, floats
+
+    def _check_alone(self, together: Calls, alone: Calls) -> None:
+        """Refuse a module whose result for an image depends on the others, by the first part that shows it."""
+        for name, calls in alone.items():
+            for (_, own), (_, both) in zip(calls, together[name], strict=True):
+                if isinstance(own, torch.Tensor) and not _is_close(own, both):
+                    raise LoraExpError(
+                        f"model.name={self.name}: the result for an image depends on the other images of its batch, "
+                        f"first in {name}"
+                    )
+
+    def _check_logits(self, logits: Any) -> None:
+        classes = len(self.facts.classes)
+        if not isinstance(logits, torch.Tensor):
+            raise LoraExpError(
+                f"model.name={self.name}: returns a {type(logits).__name__}; it must return logits [N, {classes}]"
+            )
+        if tuple(logits.shape) != (TRIAL, classes):
+            shape = ", ".join(["N", *map(str, logits.shape[1:])]) if len(logits) == TRIAL else list(logits.shape)
+            raise LoraExpError(f"model.name={self.name}: returns [{shape}]; it must return logits [N, {classes}]")
+
+
+class ModuleForward:
+    """The passes of a module with frozen weights; see `architecture.Forward`."""
+
+    def __init__(self, network: ModuleNetwork, state: State, layers: Sequence[Layer]) -> None:
+        self._network = network
+        self._module = network.with_state(state).eval().requires_grad_(False)
+        swapped.swap_activations(self._module)
+        parts = dict(self._module.named_modules())
+        below_attention = {
+            own for one in parts.values() if isinstance(one, nn.MultiheadAttention) for own in one.modules()
+        }
+        for name, own in parts.items():
+            forward: Callable[..., Any] = own.forward
+            # Layers that are used several times in a pass, or never, are not adapted: they have no number.
+            ats: tuple[int | None, ...] = network.of_module.get(name) or (None,) * len(ATTENTION)
+            of_module = [layers[at] for at in network.of_module.get(name, ())]
+            if isinstance(own, nn.Conv2d) and own.groups > 1:
+                forward = functools.partial(swapped.grouped_convolution, own)
+            elif isinstance(own, nn.MultiheadAttention):
+                four = of_module or [layer_of(shape, state) for shape in _attention_shapes(name, own, (1, 1, 1))]
+                forward = functools.partial(swapped.attention, ats, tuple(four), own)
+            elif isinstance(own, nn.Linear | nn.Conv2d) and own not in below_attention:
+                layer = of_module[0] if of_module else _frozen(name, own, state)
+                forward = functools.partial(swapped.linear, ats[0], layer)
+                if isinstance(own, nn.Conv2d):
+                    forward = functools.partial(swapped.convolution, ats[0], layer, own=own)
+            # On the instance: a part keeps its class and its attributes, which other parts may ask for.
+            own.__dict__["forward"] = functools.partial(swapped.part, name, forward) if name else forward
+
+    @property
+    def pixels(self) -> int:
+        """I: values of an image."""
+        return self._network.facts.pixels
+
+    def shaped(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [..., I] as torch's modules take them: [N, channels, height, width]."""
+        return self._network.shaped(images)
+
+    def __call__(self, images_PBI: torch.Tensor, apply: Apply, constants: Constants | None = None) -> torch.Tensor:
+        """`constants` hold the outputs of the frozen parts; those that nothing else needs are not computed."""
+        jobs, known = len(images_PBI), {}
+        if constants is not None:
+            count = jobs * images_PBI.shape[1]
+            for (name, shape), tensor in zip(constants.cut.kept, constants.tensors, strict=True):
+                known[name] = tensor.reshape(count, *shape)
+            known |= not_numbers(constants.cut.dropped, count, images_PBI.device)
+        logits = self.run(swapped.Pass(jobs, apply, known), self._network.shaped(images_PBI))
+        return logits.view(jobs, -1, logits.shape[1])
+
+    def run(self, run: swapped.Pass, images: torch.Tensor) -> torch.Tensor:
+        """Make one pass."""
+        token = swapped.RUNNING.set(run)
+        try:
+            logits: torch.Tensor = self._module(images)
+            return logits
+        finally:
+            swapped.RUNNING.reset(token)
+
+    def cut(self, adapted: Sequence[bool]) -> Cut | None:
+        """The outputs of frozen parts that the rest needs; None where the first layer is adapted already."""
+        images = torch.rand(TRIAL, self._network.facts.pixels, generator=generator("trial images"))
+        return find_cut(self, self._network.shaped(images), adapted)
+
+    def constants(self, images_NI: torch.Tensor, cut: Cut) -> tuple[torch.Tensor, ...]:
+        """Compute what is kept of some images; the pass ends there."""
+        names = [name for name, _ in cut.kept]
+        run = swapped.Pass(1, swapped.frozen_only, trace=[], only=frozenset(names))
+        with torch.no_grad(), contextlib.suppress(swapped.Ended):
+            self.run(run, self._network.shaped(images_NI))
+        found = dict(run.trace or ())
+        return tuple(found[name] for name in names)
+
+    def logits(self, images_NI: torch.Tensor) -> torch.Tensor:
+        """The logits [N, C] without adapters, with the products of a pack."""
+        with torch.no_grad():
+            return self(images_NI[None], swapped.frozen_only)[0]
+
+
+class ModuleLearner:
+    """A module whose weights are being trained; see `architecture.Learner`.
+
+    Of a module whose last layer alone is trained, normalisations keep what they have counted.
+    """
+
+    def __init__(self, network: ModuleNetwork, state: State, only_head: bool) -> None:
+        self._network = network
+        self._module = network.with_state({key: tensor.clone() for key, tensor in state.items()}).train(not only_head)
+        head = {network.layers[-1].weight, network.layers[-1].bias}
+        self.parameters = {}
+        for key, own in self._module.named_parameters():
+            if not only_head or key in head:
+                self.parameters[key] = own.requires_grad_()
+
+    def __call__(self, images_NI: torch.Tensor) -> torch.Tensor:
+        logits = self._module(self._network.shaped(images_NI))
+        if not isinstance(logits, torch.Tensor):
+            raise LoraExpError(
+                f"model.name={self._network.name}: returns more than logits in training; take weights of your own "
+                "with base.weights and base.epochs=0"
+            )
+        return logits
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All weights and buffers as they are now."""
+        return {key: tensor.detach() for key, tensor in self._module.state_dict().items()}
+
+
+def _is_close(alone: torch.Tensor, together: torch.Tensor) -> bool:
+    """Whether a part's output for the first image is about the same in a batch; the first rows are that image's."""
+    return torch.allclose(alone, together[: len(alone)], rtol=1e-2, atol=1e-4, equal_nan=True)
+
+
+def _seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Build a module whose weights depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator("base initialisation", seed).initial_seed())
+        return make()
+
+
+def _shapes(name: str, own: nn.Module, given: Any, made: Any) -> list[LayerShape]:
+    """The layers of a module that was called once, if it is one of those that are adapted."""
+    weight, bias = f"{name}.weight", f"{name}.bias" if getattr(own, "bias", None) is not None else None
+    if isinstance(own, nn.Linear):
+        rows = made.numel() // own.out_features // TRIAL
+        return [LayerShape(name, (own.out_features, own.in_features), rows, weight, bias)]
+    if isinstance(own, nn.Conv2d) and own.groups == 1:
+        return [LayerShape(name, tuple(own.weight.shape), made[0, 0].numel(), weight, bias)]
+    if isinstance(own, nn.MultiheadAttention):
+        tokens = [one.numel() // one.shape[-1] // TRIAL for one in given[:3]]
+        return _attention_shapes(name, own, tokens)
+    return []
+
+
+def _attention_shapes(name: str, own: nn.MultiheadAttention, tokens: Sequence[int]) -> list[LayerShape]:
+    """The products q, k, v and out_proj of an attention."""
+    width, shapes = own.embed_dim, []
+    bias = None if own.in_proj_bias is None else f"{name}.in_proj_bias"
+    for number, (short, inputs) in enumerate(zip("qkv", (width, own.kdim, own.vdim), strict=True)):
+        whole = f"{name}.in_proj_weight" if own._qkv_same_embed_dim else f"{name}.{short}_proj_weight"
+        rows = (number * width, (number + 1) * width)
+        shapes.append(LayerShape(f"{name}.{short}", (width, inputs), tokens[number], whole, bias, rows))
+    out = f"{name}.out_proj"
+    has_bias = own.out_proj.bias is not None
+    return [*shapes, LayerShape(out, (width, width), tokens[0], f"{out}.weight", f"{out}.bias" if has_bias else None)]
+
+
+def _frozen(name: str, own: nn.Linear | nn.Conv2d, state: State) -> Layer:
+    """A layer that is used several times in a pass, or never: it is not adapted."""
+    bias = None if own.bias is None else f"{name}.bias"
+    return layer_of(LayerShape(name, tuple(own.weight.shape), 1, f"{name}.weight", bias), state)
