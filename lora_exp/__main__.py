@@ -28,8 +28,6 @@ SECONDS_TO_END = 10.0
 
 def main() -> None:
     """Entry point. Exit codes: 2, with one line, for bad input; 1 when jobs failed; 130 when interrupted."""
-    # Hydra then raises errors instead of printing them.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     _mend_streams()
     # Libraries create a million objects at import and keep them; collecting among them took two seconds.
     gc.set_threshold(50_000)

@@ -11,6 +11,7 @@ Shapes: I inputs and O outputs of a layer.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import sys
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 CPUINFO = Path("/proc/cpuinfo")
+EVERY_SETTING, NO_REQUEST = -1, 1  # an argument and an answer of MKL's function for the request in force
 # The requests of `device.portable=true`, to MKL and to torch's own kernels. On processors of other makers than Intel,
 # MKL takes any request but COMPATIBLE as AUTO: small products, `exp`, `sqrt` and decompositions have other bits there.
 PORTABLE = {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "avx2"}
@@ -53,6 +55,22 @@ def request_portable_kernels() -> None:
         wanted = " ".join(f"{name}={value}" for name, value in PORTABLE.items())
         raise LoraExpError(f"device.portable=true: torch is loaded already, with other kernels; start with {wanted}")
     os.environ |= PORTABLE
+
+
+def check_reproducible_products() -> None:
+    """Raise LoraExpError when MKL has computed before it could read the request: each product then chooses a kernel.
+
+    That happens in a Python session that computes with torch and imports this package afterwards.
+    """
+    import torch
+
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    with contextlib.suppress(OSError, AttributeError):  # another build, without MKL or with another name
+        if ctypes.CDLL(str(library)).mkl_serv_cbwr_get(EVERY_SETTING) == NO_REQUEST:
+            raise LoraExpError(
+                "torch has computed before lora_exp was imported, so that bits can't be kept equal; import lora_exp "
+                f"first, or start Python with MKL_CBWR={requested()}"
+            )
 
 
 def requested() -> str:
@@ -212,9 +230,13 @@ def frozen_product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
 
     rows = hidden.reshape(-1, hidden.shape[-1])
     whole = _whole_rows(rows)
-    outputs = hidden.new_empty(len(whole), len(weight))
-    torch.addmm(bias, whole, weight.t(), out=outputs)
-    return outputs[: len(rows)].view(*hidden.shape[:-1], -1)
+    # Never a view: autograd forbids others to change a view from inside a function in place.
+    outputs = hidden.new_empty(*hidden.shape[:-1], len(weight))
+    if len(whole) == len(rows):
+        torch.addmm(bias, whole, weight.t(), out=outputs.view(len(rows), -1))
+    else:
+        outputs.view(len(rows), -1).copy_(torch.addmm(bias, whole, weight.t())[: len(rows)])
+    return outputs
 
 
 def rowwise_product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

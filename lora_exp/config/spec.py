@@ -85,6 +85,10 @@ class BaseSpec:
     head: str = one_of(("keep", "new"), default="keep")
     trained: str = one_of(("all", "head"), default="all")
 
+    def used(self) -> BaseSpec:
+        """This spec with every key at its default that changes nothing where no base is trained."""
+        return self if self.epochs else BaseSpec(epochs=0, weights=self.weights)
+
     def check(self) -> None:
         """Raise LoraExpError for values that don't fit each other."""
         if self.weights is None and self.epochs == 0:
@@ -268,10 +272,10 @@ def _without_digits(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run_spec(parts: dict[str, Any]) -> RunSpec:
-    """Runs that differ only in keys that their method does not use have equal specs."""
+    """Runs that differ only in keys that their method, or a base taken as it is, does not use have equal specs."""
     parts["model"].check()
     parts["base"].check()
-    return RunSpec(**(parts | {"adapter": parts["adapter"].used()}))
+    return RunSpec(**(parts | {"adapter": parts["adapter"].used(), "base": parts["base"].used()}))
 
 
 def _shown(value: Any) -> str:

@@ -34,6 +34,7 @@ def laboratory(settings: Settings) -> Laboratory:
         _threads(settings, device),
         executor(settings, device),
         None if how.eta is None else how,
+        None if settings.base.weights is None else Path(settings.base.weights).absolute(),
     )
 
 

@@ -6,14 +6,17 @@ downloaded: weights come from a file, or are drawn.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import importlib.util
+import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.images import ImageFacts
 from lora_exp.config.models import MODULE, VIT, ModelSpec
+from lora_exp.config.spec import digest
 from lora_exp.errors import LoraExpError, in_words
 
 if TYPE_CHECKING:
@@ -39,9 +42,11 @@ def build(spec: ModelSpec, facts: ImageFacts) -> nn.Module:
             raise LoraExpError(
                 f"model.name={spec.name}: is a module of a Python session; run lora_exp.sweep(module=...) with it again"
             )
-        return GIVEN[spec.name]
+        return copy.deepcopy(GIVEN[spec.name])
     try:
         return _of_torchvision(spec.name, facts) if spec.kind == "torchvision" else _of_timm(spec.name, facts)
+    except LoraExpError:
+        raise
     except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
         raise LoraExpError(
             f"model.name={spec.name}: can't be built for images of {shown_shape(facts)} ({in_words(error)}); "
@@ -105,3 +110,28 @@ def _check_name(name: str, known: Sequence[str]) -> None:
     near = difflib.get_close_matches(name, known, 3)
     guess = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known[:10])}, ..."
     raise LoraExpError(f"model.name={name}: no such model; {guess}")
+
+
+def give(module: nn.Module) -> str:
+    """Make a module known to this process and its forks, and return its name, which holds a hash of its code."""
+    digits = digest([repr(module), sorted(_code(type(own)) for own in module.modules())])[:12]
+    name = f"{type(module).__name__}-{digits}"
+    GIVEN[name] = copy.deepcopy(module).cpu()
+    return name
+
+
+def _code(kind: type) -> str:
+    """The compiled functions of a class outside torch, as text; those of torch follow from its version."""
+    own = [base for base in kind.__mro__ if not base.__module__.startswith(("torch.", "builtins"))]
+    return "\n".join(
+        f"{base.__qualname__}.{name} {_instructions(function.__code__)}"
+        for base in own
+        for name, function in sorted(vars(base).items())
+        if isinstance(function, types.FunctionType)
+    )
+
+
+def _instructions(code: types.CodeType) -> str:
+    """Bytes, names and constants of a function, and of those inside it."""
+    constants = [_instructions(one) if isinstance(one, types.CodeType) else repr(one) for one in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"

@@ -64,9 +64,11 @@ def next_text(sweep: Sweep) -> str:
             once = f"lora-exp {sweep.frame['overrides'].iloc[job]}"
             _, *given = shlex.split(sweep.command if sweep.search is None else once)
             own = [part for part in given if part != "-m" and not part.startswith(("hydra.sweep.dir=", "report.name="))]
-            seeds = ["base.seed=range(0,5)", "finetune.seed=${base.seed}"]
+            seeds, purpose = ["base.seed=range(0,5)", "finetune.seed=${base.seed}"], "several bases"
+            if sweep.results[job].spec.base.epochs == 0:  # the base is given: it has no seed
+                seeds, purpose = ["finetune.seed=range(0,5)"], "several seeds"
             again = shlex.join(["lora-exp", "-m", *own, *seeds])
-            steps.append((again, "several bases show which differences are chance"))
+            steps.append((again, f"{purpose} show which differences are chance"))
     lines = (f"{'' if at else 'next':<8} {command}  # {purpose}" for at, (command, purpose) in enumerate(steps))
     return "".join(f"{line}\n" for line in lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from collections.abc import Iterator
 
 import hydra
@@ -29,6 +30,7 @@ from lora_exp.errors import LoraExpError
 
 def run_application() -> None:
     """Run the command line in `sys.argv`. Raises LoraExpError for bad input, and JobsFailed when jobs failed."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     raised: list[Exception] = []
 
     def run(config: DictConfig) -> float | None:

@@ -144,7 +144,7 @@ def check(specs: Sequence[RunSpec], settings: Settings) -> None:
         return  # nothing will be computed
     laboratory = open_laboratory(settings)
     laboratory.executor.check()
-    for spec in {(spec.data, spec.model, spec.adapter): spec for spec in specs}.values():
+    for spec in {(spec.data, spec.model, spec.base.weights, spec.adapter): spec for spec in specs}.values():
         laboratory.check(spec)
 
 

@@ -127,8 +127,9 @@ class JobConfigs:
             return None
         config = {name: group.values for name, group in groups.items()}
         values, choices = self._parts(overrides)
-        # The folder of the data is a setting.
-        settings = [line for line, name in map(_line_and_group, values) if name not in SPECS or name == "data"]
+        # The folder of the data is a setting, and so is the file of weights.
+        with_settings = (set(groups) - set(SPECS)) | {"data", "base"}
+        settings = [line for line, name in map(_line_and_group, values) if name in with_settings]
         key = (choices, tuple(settings))
         if key not in self._settings:
             self._settings[key] = settings_from(config)

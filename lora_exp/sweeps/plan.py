@@ -52,8 +52,8 @@ def _base_lines(
     if not laboratory.store.has("bases", laboratory.base_key(first)):
         # Bases that differ in seed or learning rate take equally long, so they are measured once.
         alike = BaseSpec(batch_size=first.base.batch_size, classes=first.base.classes)
-        total = first.base.epochs * base_seconds(first.model, first.data, alike)
-        state = f"to be trained, about {_duration(total)}"
+        total = first.base.epochs * base_seconds(first.model, first.data, alike) if first.base.epochs else 0.0
+        state = f"to be trained, about {_duration(total)}" if first.base.epochs else "from its file of weights"
     planned = plan_jobs(jobs, laboratory.data(first.data))
     facts = laboratory.data(first.data).facts
     layers = "-".join(filter(None, (str(facts.pixels), first.model.label, str(len(facts.classes)))))

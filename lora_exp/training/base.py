@@ -19,6 +19,7 @@ from lora_exp.config.spec import RunSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.model.base import BaseModel, assemble, train
 from lora_exp.model.data import ImageData, Split
+from lora_exp.model.weights import read_weights
 from lora_exp.storage.result import read_run
 from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import run_command
@@ -39,10 +40,13 @@ class TrainedBase:
     seconds: float
 
 
-def trained_base(spec: RunSpec, data: ImageData, store: Store, key: str, device: torch.device) -> TrainedBase:
+def trained_base(
+    spec: RunSpec, data: ImageData, store: Store, key: str, device: torch.device, weights: Path | None
+) -> TrainedBase:
     """Return the base of `spec`, stored under `key`; train it when the store has none.
 
-    An entry that doesn't hold this base is set aside and replaced. Raises FloatingPointError when training diverges.
+    `weights` is the file from which it is trained, or which it is, where the spec has one. An entry that doesn't hold
+    this base is set aside and replaced. Raises FloatingPointError when training diverges.
     """
     with store.lock("bases", key):
         files = store.get("bases", key)
@@ -51,7 +55,7 @@ def trained_base(spec: RunSpec, data: ImageData, store: Store, key: str, device:
                 return read_base(spec, data, files, device)
             except ValueError as error:
                 store.set_aside("bases", key, str(error))
-        files = _train(spec, data)
+        files = _train(spec, data, weights)
         store.put("bases", key, files)
     return read_base(spec, data, files, device)
 
@@ -110,17 +114,26 @@ def read_base(spec: RunSpec, data: ImageData, files: Mapping[str, bytes], device
     return TrainedBase(model, test, validation, seconds)
 
 
-def _train(spec: RunSpec, data: ImageData) -> dict[str, bytes]:
-    log.info("training base %s on %d images", spec.model.label or "without hidden layers", len(data.train.labels))
+def _train(spec: RunSpec, data: ImageData, weights: Path | None) -> dict[str, bytes]:
+    start, name, device = None, spec.model.label or "without hidden layers", data.train.labels.device
+    if spec.base.weights is not None:
+        if weights is None:
+            raise LoraExpError(f"base.weights: names no file, and the store has no base {spec.base.weights[:12]}")
+        start = read_weights(weights, spec.model, spec.base, data.facts)
     started = time.perf_counter()
-    model = train(spec.model, spec.base, data.train)
+    if spec.base.epochs:
+        log.info("training base %s on %d images", name, len(data.train.labels))
+        model = train(spec.model, spec.base, data.train, start)
+    else:
+        assert start is not None, "a spec is checked"
+        model = assemble(spec.model, data.facts, {key: tensor.to(device) for key, tensor in start.items()})
     seconds = time.perf_counter() - started
     predictions = _tensors(predict_base(model, data.test), "test")
     if data.validation is not None:
         predictions |= _tensors(predict_base(model, data.validation), "validation")
-    weights = {name: tensor.cpu().contiguous() for name, tensor in model.state.items()}
+    held = {name: tensor.cpu().contiguous() for name, tensor in model.state.items()}
     return {
-        WEIGHTS: save(weights),
+        WEIGHTS: save(held),
         SHA256: model.sha256().encode(),
         PREDICTIONS: save(predictions),
         SECONDS: repr(seconds).encode(),

@@ -22,6 +22,7 @@ from lora_exp.errors import reason
 from lora_exp.model.architecture import Cut
 from lora_exp.model.base import network
 from lora_exp.model.data import ImageData, load
+from lora_exp.model.weights import read_weights
 from lora_exp.storage import keys
 from lora_exp.storage.promises import promise
 from lora_exp.storage.provenance import provenance
@@ -46,8 +47,8 @@ LIBRARIES_MEMORY = 2**30  # bytes that a process needs for Python and the librar
 class Laboratory:
     """The store, data, device and executor of runs. None of them changes a number of a result.
 
-    `place` says where the prepared file of a data set is, `threads` how many packs this machine can train at a time,
-    whichever executor trains them.
+    `place` says where the prepared file of a data set is, `weights` where the file that bases start from is, `threads`
+    how many packs this machine can train at a time, whichever executor trains them.
     """
 
     store: Store
@@ -56,6 +57,7 @@ class Laboratory:
     threads: int
     executor: Executor
     halving: HalvingSettings | None = None
+    weights: Path | None = None
     failures: dict[RunSpec, Failure] = field(default_factory=dict, compare=False)
     stopped: dict[RunSpec, Stopped] = field(default_factory=dict, compare=False)
 
@@ -104,8 +106,10 @@ class Laboratory:
         return _read_once(spec, self.place(spec), self.device)
 
     def check(self, spec: RunSpec) -> None:
-        """Raise LoraExpError when the data of a spec or its classes are missing, or its adapter fits no layer."""
+        """Raise LoraExpError when data, classes, model or weights of a spec are missing or don't fit each other."""
         data = self.data(spec.data)
+        if spec.base.weights is not None and self.weights is not None:
+            read_weights(self.weights, spec.model, spec.base, data.facts)
         if spec.base.classes is not None:
             data.facts.positions("base.classes", spec.base.classes)
         layers = network(spec.model, data.facts).layers
@@ -118,7 +122,8 @@ class Laboratory:
 
     def base(self, spec: RunSpec) -> TrainedBase:
         """Return the base of a spec, trained or from the store."""
-        return trained_base(spec, self.data(spec.data), self.store, self.base_key(spec), self.device)
+        data, key = self.data(spec.data), self.base_key(spec)
+        return trained_base(spec, data, self.store, key, self.device, self.weights)
 
     def base_key(self, spec: RunSpec) -> str:
         """Hash everything that determines a base: the store's key of it."""
