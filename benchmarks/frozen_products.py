@@ -19,13 +19,13 @@ import torch
 
 from lora_exp.adapters.plan import adapter_plan
 from lora_exp.config.images import MNIST
+from lora_exp.config.models import ModelSpec
 from lora_exp.config.settings import DataFolder
-from lora_exp.config.spec import AdapterSpec, DataSpec, FinetuneSpec, ModelSpec
+from lora_exp.config.spec import AdapterSpec, DataSpec, FinetuneSpec
 from lora_exp.data.prepared import prepare
-from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.base import assemble, initial_weights
+from lora_exp.model.base import assemble, network
 from lora_exp.model.data import load
-from lora_exp.training.evaluation import frozen_first_layer
+from lora_exp.training.evaluation import frozen_constants
 from lora_exp.training.loop import Job, TrainingImages, batch_order, fine_tune
 
 STEPS, JOBS, BATCH = 100, 25, 10
@@ -33,14 +33,15 @@ runs = int(sys.argv[2]) if len(sys.argv) > 2 else 7
 threads = os.cpu_count() or 1
 cpu = torch.device("cpu")
 model = ModelSpec((1000, 2000))
-base = assemble(model, MNIST, initial_weights(model, MNIST, 0, cpu))
+base = assemble(model, MNIST, network(model, MNIST).initial(0))
 mnist, root = DataSpec("mnist"), str(Path(sys.argv[1]) / "cache" / "data")
 train = load(mnist, prepare(mnist, DataFolder(root, None, root)), cpu).train
-images = TrainingImages(train.images, train.labels, frozen_first_layer(base, train.images))
+constants = frozen_constants(base, train.images, base.forward.cut([True] * len(base.layers)))
+images = TrainingImages(train.images, train.labels, constants)
 jobs = []
 for number in range(JOBS):
     how = FinetuneSpec((number % 10,), steps=STEPS, seed=number)
-    plan = adapter_plan(AdapterSpec(rank=(1, 2, 4, 8, 16)[number // 5]), layer_shapes(model, MNIST), number, (0,))
+    plan = adapter_plan(AdapterSpec(rank=(1, 2, 4, 8, 16)[number // 5]), network(model, MNIST).layers, number, (0,))
     target, rest = train.of_classes(how.target), train.of_classes(MNIST.others(how.target))
     jobs.append(Job(plan, how.learning_rate, batch_order(how, STEPS, how.target, target, rest)))
 square = torch.randn(2048, 2048)

@@ -21,13 +21,13 @@ from torch.nn import functional
 
 from lora_exp.adapters.plan import adapter_plan
 from lora_exp.config.images import MNIST
+from lora_exp.config.models import ModelSpec
 from lora_exp.config.settings import DataFolder
-from lora_exp.config.spec import AdapterSpec, DataSpec, FinetuneSpec, ModelSpec
+from lora_exp.config.spec import AdapterSpec, DataSpec, FinetuneSpec
 from lora_exp.data.prepared import prepare
-from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.base import BaseModel, assemble, initial_weights
+from lora_exp.model.base import BaseModel, assemble, network
 from lora_exp.model.data import load
-from lora_exp.training.evaluation import frozen_first_layer
+from lora_exp.training.evaluation import frozen_constants
 from lora_exp.training.loop import Job, TrainingImages, batch_order, fine_tune
 
 BATCH, JOBS, PACKS = 10, 16, (1, 2, 4, 8)
@@ -36,20 +36,21 @@ steps = int(sys.argv[3]) if len(sys.argv) > 3 else 100
 threads = os.cpu_count() or 1
 cpu = torch.device("cpu")
 model = ModelSpec((1000, 2000))
-base = assemble(model, MNIST, initial_weights(model, MNIST, 0, cpu))
+base = assemble(model, MNIST, network(model, MNIST).initial(0))
 mnist, root = DataSpec("mnist"), str(Path(sys.argv[1]) / "cache" / "data")
 train = load(mnist, prepare(mnist, DataFolder(root, None, root)), cpu).train
-images = TrainingImages(train.images, train.labels, frozen_first_layer(base, train.images))
+constants = frozen_constants(base, train.images, base.forward.cut([True] * len(base.layers)))
+images = TrainingImages(train.images, train.labels, constants)
 jobs = []
 for number in range(JOBS):
     how = FinetuneSpec((number % 10,), steps=steps, batch_size=BATCH, seed=number)
-    plan = adapter_plan(AdapterSpec("full"), layer_shapes(model, MNIST), number, (0,))
+    plan = adapter_plan(AdapterSpec("full"), network(model, MNIST).layers, number, (0,))
     target, rest = train.of_classes(how.target), train.of_classes(MNIST.others(how.target))
     jobs.append(Job(plan, how.learning_rate, batch_order(how, steps, how.target, target, rest)))
 
 
 def tight_loop(job: Job) -> None:
-    net = network(base)
+    net = in_torch(base)
     optimizer = torch.optim.Adam(net.parameters(), lr=job.learning_rate, fused=True)
     for batch in job.order:
         optimizer.zero_grad()
@@ -57,7 +58,7 @@ def tight_loop(job: Job) -> None:
         optimizer.step()
 
 
-def network(start: BaseModel) -> nn.Sequential:
+def in_torch(start: BaseModel) -> nn.Sequential:
     parts: list[nn.Module] = []
     for layer in start.layers:
         linear = nn.Linear(*layer.weight.T.shape)

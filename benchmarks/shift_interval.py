@@ -16,13 +16,13 @@ import torch
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import adapter_plan
 from lora_exp.config.images import MNIST
+from lora_exp.config.models import ModelSpec
 from lora_exp.config.settings import DataFolder
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec
 from lora_exp.data.prepared import prepare
 from lora_exp.measures.logits import Logits, compact
 from lora_exp.measures.shift import matched_shift
-from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.base import train
+from lora_exp.model.base import network, train
 from lora_exp.model.data import Images, Split, load
 from lora_exp.training.evaluation import predict_base, predict_pack
 from lora_exp.training.loop import Job, TrainingImages, batch_order, fine_tune
@@ -43,7 +43,7 @@ def population(digit: int, steps: int, replay: float) -> Logits:
     order = batch_order(
         how, steps, how.target, of_train.of_classes((digit,)), of_train.of_classes(MNIST.others((digit,)))
     )
-    plan = adapter_plan(AdapterSpec(rank=4), layer_shapes(MODEL, MNIST), 0, (digit,))
+    plan = adapter_plan(AdapterSpec(rank=4), network(MODEL, MNIST).layers, 0, (digit,))
     images = TrainingImages(of_train.images, of_train.labels, None)
     pack: AdapterPack = fine_tune(base, [Job(plan, 1e-3, order)], images).pack
     [after] = predict_pack(base, pack, held, None)

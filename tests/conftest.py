@@ -16,12 +16,13 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from lora_exp import numerics
 from lora_exp.adapters.plan import adapter_plan
 from lora_exp.config.images import MNIST
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec
 from lora_exp.model import data
-from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.base import BaseModel, train
-from lora_exp.model.data import ImageData
-from lora_exp.training.evaluation import frozen_first_layer
+from lora_exp.model.architecture import Constants
+from lora_exp.model.base import BaseModel, network, train
+from lora_exp.model.data import ImageData, Images
+from lora_exp.training.evaluation import frozen_constants
 from lora_exp.training.loop import FineTuned, Job, TrainingImages, batch_order, fine_tune, step_count
 
 CPU = torch.device("cpu")
@@ -57,8 +58,8 @@ def small_base(mnist: ImageData) -> BaseModel:
 @pytest.fixture(scope="session")
 def images(mnist: ImageData, small_base: BaseModel) -> TrainingImages:
     """What packs on the small base draw from."""
-    first = frozen_first_layer(small_base, mnist.train.images)
-    return TrainingImages(mnist.train.images, mnist.train.labels, first)
+    constants = constants_of(small_base, mnist.train.images)
+    return TrainingImages(mnist.train.images, mnist.train.labels, constants)
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +70,7 @@ def make_job(mnist: ImageData) -> MakeJob:
         target, rest = (mnist.train.of_classes(d) for d in (finetune.target, MNIST.others(finetune.target)))
         order = batch_order(finetune, step_count(finetune, len(target)), finetune.target, target, rest)
         return Job(
-            adapter_plan(adapter, layer_shapes(SMALL, MNIST), finetune.seed, finetune.target),
+            adapter_plan(adapter, network(SMALL, MNIST).layers, finetune.seed, finetune.target),
             finetune.learning_rate,
             order,
         )
@@ -114,11 +115,16 @@ def any_pack() -> None:
 def need_any_pack(model: ModelSpec) -> None:
     """Fail where MKL should make the stronger promise for `model` and doesn't; skip where there is no MKL."""
     if (
-        numerics.promise([(layer.outputs, layer.inputs) for layer in layer_shapes(model, MNIST)], CPU)
+        numerics.promise([(layer.outputs, layer.inputs) for layer in network(model, MNIST).layers], CPU)
         != numerics.ANY_PACK
     ):
         assert not torch.backends.mkl.is_available(), "with MKL bits have to be the same in any pack"
         pytest.skip("the matrix products of this build promise the same bits in the same pack only")
+
+
+def constants_of(base: BaseModel, images: Images) -> Constants | None:
+    """What jobs share that adapt every layer: the first product, of a stack that begins with a linear layer."""
+    return frozen_constants(base, images, base.forward.cut([True] * len(base.layers)))
 
 
 def in_trainer_order(jobs: Sequence[Job]) -> list[Job]:

@@ -8,19 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, MakeJob, TrainPack
+from conftest import SMALL, MakeJob, TrainPack, constants_of
 
 from lora_exp.adapters.adapted import AdaptedClassifier
 from lora_exp.config.images import MNIST
 from lora_exp.config.spec import AdapterSpec, FinetuneSpec
-from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.base import BaseModel, initial_weights, plain_logits
+from lora_exp.model.base import BaseModel, network
 from lora_exp.model.base import assemble as assemble_base
 from lora_exp.model.data import ImageData
-from lora_exp.training.evaluation import frozen_first_layer, predict_pack
+from lora_exp.training.evaluation import predict_pack
 
 SPEC = AdapterSpec(rank=3, alpha=2.0, init_std=0.3)
-SCALING = {layer.name: 2.0 / 3 for layer in layer_shapes(SMALL, MNIST)}
+SCALING = {layer.name: 2.0 / 3 for layer in network(SMALL, MNIST).layers}
 Trained = tuple[AdaptedClassifier, dict[str, torch.Tensor], torch.Tensor]
 
 
@@ -28,8 +27,8 @@ Trained = tuple[AdaptedClassifier, dict[str, torch.Tensor], torch.Tensor]
 def trained(make_job: MakeJob, train_pack: TrainPack, small_base: BaseModel, mnist: ImageData) -> Trained:
     """An adapter trained in a pack, and the predictions of the pack for the test images."""
     pack = train_pack([make_job(SPEC, FinetuneSpec((4,), steps=30))]).pack
-    [factors] = pack.factors(layer_shapes(SMALL, MNIST))
-    [predictions] = predict_pack(small_base, pack, mnist.test, frozen_first_layer(small_base, mnist.test.images))
+    [factors] = pack.factors(network(SMALL, MNIST).layers)
+    [predictions] = predict_pack(small_base, pack, mnist.test, constants_of(small_base, mnist.test.images))
     return AdaptedClassifier(small_base, factors, SCALING), factors, predictions.predicted
 
 
@@ -42,7 +41,7 @@ def test_disabled_it_is_the_base_and_enabled_it_is_not(
     trained: Trained, small_base: BaseModel, mnist: ImageData
 ) -> None:
     adapted = trained[0]
-    base = plain_logits(small_base, mnist.test.images[:])
+    base = small_base.forward.logits(mnist.test.images[:])
     on = adapted.logits(mnist.test.images[:])
     adapted.disable()
     off = adapted.logits(mnist.test.images[:])
@@ -88,7 +87,7 @@ def test_saved_and_loaded_it_gives_the_same_bits_and_the_same_file(
 
 def test_an_adapter_of_another_base_is_refused(trained: Trained, tmp_path: Path) -> None:
     trained[0].save(tmp_path / "a.safetensors")
-    other = assemble_base(SMALL, MNIST, initial_weights(SMALL, MNIST, 99, torch.device("cpu")))
+    other = assemble_base(SMALL, MNIST, network(SMALL, MNIST).initial(99))
     with pytest.raises(ValueError, match="another base"):
         AdaptedClassifier.load(other, tmp_path / "a.safetensors")
 

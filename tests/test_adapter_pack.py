@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import CPU, MakeJob, TrainPack
+from conftest import MakeJob, TrainPack, constants_of
 
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan
 from lora_exp.config.images import MNIST
-from lora_exp.config.spec import AdapterSpec, FinetuneSpec, ModelSpec
-from lora_exp.model.base import BaseModel, assemble, initial_weights, plain_logits
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import AdapterSpec, FinetuneSpec
+from lora_exp.model.architecture import Constants
+from lora_exp.model.base import BaseModel, assemble, network
 from lora_exp.model.data import ImageData
-from lora_exp.training.evaluation import frozen_first_layer
 
 RANKS = [1, 3, 8, 9, 16, 64]
 MODELS = [ModelSpec((96, 64)), ModelSpec((50,)), ModelSpec(()), ModelSpec((20,), channels=(4, 8))]
@@ -54,26 +55,27 @@ def test_factors_come_out_of_a_pack_as_they_went_in(small_base: BaseModel) -> No
 
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.label or "one layer")
 def test_an_untrained_pack_has_exactly_the_logits_of_its_base(mnist: ImageData, spec: ModelSpec) -> None:
-    base = assemble(spec, MNIST, initial_weights(spec, MNIST, 0, CPU))
+    base = assemble(spec, MNIST, network(spec, MNIST).initial(0))
     layers = len(base.layers)
     plans = [plan(*(rank,) * layers, seed=rank) for rank in RANKS]
     plans += [AdapterPlan((LayerPlan(update, rank),) * layers) for update, rank in (("dora", 3), ("bias", 0))]
-    images = mnist.test.images[:40]
+    some = mnist.test.where(slice(40)).images
+    images = some[:]
     jobs = len(plans)
     fresh, off = (
-        pack.logits(base, images.expand(jobs, -1, -1), first_of(base, images, jobs))
+        pack.logits(base, images.expand(jobs, -1, -1), shared(constants_of(base, some), jobs))
         for pack in (AdapterPack.initial(plans, base), AdapterPack(()))
     )
     # DoRA's |W| is summed in another order where it starts and where it is used.
     assert torch.equal(fresh[: len(RANKS)], off[: len(RANKS)])
     assert torch.equal(fresh[-1], off[-1])
     torch.testing.assert_close(fresh, off, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(fresh, plain_logits(base, images).expand_as(fresh), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fresh, base.forward.logits(images).expand_as(fresh), rtol=1e-5, atol=1e-5)
 
 
-def first_of(base: BaseModel, images: torch.Tensor, jobs: int) -> torch.Tensor | None:
-    first = frozen_first_layer(base, images)
-    return None if first is None else first.repeat(jobs, 1, 1)
+def shared(constants: Constants | None, jobs: int) -> Constants | None:
+    """For every job memory of its own, which a pack overwrites."""
+    return None if constants is None else constants.shared(slice(None), jobs)
 
 
 def test_padding_stays_exactly_zero_and_the_rest_moves(
@@ -100,4 +102,4 @@ def test_training_reaches_the_adapters_and_never_the_base(
     before = small_base.sha256()
     train_pack([make_job(AdapterSpec(rank=4), FinetuneSpec(target=(2,), steps=10))])
     assert small_base.sha256() == before
-    assert all(t.grad is None and not t.requires_grad for t in small_base.tensors().values())
+    assert all(t.grad is None and not t.requires_grad for t in small_base.state.values())

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from conftest import SMALL, MakeJob, TrainPack, in_trainer_order
+from conftest import SMALL, MakeJob, TrainPack, constants_of, in_trainer_order
 from torch.nn import functional
 
 from lora_exp import numerics
@@ -16,17 +16,10 @@ from lora_exp.adapters.plan import AdapterPlan, LayerPlan
 from lora_exp.config.images import MNIST
 from lora_exp.config.spec import AdapterSpec, FinetuneSpec
 from lora_exp.measures.class_errors import ClassErrors
-from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.base import BaseModel, plain_logits
-from lora_exp.model.data import ImageData, Split
+from lora_exp.model.base import BaseModel, network
+from lora_exp.model.data import ImageData, Images, Split
 from lora_exp.training import evaluation
-from lora_exp.training.evaluation import (
-    Predictions,
-    class_errors,
-    frozen_first_layer,
-    predict_base,
-    predict_pack,
-)
+from lora_exp.training.evaluation import Predictions, class_errors, predict_base, predict_pack
 from lora_exp.training.loop import FineTuned
 
 COUNT = 1003
@@ -68,6 +61,12 @@ def same_bits(one: list[Predictions], other: list[Predictions]) -> bool:
     )
 
 
+def kept_of(base: BaseModel, images: Images) -> tuple[torch.Tensor, ...]:
+    constants = constants_of(base, images)
+    assert constants is not None
+    return constants.tensors
+
+
 @pytest.mark.parametrize("count", [1, 10, 2000])
 def test_counts_are_those_of_counting_one_image_after_another(count: int) -> None:
     labels, guesses, losses = made_up(count, seed=count)
@@ -102,7 +101,7 @@ def test_the_other_classes_are_those_not_fine_tuned_on() -> None:
 
 def test_the_base_is_evaluated_by_its_logits(small_base: BaseModel, split: Split) -> None:
     predictions = predict_base(small_base, split)
-    chances = plain_logits(small_base, split.images).softmax(1)
+    chances = small_base.forward.logits(split.images[:]).softmax(1)
     assert torch.equal(predictions.predicted, chances.argmax(1))
     expected = functional.nll_loss(chances.log(), split.labels, reduction="none")
     assert torch.allclose(predictions.losses, expected, rtol=1e-4, atol=1e-5)
@@ -111,7 +110,7 @@ def test_the_base_is_evaluated_by_its_logits(small_base: BaseModel, split: Split
 
 def test_without_training_a_pack_predicts_what_its_base_predicts(small_base: BaseModel, mnist: ImageData) -> None:
     plans = [AdapterPlan((LayerPlan("low_rank", rank),) * 3, seed=rank) for rank in (1, 8, 30)]
-    first = frozen_first_layer(small_base, mnist.test.images)
+    first = constants_of(small_base, mnist.test.images)
     base = predict_base(small_base, mnist.test)
     fresh = predict_pack(small_base, AdapterPack.initial(plans, small_base), mnist.test, first)
     [off] = predict_pack(small_base, AdapterPack(()), mnist.test, first)
@@ -124,9 +123,9 @@ def test_without_training_a_pack_predicts_what_its_base_predicts(small_base: Bas
 def test_a_pack_is_evaluated_with_the_adapters_merged_into_the_weights(
     small_base: BaseModel, split: Split, tuned: FineTuned
 ) -> None:
-    predictions = predict_pack(small_base, tuned.pack, split, frozen_first_layer(small_base, split.images))
+    predictions = predict_pack(small_base, tuned.pack, split, constants_of(small_base, split.images))
     plans = [plan for group in tuned.pack.groups for plan in group.plans]
-    for one, plan, named in zip(predictions, plans, tuned.pack.factors(layer_shapes(SMALL, MNIST)), strict=True):
+    for one, plan, named in zip(predictions, plans, tuned.pack.factors(network(SMALL, MNIST).layers), strict=True):
         hidden = split.images[:].double()
         for at, layer in enumerate(small_base.layers):
             weight = layer.weight.double()
@@ -146,7 +145,7 @@ def test_dropout_is_off_while_a_pack_is_judged(small_base: BaseModel, split: Spl
         plan = AdapterPlan((LayerPlan("low_rank", 4),) * 3, init_std=0.1, dropout=dropout)
         factors = {name: value + 0.1 for name, value in initial_factors(plan, small_base).items()}
         pack = AdapterPack.of([plan], [factors], small_base)
-        found.append(predict_pack(small_base, pack, split, frozen_first_layer(small_base, split.images)))
+        found.append(predict_pack(small_base, pack, split, constants_of(small_base, split.images)))
     assert same_bits(*found)
     assert not torch.equal(found[0][0].losses, predict_base(small_base, split).losses)
 
@@ -156,7 +155,7 @@ def test_dropout_is_off_while_a_pack_is_judged(small_base: BaseModel, split: Spl
 def test_the_size_of_a_chunk_changes_no_bit(
     rows: int, small_base: BaseModel, split: Split, tuned: FineTuned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = frozen_first_layer(small_base, split.images)
+    first = constants_of(small_base, split.images)
     usual = predict_pack(small_base, tuned.pack, split, first)
     monkeypatch.setattr(evaluation, "CHUNK_ROWS", rows)
     assert same_bits(predict_pack(small_base, tuned.pack, split, first), usual)
@@ -171,7 +170,7 @@ def test_one_or_two_threads_give_the_same_predictions(small_base: BaseModel, spl
     before = torch.get_num_threads()
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found.append(predict_pack(small_base, tuned.pack, split, frozen_first_layer(small_base, split.images)))
+        found.append(predict_pack(small_base, tuned.pack, split, constants_of(small_base, split.images)))
     torch.set_num_threads(before)
     assert same_bits(*found)
 
@@ -180,33 +179,35 @@ def test_one_or_two_threads_give_the_same_predictions(small_base: BaseModel, spl
 def test_an_image_has_the_same_first_product_whatever_images_are_beside_it(small_base: BaseModel, split: Split) -> None:
     """A pack of few jobs draws few images, and their products may not depend on that, nor on threads."""
     before = torch.get_num_threads()
-    whole = frozen_first_layer(small_base, split.images)
+    [whole] = kept_of(small_base, split.images)
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for count in (1, 2, 3, 5, 9, 10, 17, 100, 999):
-            assert torch.equal(frozen_first_layer(small_base, split.images[-count:]), whole[-count:])
+            [product] = kept_of(small_base, split.where(slice(-count, None)).images)
+            assert torch.equal(product, whole[-count:])
     torch.set_num_threads(before)
 
 
 def test_predicting_leaves_the_frozen_product_as_it_is(small_base: BaseModel, split: Split, tuned: FineTuned) -> None:
-    first = frozen_first_layer(small_base, split.images)
-    kept = first.clone()
+    first = constants_of(small_base, split.images)
+    assert first is not None
+    kept = [tensor.clone() for tensor in first.tensors]
     predict_pack(small_base, tuned.pack, split, first)
-    assert torch.equal(first, kept)
+    assert len(kept) == 1 and torch.equal(first.tensors[0], kept[0])
 
 
 def test_the_first_layers_products_are_those_of_one_product_whatever_threads_the_process_has(
     small_base: BaseModel, mnist: ImageData, any_pack: None
 ) -> None:
-    images = mnist.train.images[
-        : 2 * evaluation.CHUNK_ROWS + numerics.MIN_ROWS - 1
-    ]  # the last chunk is long, not short
+    count = 2 * evaluation.CHUNK_ROWS + numerics.MIN_ROWS - 1  # the last chunk is long, not short
+    images = mnist.train.where(slice(count)).images
     layer = small_base.layers[0]
     with numerics.on_threads(1):
-        whole = numerics.frozen_product(images, layer.weight, layer.bias)
+        whole = numerics.frozen_product(images[:], layer.weight, layer.bias)
     for threads in (1, 2):
         with numerics.on_threads(threads):
-            assert torch.equal(frozen_first_layer(small_base, images), whole)  # type: ignore[arg-type]
+            [product] = kept_of(small_base, images)
+            assert torch.equal(product, whole)
 
 
 def test_the_base_predicts_on_one_thread_whatever_the_process_has(

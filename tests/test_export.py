@@ -19,7 +19,6 @@ from lora_exp.adapters.adapted import METADATA
 from lora_exp.commands.export import export_peft, merge
 from lora_exp.errors import LoraExpError
 from lora_exp.measures.logits import BEFORE
-from lora_exp.model.base import plain_logits
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, read
 
@@ -97,10 +96,10 @@ def test_the_plain_module_is_the_base_for_flat_and_for_square_images(lab: Lab, m
     base = load_base(lab.job(model, "none"), lab.places)
     module, images = plain_module(base), mnist.test.images[:100]
     state = module.state_dict()
-    assert state.keys() == base.tensors().keys()
-    assert all(torch.equal(state[name], tensor) for name, tensor in base.tensors().items())
+    assert state.keys() == base.state.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in base.state.items())
     with torch.no_grad():
-        torch.testing.assert_close(module(images), plain_logits(base, images))
+        torch.testing.assert_close(module(images), base.forward.logits(images))
         assert torch.equal(module(images), module(images.view(100, 1, 28, 28)))
         module[-1].weight.zero_()
     assert base.sha256() == read(lab.job(model, "none")).outcome.base_sha256_before

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from made_results import made_run, pictures_and_labels, write_sweep
 
-from lora_exp.config.spec import SPECS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import SPECS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.storage.sweep_folder import Sweep, read_sweep
 from lora_exp.storage.table import pareto_front, representative
 from lora_exp.tracking.facts import FRONT_LIMIT, Links, description_of_sweep, metrics_of_sweep

@@ -22,8 +22,9 @@ from conftest import SMALL, MakeJob, in_trainer_order
 from places import QUICK, Place, comparable, data_in, prepared
 
 from lora_exp.config.images import MNIST
+from lora_exp.config.models import ModelSpec
 from lora_exp.config.settings import HalvingSettings
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
 from lora_exp.executors.worker import trained_into_store
 from lora_exp.measures.class_errors import error_of
@@ -40,7 +41,7 @@ from lora_exp.training.executor import Ended, Pack, Work, rung_key
 from lora_exp.training.halving import CHECKPOINT, RUNG, HalvingTrainer, keep_rung, rung_files, rungs, select, survivors
 from lora_exp.training.laboratory import Laboratory, ResultWork
 from lora_exp.training.loop import Progress, TrainingImages, fine_tune
-from lora_exp.training.pack import PackTrainer, plan_jobs
+from lora_exp.training.pack import PackTrainer, frozen_cut, plan_jobs
 
 GRID = ("adapter.rank=1,2,4", "finetune.learning_rate=0.0003,0.001,0.003", "finetune.digit=3,4")
 HALVED = (*QUICK, "data.validation=500", "halving.eta=3", "hydra.sweep.dir=halved")
@@ -96,7 +97,8 @@ def test_a_job_whose_last_step_diverged_has_no_errors_at_a_rung(small_base: Base
     """All its losses are finite: none of them follows the step that broke it."""
     wild, sound = (replace(spec(1), model=SMALL, finetune=FinetuneSpec((3,), learning_rate=r)) for r in (1e38, 1e-3))
     base = TrainedBase(small_base, predict_base(small_base, mnist.test), None, 1)
-    trainer = PackTrainer(base, mnist, plan_jobs([wild, sound], mnist))
+    jobs = plan_jobs([wild, sound], mnist)
+    trainer = PackTrainer(base, mnist, jobs, frozen_cut(base.model, mnist, jobs, None))
     made = [files for _, files in rung_files(trainer, [wild, sound], ["a", "b"], 1, (), None)]
     assert all(bool(Checkpoint.decode(files[CHECKPOINT]).losses.isfinite().all()) for files in made)
     assert [json.loads(files[RUNG])["error_rates"] is None for files in made] == [True, False]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.storage import keys
 
 SPEC = RunSpec(ModelSpec((8,)), DataSpec("mnist"), BaseSpec(), AdapterSpec(), FinetuneSpec((3,)))

@@ -16,7 +16,8 @@ import pytest
 import torch
 from places import data_in
 
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
 from lora_exp.model.data import ImageData
 from lora_exp.storage import store as store_module

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
 from lora_exp.training.executor import Files, Pack, PackTask, Progress
 

@@ -8,17 +8,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALL, MakeJob, TrainPack, in_trainer_order
+from conftest import SMALL, MakeJob, TrainPack, constants_of, in_trainer_order
 from torch import nn
 from torch.nn import functional
 
 from lora_exp.config.images import MNIST
 from lora_exp.config.spec import AdapterSpec, FinetuneSpec
-from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.base import BaseModel
+from lora_exp.model.base import BaseModel, network
 from lora_exp.model.data import ImageData
 from lora_exp.numerics import generator
-from lora_exp.training.evaluation import Predictions, frozen_first_layer, predict_pack
+from lora_exp.training.evaluation import Predictions, predict_pack
 from lora_exp.training.loop import Job, TrainingImages, batch_order, step_count
 
 Bits = tuple[dict[str, torch.Tensor], torch.Tensor, Predictions]
@@ -49,12 +48,12 @@ def mixed_jobs(make_job: MakeJob, count: int, batch_size: int, most_steps: int) 
 
 def all_bits(jobs: Sequence[Job], size: int, train_pack: TrainPack, base: BaseModel, data: ImageData) -> list[Bits]:
     """Factors, losses and predictions of every job, trained and evaluated in packs of `size`."""
-    first = frozen_first_layer(base, data.test.images)
+    first = constants_of(base, data.test.images)
     found: list[Bits] = []
     for start in range(0, len(jobs), size):
         tuned = train_pack(jobs[start : start + size])
         predictions = predict_pack(base, tuned.pack, data.test, first)
-        found += zip(tuned.pack.factors(layer_shapes(SMALL, MNIST)), tuned.losses, predictions, strict=True)
+        found += zip(tuned.pack.factors(network(SMALL, MNIST).layers), tuned.losses, predictions, strict=True)
     return found
 
 
@@ -135,7 +134,7 @@ def test_fine_tuning_is_that_of_a_plain_pytorch_loop(
     ]
     jobs = in_trainer_order([make_job(*both) for both in finetunes])
     tuned = train_pack(jobs)
-    for job, losses, factors in zip(jobs, tuned.losses, tuned.pack.factors(layer_shapes(SMALL, MNIST)), strict=True):
+    for job, losses, factors in zip(jobs, tuned.losses, tuned.pack.factors(network(SMALL, MNIST).layers), strict=True):
         plan, parameters = job.plan, nn.ParameterDict()
         for at, layer in enumerate(small_base.layers):
             if rank := plan.layers[at].rank:

@@ -11,17 +11,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import CPU, SMALL, MakeJob, TrainPack
+from conftest import SMALL, MakeJob, TrainPack
 
 from lora_exp.adapters.initialisation import Factors, initial_factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import adapter_plan
 from lora_exp.config.images import MNIST
 from lora_exp.config.methods import METHODS
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec, from_dict
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec, from_dict
 from lora_exp.errors import LoraExpError
-from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.base import BaseModel, assemble, initial_weights, plain_logits
+from lora_exp.model.base import BaseModel, assemble, network
 from lora_exp.model.data import ImageData
 from lora_exp.training.packing import JobSize, plan_packs
 
@@ -45,7 +45,7 @@ BY_HAND: dict[str, Callable[[list[tuple[int, int]], int], int]] = {
 
 
 def untrained(spec: ModelSpec) -> BaseModel:
-    return assemble(spec, MNIST, initial_weights(spec, MNIST, 0, CPU))
+    return assemble(spec, MNIST, network(spec, MNIST).initial(0))
 
 
 def factors_of(adapter: AdapterSpec, base: BaseModel, seed: int = 0) -> Factors:
@@ -56,7 +56,7 @@ def factors_of(adapter: AdapterSpec, base: BaseModel, seed: int = 0) -> Factors:
 @pytest.mark.parametrize("spec", [REFERENCE, CNN], ids=["mlp", "cnn"])
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_trained_is_what_is_planned_and_what_the_paper_counts(method: str, spec: ModelSpec, rank: int) -> None:
-    plan = adapter_plan(AdapterSpec(method, rank=rank), layer_shapes(spec, MNIST), seed=0, target=(0,))
+    plan = adapter_plan(AdapterSpec(method, rank=rank), network(spec, MNIST).layers, seed=0, target=(0,))
     [views] = (pack := AdapterPack.initial([plan], untrained(spec))).trained(pack.stacks())
     counted = [sum(view.rows.numel() for view in views if view.layer == at) for at in range(len(plan.layers))]
     planned = [own.parameters(*sides) for own, sides in zip(plan.layers, SIDES[spec], strict=True)]
@@ -66,7 +66,7 @@ def test_what_is_trained_is_what_is_planned_and_what_the_paper_counts(method: st
 
 def test_lora_on_the_reference_model_trains_6794_parameters_a_rank() -> None:
     for rank in (1, 2, 16):
-        plan = adapter_plan(AdapterSpec(rank=rank), layer_shapes(REFERENCE, MNIST), seed=0, target=(0,))
+        plan = adapter_plan(AdapterSpec(rank=rank), network(REFERENCE, MNIST).layers, seed=0, target=(0,))
         counts = [own.parameters(*sides) for own, sides in zip(plan.layers, SIDES[REFERENCE], strict=True)]
         assert counts == [1784 * rank, 3000 * rank, 2010 * rank]
         assert sum(counts) == 6794 * rank
@@ -138,10 +138,10 @@ def test_an_adapter_that_was_never_trained_changes_nothing_but_rounding(
     mnist: ImageData, spec: ModelSpec, method: str
 ) -> None:
     base = untrained(spec)
-    plan = adapter_plan(AdapterSpec(method, rank=7, alpha=3.0), layer_shapes(spec, MNIST), seed=0, target=(0,))
+    plan = adapter_plan(AdapterSpec(method, rank=7, alpha=3.0), network(spec, MNIST).layers, seed=0, target=(0,))
     images = mnist.test.images[:50]
     logits = AdapterPack.initial([plan], base).logits(base, images[None], None)[0]
-    torch.testing.assert_close(logits, plain_logits(base, images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits, base.forward.logits(images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [1, 4, 10])
@@ -160,7 +160,7 @@ def test_pissa_trains_the_largest_singular_triples_of_each_weight(small_base: Ba
 
 def test_pissa_leaves_its_frozen_half_as_it_is(make_job: MakeJob, train_pack: TrainPack, small_base: BaseModel) -> None:
     job = make_job(AdapterSpec("pissa", rank=3), FinetuneSpec(target=(2,), steps=15))
-    [trained] = train_pack([job]).pack.factors(layer_shapes(SMALL, MNIST))
+    [trained] = train_pack([job]).pack.factors(network(SMALL, MNIST).layers)
     start = initial_factors(job.plan, small_base)
     for layer in small_base.layers:
         for part, axis in (("A", 0), ("B", 1)):
@@ -177,7 +177,7 @@ def test_b_of_lora_plus_moves_by_the_ratio_more_in_a_step_of_adam(
         adapter = AdapterSpec("lora_plus", rank=3, learning_rate_ratio=ratio)
         job = make_job(adapter, FinetuneSpec(target=(2,), steps=2, seed=1))
         job = dataclasses.replace(job, order=job.order[:1])
-        [after] = train_pack([job]).pack.factors(layer_shapes(SMALL, MNIST))
+        [after] = train_pack([job]).pack.factors(network(SMALL, MNIST).layers)
         start = initial_factors(job.plan, small_base)
         moved[ratio] = {name: after[name] - start[name] for name in start}
     for name in moved[1.0]:
@@ -193,7 +193,7 @@ def test_a_of_lora_plus_moves_at_the_learning_rate_itself(make_job: MakeJob, tra
     adapter = AdapterSpec("lora_plus", rank=3, learning_rate_ratio=16.0)
     job = make_job(adapter, FinetuneSpec(target=(2,), steps=2, learning_rate=1e-3))
     [one], [two] = (
-        train_pack([dataclasses.replace(job, order=job.order[:steps])]).pack.factors(layer_shapes(SMALL, MNIST))
+        train_pack([dataclasses.replace(job, order=job.order[:steps])]).pack.factors(network(SMALL, MNIST).layers)
         for steps in (1, 2)
     )
     for name in ("linear2.A", "linear3.A"):
@@ -209,17 +209,21 @@ def test_the_last_pattern_that_matches_a_layer_counts() -> None:
         rank_pattern=(("*", 3), ("linear*", 5), ("linear2", 7), ("conv1", 1)),
         alpha_pattern=(("linear?", 10.0), ("linear2", "rank"), ("conv[12]", 4.0)),
     )
-    plan = adapter_plan(adapter, layer_shapes(CNN, MNIST), seed=0, target=(0,))
-    assert [layer.name for layer in layer_shapes(CNN, MNIST)] == ["conv1", "conv2", "linear1", "linear2"]
+    plan = adapter_plan(adapter, network(CNN, MNIST).layers, seed=0, target=(0,))
+    assert [layer.name for layer in network(CNN, MNIST).layers] == ["conv1", "conv2", "linear1", "linear2"]
     assert [own.rank for own in plan.layers] == [1, 3, 5, 7]
     assert [own.scaling for own in plan.layers] == [4.0, 4 / 3, 2.0, 1.0]
-    rooted = adapter_plan(dataclasses.replace(adapter, method="rslora"), layer_shapes(CNN, MNIST), seed=0, target=(0,))
+    rooted = adapter_plan(
+        dataclasses.replace(adapter, method="rslora"), network(CNN, MNIST).layers, seed=0, target=(0,)
+    )
     assert [own.scaling for own in rooted.layers] == pytest.approx([4.0, 4 / 3**0.5, 10 / 5**0.5, 7**0.5])
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "pissa", "full", "bitfit"])
 def test_only_the_layers_chosen_are_changed(method: str) -> None:
-    plan = adapter_plan(AdapterSpec(method, layers=("conv2", "linear2")), layer_shapes(CNN, MNIST), seed=0, target=(0,))
+    plan = adapter_plan(
+        AdapterSpec(method, layers=("conv2", "linear2")), network(CNN, MNIST).layers, seed=0, target=(0,)
+    )
     assert [own.update != "none" for own in plan.layers] == [False, True, False, True]
     assert {name.split(".")[0] for name in initial_factors(plan, untrained(CNN))} == {"conv2", "linear2"}
 
@@ -234,7 +238,7 @@ def test_only_the_layers_chosen_are_changed(method: str) -> None:
 )
 def test_a_pattern_that_matches_nothing_is_an_error_of_one_line(wrong: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(LoraExpError) as caught:
-        adapter_plan(AdapterSpec(**wrong), layer_shapes(SMALL, MNIST), seed=0, target=(0,))
+        adapter_plan(AdapterSpec(**wrong), network(SMALL, MNIST).layers, seed=0, target=(0,))
     message = str(caught.value)
     assert message.startswith(f"adapter.{next(iter(wrong))}=") and "\n" not in message
     assert "matches no layer" in message and "linear1, linear2, linear3" in message
@@ -247,7 +251,7 @@ def test_a_rank_above_the_smaller_side_is_warned_of_once_a_layer(
     spec = ModelSpec((83,))  # 10 outputs of the last layer
     adapter = AdapterSpec(method, rank=17)
     with caplog.at_level(logging.WARNING):
-        plans = [adapter_plan(adapter, layer_shapes(spec, MNIST), seed, (0,)) for seed in range(3)]
+        plans = [adapter_plan(adapter, network(spec, MNIST).layers, seed, (0,)) for seed in range(3)]
     warned = [record.getMessage() for record in caplog.records]
     assert len(warned) == 1
     assert warned[0].startswith("adapter.rank=17 is above the smaller side of linear2 (10)")
@@ -310,7 +314,7 @@ def test_a_shift_changes_the_targets_logits_alone_by_a_constant_each(
         for method, digit in (("shift", (3,)), ("shift", (5, 7)), ("bitfit", (3,)))
     ]
     tuned = train_pack(sorted(jobs, key=lambda job: job.plan.shape))
-    before = plain_logits(small_base, mnist.test.images[:200])
+    before = small_base.forward.logits(mnist.test.images[:200])
     with torch.no_grad():
         after = tuned.pack.logits(small_base, mnist.test.images[:200].expand(3, -1, -1), None)
     plans = [plan for group in tuned.pack.groups for plan in group.plans]

@@ -7,20 +7,14 @@ import re
 
 import pytest
 import torch
-from conftest import CPU, SMALL
+from conftest import SMALL
 from torch import nn
 from torch.nn import functional
 
 from lora_exp.config.images import MNIST
-from lora_exp.config.spec import BaseSpec, ModelSpec
-from lora_exp.model.base import (
-    BaseModel,
-    assemble,
-    initial_weights,
-    layer_table,
-    plain_logits,
-    train,
-)
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import BaseSpec
+from lora_exp.model.base import BaseModel, assemble, layer_table, network, train
 from lora_exp.model.data import ImageData, Split
 from lora_exp.numerics import generator
 
@@ -41,11 +35,11 @@ def sequential(model: BaseModel) -> nn.Sequential:
         linear = nn.Linear(layer.weight.shape[1], layer.weight.shape[0])
         linear.load_state_dict({"weight": layer.weight, "bias": layer.bias})
         parts += [linear, nn.ReLU()]
-    return nn.Sequential(*(parts if model.rectify_logits else parts[:-1]))
+    return nn.Sequential(*(parts if model.network.is_rectified(len(model.layers) - 1) else parts[:-1]))
 
 
 def test_the_reference_model_has_2807010_parameters() -> None:
-    model = assemble(REFERENCE, MNIST, initial_weights(REFERENCE, MNIST, 0, CPU))
+    model = assemble(REFERENCE, MNIST, network(REFERENCE, MNIST).initial(0))
     assert model.parameters == 2_807_010
     assert [tuple(layer.weight.shape) for layer in model.layers] == [(1000, 784), (2000, 1000), (10, 2000)]
     assert [layer.name for layer in model.layers] == ["linear1", "linear2", "linear3"]
@@ -53,13 +47,13 @@ def test_the_reference_model_has_2807010_parameters() -> None:
 
 def test_a_model_without_hidden_layers_is_one_layer() -> None:
     spec = ModelSpec(())
-    model = assemble(spec, MNIST, initial_weights(spec, MNIST, 0, CPU))
+    model = assemble(spec, MNIST, network(spec, MNIST).initial(0))
     assert model.parameters == 7850
-    assert plain_logits(model, torch.zeros(3, 784)).shape == (3, 10)
+    assert model.forward.logits(torch.zeros(3, 784)).shape == (3, 10)
 
 
 def test_the_layer_table_counts_base_and_adapter() -> None:
-    model = assemble(REFERENCE, MNIST, initial_weights(REFERENCE, MNIST, 0, CPU))
+    model = assemble(REFERENCE, MNIST, network(REFERENCE, MNIST).initial(0))
     table = layer_table(model, [1784, 3000, 2010])
     assert [(row["layer"], row["shape"], row["base"], row["adapter"]) for row in table] == [
         ("linear1", [1000, 784], 785_000, 1784),
@@ -82,7 +76,7 @@ def test_the_layer_table_counts_base_and_adapter() -> None:
     ],
 )
 def test_wrong_weights_are_refused(part: str, wrong: torch.Tensor | None, message: str) -> None:
-    tensors = initial_weights(SMALL, MNIST, 0, CPU)
+    tensors = network(SMALL, MNIST).initial(0)
     if wrong is None:
         del tensors[part]
     else:
@@ -92,7 +86,7 @@ def test_wrong_weights_are_refused(part: str, wrong: torch.Tensor | None, messag
 
 
 def test_initial_weights_are_uniform_in_the_range_of_linear_layers() -> None:
-    drawn = initial_weights(REFERENCE, MNIST, 0, CPU)
+    drawn = network(REFERENCE, MNIST).initial(0)
     random_before = torch.get_rng_state()
     for name, inputs in (("linear1", 784), ("linear2", 1000), ("linear3", 2000)):
         outputs = len(drawn[f"{name}.bias"])
@@ -112,9 +106,9 @@ def test_initial_weights_are_uniform_in_the_range_of_linear_layers() -> None:
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
-    one = initial_weights(SMALL, MNIST, 0, CPU)
+    one = network(SMALL, MNIST).initial(0)
     torch.manual_seed(2)
-    same, other = initial_weights(SMALL, MNIST, 0, CPU), initial_weights(SMALL, MNIST, 1, CPU)
+    same, other = network(SMALL, MNIST).initial(0), network(SMALL, MNIST).initial(1)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not any(torch.equal(one[name], other[name]) for name in one)
 
@@ -122,13 +116,13 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 @pytest.mark.parametrize("rectify", [False, True])
 def test_plain_logits_are_those_of_a_sequential(mnist: ImageData, rectify: bool) -> None:
     spec = ModelSpec((96, 64), rectify_logits=rectify)
-    model = assemble(spec, MNIST, initial_weights(spec, MNIST, 0, CPU))
+    model = assemble(spec, MNIST, network(spec, MNIST).initial(0))
     images = mnist.test.images[:50]
     kept = images.clone()
     with torch.no_grad():
-        assert torch.equal(plain_logits(model, images), sequential(model)(images))
+        assert torch.equal(model.forward.logits(images), sequential(model)(images))
     assert torch.equal(images, kept)
-    assert bool((plain_logits(model, images) < 0).any()) is not rectify
+    assert bool((model.forward.logits(images) < 0).any()) is not rectify
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -136,7 +130,7 @@ def test_plain_logits_are_those_of_a_sequential(mnist: ImageData, rectify: bool)
 def test_training_gives_the_bits_of_a_plain_torch_loop(some: Split, rectify: bool) -> None:
     spec = ModelSpec((96, 64), rectify_logits=rectify)
     how = BaseSpec(epochs=2, batch_size=10, learning_rate=2e-3, seed=3)
-    plain = sequential(assemble(spec, MNIST, initial_weights(spec, MNIST, how.seed, CPU)))
+    plain = sequential(assemble(spec, MNIST, network(spec, MNIST).initial(how.seed)))
     optimizer = torch.optim.Adam(plain.parameters(), lr=2e-3, fused=True)
     order = generator("base order", how.seed)
     for _ in range(2):
@@ -149,9 +143,9 @@ def test_training_gives_the_bits_of_a_plain_torch_loop(some: Split, rectify: boo
     trained = train(spec, how, some)
     assert all(
         torch.equal(ours, theirs)
-        for ours, theirs in zip(trained.tensors().values(), plain.state_dict().values(), strict=True)
+        for ours, theirs in zip(trained.state.values(), plain.state_dict().values(), strict=True)
     )
-    assert not any(tensor.requires_grad for tensor in trained.tensors().values())
+    assert not any(tensor.requires_grad for tensor in trained.state.values())
 
 
 def test_two_trainings_give_the_same_bits_and_another_seed_gives_others(some: Split) -> None:
@@ -171,18 +165,18 @@ def test_one_or_two_threads_give_the_same_base_where_batches_are_full(some: Spli
 
 
 def test_the_small_base_has_learned(mnist: ImageData, small_base: BaseModel) -> None:
-    guessed = plain_logits(small_base, mnist.test.images[:]).argmax(1)
+    guessed = small_base.forward.logits(mnist.test.images[:]).argmax(1)
     assert float((guessed == mnist.test.labels).double().mean()) > 0.85
 
 
 def test_the_hash_tells_any_change_of_any_weight(small_base: BaseModel) -> None:
     hashes = {small_base.sha256()}
-    for name, tensor in small_base.tensors().items():
+    for name, tensor in small_base.state.items():
         changed = tensor.clone()
         changed.view(-1)[-1] += 1e-3
-        hashes.add(assemble(SMALL, MNIST, {**small_base.tensors(), name: changed}).sha256())
+        hashes.add(assemble(SMALL, MNIST, {**small_base.state, name: changed}).sha256())
     assert len(hashes) == 1 + 6
-    assert assemble(SMALL, MNIST, small_base.tensors()).sha256() in hashes
+    assert assemble(SMALL, MNIST, small_base.state).sha256() in hashes
 
 
 def test_a_base_that_diverges_is_an_error_that_names_the_key(some: Split) -> None:

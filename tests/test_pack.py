@@ -21,7 +21,7 @@ from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, PREDICTIONS
 from lora_exp.training.base import TrainedBase
 from lora_exp.training.evaluation import class_errors, predict_base
-from lora_exp.training.pack import PackTrainer, plan_jobs
+from lora_exp.training.pack import PackTrainer, frozen_cut, plan_jobs
 
 DATA = DataSpec("mnist", validation=500, limit=6000)  # as the fixture
 PACK = [
@@ -29,14 +29,18 @@ PACK = [
 ]
 
 
+def trainer_of(base: TrainedBase, data: ImageData, specs: list[RunSpec]) -> PackTrainer:
+    jobs = plan_jobs(specs, data)
+    return PackTrainer(base, data, jobs, frozen_cut(base.model, data, jobs, None))
+
+
 @pytest.fixture
 def trainer(small_base: BaseModel, mnist: ImageData) -> PackTrainer:
     """A trainer of PACK on a copy of the small base."""
-    layers = [dataclasses.replace(layer, weight=layer.weight.clone()) for layer in small_base.layers]
-    model = dataclasses.replace(small_base, layers=tuple(layers))
+    model = small_base.with_layers({})
     assert mnist.validation is not None
     base = TrainedBase(model, predict_base(model, mnist.test), predict_base(model, mnist.validation), seconds=1.5)
-    return PackTrainer(base, mnist, plan_jobs(PACK, mnist))
+    return trainer_of(base, mnist, PACK)
 
 
 def test_a_base_that_changed_is_found_by_its_hash_and_by_its_predictions(trainer: PackTrainer) -> None:
@@ -59,7 +63,7 @@ def test_the_times_of_all_jobs_add_up_to_that_of_their_pack(trainer: PackTrainer
 def test_the_numbers_of_a_run_are_those_counted_from_its_predictions(trainer: PackTrainer, mnist: ImageData) -> None:
     two_digits = dataclasses.replace(PACK[0], finetune=dataclasses.replace(PACK[0].finetune, target=(2, 7)))
     pack, labels = [two_digits, *PACK[2:]], mnist.test.labels
-    for result, files in PackTrainer(trainer.base, mnist, plan_jobs(pack, mnist)).train(pack, None):
+    for result, files in trainer_of(trainer.base, mnist, pack).train(pack, None):
         out, target = result.outcome, result.spec.finetune.target
         found = load(files[PREDICTIONS])
         assert torch.equal(found[BEFORE].argmax(1), trainer.base.test.predicted)

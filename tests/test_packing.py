@@ -9,8 +9,9 @@ import pytest
 
 from lora_exp.adapters.plan import adapter_plan
 from lora_exp.config.images import MNIST
-from lora_exp.config.spec import AdapterSpec, ModelSpec
-from lora_exp.model.architecture import layer_shapes
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import AdapterSpec
+from lora_exp.model.base import network
 from lora_exp.training.packing import FULL_PACK, TRAINING_EFFICIENCY, JobSize, job_size, plan_packs
 
 GIB = 2**30
@@ -73,24 +74,29 @@ def test_few_jobs_are_not_spread_over_more_workers_than_they_are_worth() -> None
     assert sorted(map(len, plan_packs(jobs_of(8, steps=100), 64, GIB))) == [4, 4]
 
 
-def test_cost_and_memory_of_a_job_are_those_counted_by_hand() -> None:
-    layers = layer_shapes(ModelSpec((48, 32)), MNIST)  # 784-48-32-10; rank 3 is padded to 8
+@pytest.mark.parametrize("batch_size", [10, 100])
+def test_cost_and_memory_of_a_job_are_those_counted_by_hand(batch_size: int) -> None:
+    form = network(ModelSpec((48, 32)), MNIST)  # 784-48-32-10; rank 3 is padded to 8
     sides, beyond_first = (784 + 48) + (48 + 32) + (32 + 10), 48 * 32 + 32 * 10
-    plan = adapter_plan(AdapterSpec(rank=3), layers, seed=0, target=(0,))
-    untrained, trained = (job_size(plan, layers, 10, steps, test_images=1000) for steps in (0, 100))
+    plan = adapter_plan(AdapterSpec(rank=3), form.layers, seed=0, target=(0,))
+    untrained, trained = (job_size(plan, form, batch_size, steps, test_images=1000) for steps in (0, 100))
     assert untrained.cost == 2 * 1000 * (beyond_first + 8 * sides)
     # Forward and backward through the frozen weights; through the factors, and once more for their own gradients.
-    operations = 2 * 10 * (2 * beyond_first + 3 * 8 * sides)
+    operations = 2 * batch_size * (2 * beyond_first + 3 * 8 * sides)
     assert trained.cost - untrained.cost == pytest.approx(100 * operations / TRAINING_EFFICIENCY)
-    # Factors, gradients and two moments; activations and their gradients of a batch; what 1,000 images need.
-    assert trained.memory == untrained.memory == 4 * (4 * 8 * sides + 2 * 10 * sides + 40 * 1000)
+    # Factors, gradients and two moments; what 1,000 images need; activations and their gradients of a batch, or three
+    # times those of the largest layer of the 16 images of a small chunk, which are more for 10 images.
+    assert 2 * 10 * sides < 3 * 16 * (784 + 48) < 2 * 100 * sides
+    passing = max(2 * batch_size * sides, 3 * 16 * (784 + 48))
+    assert trained.memory == untrained.memory == 4 * (4 * 8 * sides + passing + 40 * 1000)
+    assert trained.rows == batch_size
 
 
 def test_the_cost_of_a_convolution_counts_every_position() -> None:
-    layers = layer_shapes(ModelSpec((20,), channels=(4, 6)), MNIST)  # 14 x 14 positions, then 7 x 7, then a row
+    form = network(ModelSpec((20,), channels=(4, 6)), MNIST)  # 14 x 14 positions, then 7 x 7, then a row
     sides = [(196, 4, 9), (49, 6, 36), (1, 20, 294), (1, 10, 20)]
-    plan = adapter_plan(AdapterSpec(rank=3), layers, seed=0, target=(0,))
-    size = job_size(plan, layers, 10, steps=0, test_images=1000)
+    plan = adapter_plan(AdapterSpec(rank=3), form.layers, seed=0, target=(0,))
+    size = job_size(plan, form, 10, steps=0, test_images=1000)
     assert size.cost == 2 * 1000 * sum(places * (outs * ins + 8 * (outs + ins)) for places, outs, ins in sides)
 
 

@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from lora_exp.adapters.peft import ADAPTER_CONFIG, ADAPTER_MODEL, peft_files, read_folder
 from lora_exp.config.images import MNIST
-from lora_exp.config.spec import ModelSpec
-from lora_exp.model.architecture import LayerShape, layer_shapes
+from lora_exp.config.models import ModelSpec
+from lora_exp.model.architecture import LayerShape
+from lora_exp.model.base import network
 
-MLP = layer_shapes(ModelSpec((32, 16)), MNIST)
-CNN = layer_shapes(ModelSpec((), channels=(4, 6)), MNIST)
+MLP = network(ModelSpec((32, 16)), MNIST).layers
+CNN = network(ModelSpec((), channels=(4, 6)), MNIST).layers
 KEY = "base_model.model.linear1.lora_A.weight"
 
 

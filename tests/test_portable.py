@@ -18,7 +18,8 @@ import pytest
 from places import Place
 
 from lora_exp import numerics
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.model.data import ImageData
 from lora_exp.storage.keys import result_key, torch_version

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from made_results import made_run, pictures_and_labels, small_result, write_sweep
 
+from lora_exp.config.models import ModelSpec
 from lora_exp.config.settings import TrackingSettings
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.storage.result import RunResult

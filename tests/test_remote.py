@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import pytest
 from tqdm import tqdm
 
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.executors.remote import TRIES, PackEnd, WorkerPool
 from lora_exp.training import executor
 from lora_exp.training.executor import Files, Pack, PackTask, Progress, train_in_parts

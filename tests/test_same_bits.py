@@ -13,21 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU, need_any_pack
+from conftest import CPU, constants_of, need_any_pack
 from places import data_in
 
 from lora_exp.config.images import MNIST
 from lora_exp.config.methods import METHODS
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
-from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.base import assemble, initial_weights
+from lora_exp.model.base import assemble, network
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, Outcome, from_json
 from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import Failure
 from lora_exp.training import laboratory as experiment
-from lora_exp.training.evaluation import frozen_first_layer
 from lora_exp.training.laboratory import Laboratory
 from lora_exp.training.packing import JobSize
 
@@ -40,7 +39,7 @@ Run = Callable[..., Numbers]
 
 def grid(model: ModelSpec, each: int, batch_size: int = 10) -> list[RunSpec]:
     """`each` jobs of every method that differ in all in which the jobs of a pack may differ."""
-    last = layer_shapes(model, MNIST)[-1].name
+    last = network(model, MNIST).layers[-1].name
     ranks, digits = itertools.cycle(RANKS), itertools.cycle((0, 2, 3, 5, 7, 9))
     alphas, lengths, seeds = (
         itertools.cycle((1.0, 16.0, "rank")),
@@ -155,14 +154,14 @@ def test_small_and_large_batches_have_the_same_bits_too(run: Run, model: ModelSp
 def test_the_first_layers_product_has_the_same_bits_for_few_images_and_many(mnist: ImageData, width: int) -> None:
     """Made once for all jobs, outside the packs and their one thread: 16 rows of 17 outputs differ on two threads."""
     spec = ModelSpec((width,))
-    base = assemble(spec, MNIST, initial_weights(spec, MNIST, 0, CPU))
+    base = assemble(spec, MNIST, network(spec, MNIST).initial(0))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    whole = frozen_first_layer(base, mnist.train.images)
-    parts = [frozen_first_layer(base, mnist.train.images[:count]) for count in (1, 5, 16, 20, 100)]
+    whole, *parts = (constants_of(base, mnist.train.where(slice(count)).images) for count in (None, 1, 5, 16, 20, 100))
     torch.set_num_threads(before)
     assert whole is not None
-    assert [part is not None and torch.equal(part, whole[: len(part)]) for part in parts] == [True] * 5
+    for count, part in zip((1, 5, 16, 20, 100), parts, strict=True):
+        assert part is not None and torch.equal(part.tensors[0], whole.tensors[0][:count])
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"none"}))

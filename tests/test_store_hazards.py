@@ -25,7 +25,8 @@ from places import busy, data_in
 from safetensors.torch import load, save
 
 from lora_exp.commands.store import verify_lines
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
 from lora_exp.model.data import ImageData
 from lora_exp.storage.pruning import activity

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from conftest import CPU
 from torch import nn
 from torch.nn import functional
 
@@ -21,11 +20,11 @@ from lora_exp.adapters.initialisation import Factors, initial_factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan, adapter_plan
 from lora_exp.config.images import MNIST
-from lora_exp.config.spec import AdapterSpec, ModelSpec
-from lora_exp.model.architecture import layer_shapes
-from lora_exp.model.base import BaseModel, Layer, assemble, initial_weights
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import AdapterSpec
+from lora_exp.model.architecture import Constants, Layer
+from lora_exp.model.base import BaseModel, assemble, network
 from lora_exp.numerics import generator
-from lora_exp.training.evaluation import frozen_first_layer
 
 with warnings.catch_warnings():
     # PEFT's own imports emit DeprecationWarnings.
@@ -48,6 +47,8 @@ UPDATES = [
     LayerPlan("low_rank", 5, kept=5, scaling=1.5),
     LayerPlan("dense"),
     LayerPlan("dense"),
+    LayerPlan("dense_weight"),
+    LayerPlan("dense_weight"),
     LayerPlan("low_rank", 40, scaling=0.1),
     LayerPlan("dora", 33, scaling=0.1),
     LayerPlan("bias"),
@@ -70,9 +71,8 @@ SPECS = [
 
 
 def base_of(spec: ModelSpec, dtype: torch.dtype) -> BaseModel:
-    base = assemble(spec, MNIST, initial_weights(spec, MNIST, 0, CPU))
-    layers = [dataclasses.replace(own, weight=own.weight.to(dtype), bias=own.bias.to(dtype)) for own in base.layers]
-    return dataclasses.replace(base, layers=tuple(layers))
+    base = assemble(spec, MNIST, network(spec, MNIST).initial(0))
+    return BaseModel(base.network, {name: tensor.to(dtype) for name, tensor in base.state.items()})
 
 
 def trained_factors(plans: Sequence[AdapterPlan], base: BaseModel) -> list[Factors]:
@@ -109,8 +109,8 @@ def adapted(layer: Layer, plan: LayerPlan, own: Factors, rows: torch.Tensor, mas
         return functional.linear(rows, weight, bias)
     if plan.update == "bias":
         return functional.linear(rows, weight, own[f"{name}.bias"])
-    if plan.update == "dense":
-        return functional.linear(rows, own[f"{name}.weight"], own[f"{name}.bias"])
+    if plan.update in ("dense", "dense_weight"):
+        return functional.linear(rows, own[f"{name}.weight"], own.get(f"{name}.bias", bias))
     low_rank = plan.scaling * own[f"{name}.B"] @ own[f"{name}.A"]
     shown = rows if mask is None else rows * mask
     outputs = functional.linear(rows, weight) + functional.linear(shown, low_rank)
@@ -189,7 +189,7 @@ def test_a_mixed_pack_has_the_logits_and_gradients_of_plain_torch_models(
 ) -> None:
     base = base_of(dataclasses.replace(spec, rectify_logits=rectify_logits), dtype)
     plans = sorted(
-        (adapter_plan(own, layer_shapes(spec, MNIST), seed=n, target=(0,)) for n, own in enumerate(SPECS)),
+        (adapter_plan(own, network(spec, MNIST).layers, seed=n, target=(0,)) for n, own in enumerate(SPECS)),
         key=lambda p: p.shape,
     )
     factors = trained_factors(plans, base)
@@ -197,9 +197,11 @@ def test_a_mixed_pack_has_the_logits_and_gradients_of_plain_torch_models(
     images = noise(len(plans), BATCH, 784, dtype=dtype)
     onwards = noise(len(plans), BATCH, 10, dtype=dtype, seed=3)
     stacks = [stack.requires_grad_() for stack in pack.stacks()]
-    first = frozen_first_layer(base, images.flatten(0, 1))
-    own_first = None if first is None else first.view(*images.shape[:2], -1)
-    found = pack.logits(base, images, own_first, training=True)
+    constants = None
+    if (cut := base.forward.cut([True] * len(base.layers))) is not None:
+        of_all = Constants(cut, base.forward.constants(images.flatten(0, 1), cut))
+        constants = of_all.of(torch.arange(len(plans) * BATCH).view(len(plans), BATCH))
+    found = pack.logits(base, images, constants, training=True)
     grads = torch.autograd.grad(found, stacks, onwards.clone())
 
     reference = [{name: double(value) for name, value in own.items()} for own in factors]
@@ -212,9 +214,10 @@ def test_a_mixed_pack_has_the_logits_and_gradients_of_plain_torch_models(
 
 def plain(base: BaseModel, plan: AdapterPlan, own: Factors, images_BI: torch.Tensor) -> torch.Tensor:
     """Logits [B, C] by conv2d and linear; low rank in a convolution is one to r channels, then one of 1 x 1."""
-    hidden = images_BI.view(-1, 1, 28, 28) if base.layers[0].shape.convolution else images_BI
+    convolutions = base.network.convolutions
+    hidden = images_BI.view(-1, 1, 28, 28) if convolutions[0] else images_BI
     for at, (layer, done) in enumerate(zip(base.layers, plan.layers, strict=True)):
-        convolution = layer.shape.convolution
+        convolution = convolutions[at]
         if convolution is None:
             hidden = adapted(layer, done, own, hidden.flatten(1), None)
         else:
@@ -230,7 +233,7 @@ def plain(base: BaseModel, plan: AdapterPlan, own: Factors, images_BI: torch.Ten
                 norm = (layer.weight.double() + done.scaling * b @ a).detach().norm(dim=1)
                 outputs = outputs * (own[f"{layer.name}.magnitude"] / norm)[:, None, None]
             hidden = outputs + bias[:, None, None]
-        hidden = hidden.relu() if base.is_rectified(at) else hidden
+        hidden = hidden.relu() if base.network.is_rectified(at) else hidden
     return hidden
 
 
@@ -263,7 +266,7 @@ def test_a_layer_is_that_of_peft(method: str, kind: str, rank: int, dtype: torch
     magnitude = peft.lora_magnitude_vector["default"].weight if method == "dora" else None
 
     plan = adapter_plan(
-        AdapterSpec(method, rank=rank, alpha=2.5), layer_shapes(CNN, MNIST), seed=0, target=(0,)
+        AdapterSpec(method, rank=rank, alpha=2.5), network(CNN, MNIST).layers, seed=0, target=(0,)
     ).layers[at]
     assert plan.scaling == pytest.approx(peft.scaling["default"], rel=1e-12)
     kept_a, kept_b = a.detach().flatten(1).clone(), b.detach().flatten(1).clone()
@@ -282,10 +285,12 @@ def test_a_layer_is_that_of_peft(method: str, kind: str, rank: int, dtype: torch
     only = AdapterPlan(tuple(plan if layer_at == at else LayerPlan() for layer_at in range(len(base.layers))))
     pack = AdapterPack.of([only], [named], base)
 
-    side = (channels, shape.convolution.height, shape.convolution.width) if shape.convolution else (channels,)
+    convolution = base.network.convolutions[at]
+    side = (channels, convolution.height, convolution.width) if convolution else (channels,)
     hidden = noise(1, BATCH, *side, dtype=dtype).requires_grad_()
     stacks = [stack.requires_grad_() for stack in pack.stacks()]
-    found = shape.activations(pack.layer(at, layer, shape.rows(hidden.flatten(2)), False))
+    rows = base.network.rows(at, hidden.flatten(2))
+    found = base.network.activated(at, pack.layer(at, layer, rows))
     onwards = noise(*found.shape, dtype=dtype, seed=3)
     grad_hidden, *grads = torch.autograd.grad(found, [hidden, *stacks], onwards.clone())
 

@@ -10,7 +10,8 @@ from conftest import CPU
 from places import data_in
 
 from lora_exp import numerics
-from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, ModelSpec, RunSpec
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.executors.local import LocalExecutor
 from lora_exp.executors.worker import CIRCUMSTANCES, trained_into_store
 from lora_exp.model.data import ImageData
