@@ -12,7 +12,7 @@ of every block, MNIST, Adam at 1e-3, the same batches. The cases are blocks x wi
 PEFT has a process of its own, without the arithmetic that this package asks of MKL, and a plain loop over images that
 lie normalised in memory; its Adam is torch's default, or with --fused the fused one. All ways are measured in turn,
 N times (default 5) for --seconds each, without set-up and first steps. Medians; ratios are those of the medians, with
-the least and the greatest of the N. It takes 12 minutes for N=5. DIR holds the data. The base is untrained, which does
+the least and the greatest of the N. It takes 10 minutes for N=5. DIR holds the data. The base is untrained, which does
 not change its speed. Hardware: two cores that nothing else uses; the first line names the processor.
 """
 
