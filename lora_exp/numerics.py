@@ -15,7 +15,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,8 +114,6 @@ def _about_processor(field: str) -> str:
 MIN_ROWS = 16
 # Of rows that are no multiple of this, MKL computes the last ones with another kernel if the request is COMPATIBLE.
 ROW_MULTIPLE = 4
-# Rows for `promise` to try: of products that `_whole_rows` completes, and of the chunks of an evaluation.
-ANY_ROWS, CHUNKS = (MIN_ROWS, 20, 33, 70), (MIN_ROWS, 20, 52, 72)
 # torch computes a stacked product of fewer multiplications with a loop of its own, whose sums have other bits.
 LEAST_MULTIPLICATIONS = 400
 # Ranks are padded with zeros to a multiple of this. No product then uses a matrix-vector kernel, whose bits differ, and
@@ -133,82 +131,6 @@ def least_rows(shapes: Sequence[tuple[int, int]]) -> int:
     """
     narrowest = min(min(shape) for shape in shapes)
     return max(MIN_ROWS, -(-LEAST_MULTIPLICATIONS // (RANK_MULTIPLE * narrowest)))
-
-
-def promise(shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
-    """Test whether the bits of a row depend on the other rows, and return what a run may promise about its bits.
-
-    The test computes, on one thread, the products of a model whose layer weights have these shapes [O, I], and those of
-    low-rank updates, for few rows and for many.
-    """
-    import torch
-
-    if device.type != "cpu":
-        return SAME_PACK
-    random = torch.Generator().manual_seed(0)
-    with on_threads(1):
-        for position, (outputs, inputs) in enumerate(shapes):
-            weight = torch.randn(outputs, inputs, generator=random)
-            a, b = (torch.randn(RANK_MULTIPLE, side, generator=random) for side in (inputs, outputs))
-            # The forward product of each layer, and the backward product of all but the first.
-            shared = (weight.t(), weight) if position else (weight.t(),)
-            frozen = (_depends_on_others(rowwise_product, factor, ANY_ROWS, random) for factor in shared)
-            factors = (a.t(), b, b.t(), a)
-            least = least_rows([(outputs, inputs)])
-            chunks = [rows for rows in CHUNKS if rows >= least]
-            low_rank = (
-                _depends_on_others(way, factor, chunks, random) for factor in factors for way in (_stacked, _added)
-            )
-            if any(frozen) or any(low_rank) or any(_differs_alone(factor, random) for factor in factors):
-                return SAME_PACK
-    return ANY_PACK
-
-
-def _depends_on_others(
-    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    factor: torch.Tensor,
-    numbers: Sequence[int],
-    random: torch.Generator,
-) -> bool:
-    """Whether the bits of a row of `product` differ in products of so many rows."""
-    import torch
-
-    rows = torch.randn(160, len(factor), generator=random)
-    whole = product(rows, factor)
-    cuts = ([part for part in torch.split(rows, number) if len(part) == number] for number in numbers)
-    found = (torch.cat([product(part, factor) for part in parts]) for parts in cuts)
-    return not all(torch.equal(own, whole[: len(own)]) for own in found)
-
-
-def _stacked(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Compute the product for a stack of jobs, one for every ten rows, and return that of the last job."""
-    jobs = len(rows) // 10
-    return stacked_product(rows.expand(jobs, -1, -1), factor.expand(jobs, -1, -1))[-1]
-
-
-def _added(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """The same, added to what is there already."""
-    jobs = len(rows) // 10
-    sums = (rows[:, :1] * 3).expand(jobs, -1, factor.shape[1]).clone()
-    add_stacked_product(sums, rows.expand(jobs, -1, -1), factor.expand(jobs, -1, -1))
-    return sums[-1]
-
-
-def _differs_alone(factor: torch.Tensor, random: torch.Generator) -> bool:
-    """Whether a job with a batch size of 1 or 10 has other bits alone than in a stack of jobs."""
-    import torch
-
-    for batch_size in (1, 10):
-        batch, found = torch.randn(1, batch_size, len(factor), generator=random), []
-        for jobs in (1, 7):
-            rows, factors = batch.expand(jobs, -1, -1), factor.expand(jobs, -1, -1)
-            product = stacked_product(rows, factors)
-            total = product.clone()
-            add_stacked_product(total, rows, factors)
-            found.append(torch.cat([product[-1], total[-1]]))
-        if not torch.equal(*found):
-            return True
-    return False
 
 
 @contextlib.contextmanager

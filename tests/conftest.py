@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from places import data_in
 from playwright.sync_api import Browser, expect, sync_playwright
 
+import lora_exp
 from lora_exp import numerics
 from lora_exp.adapters.plan import adapter_plan
 from lora_exp.config.images import MNIST
@@ -24,6 +27,7 @@ from lora_exp.model.base import BaseModel, network, train
 from lora_exp.model.data import ImageData, Images
 from lora_exp.training.evaluation import frozen_constants
 from lora_exp.training.loop import FineTuned, Job, TrainingImages, batch_order, fine_tune, step_count
+from lora_exp.training.probe import promise_of_products
 
 CPU = torch.device("cpu")
 # The key that signs sweeps is the user's own; tests have another.
@@ -115,7 +119,7 @@ def any_pack() -> None:
 def need_any_pack(model: ModelSpec) -> None:
     """Fail where MKL should make the stronger promise for `model` and doesn't; skip where there is no MKL."""
     if (
-        numerics.promise([(layer.outputs, layer.inputs) for layer in network(model, MNIST).layers], CPU)
+        promise_of_products([(layer.outputs, layer.inputs) for layer in network(model, MNIST).layers], CPU)
         != numerics.ANY_PACK
     ):
         assert not torch.backends.mkl.is_available(), "with MKL bits have to be the same in any pack"
@@ -125,6 +129,20 @@ def need_any_pack(model: ModelSpec) -> None:
 def constants_of(base: BaseModel, images: Images) -> Constants | None:
     """What jobs share that adapt every layer: the first product, of a stack that begins with a linear layer."""
     return frozen_constants(base, images, base.forward.cut([True] * len(base.layers)))
+
+
+def in_a_fresh_process(code: str, **environment: str) -> str:
+    """What code prints in a new interpreter, to whose environment MKL_CBWR is not handed down."""
+    clean = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**clean, **environment},
+        cwd=Path(lora_exp.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
 
 
 def in_trainer_order(jobs: Sequence[Job]) -> list[Job]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from lora_exp.errors import LoraExpError
 from lora_exp.sweeps.job_configs import JobConfigs
 
 FILES = sorted(config_folder().rglob("*.yaml"))
+# Models that need a name.
+NAMED = {"model/timm": "resnet18", "model/torchvision": "resnet18", "model/module": "net-0a1b2c3d"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,22 +51,34 @@ def refused(*overrides: str) -> str:
 
 
 def test_the_folder_holds_all_the_config_files_there_are() -> None:
-    assert len(FILES) == 56
+    assert len(FILES) == 61
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(config_folder())))
 def test_every_config_file_composes_to_a_valid_run(path: Path) -> None:
     relative = path.relative_to(config_folder()).with_suffix("")
     overrides = [] if relative.name == "config" else [f"{relative.parent}={relative.name}"]
+    if name := NAMED.get(str(relative)):
+        assert refused(*overrides).startswith("model.name: missing; needs the name of a model")
+        overrides.append(f"model.name={name}")
     spec, settings = composed(*overrides)
     assert isinstance(spec, RunSpec) and isinstance(settings, Settings)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(config_folder())))
-def test_every_config_file_starts_with_the_command_that_runs_it(path: Path) -> None:
+def test_every_config_file_starts_with_the_command_that_runs_it(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path == config_folder() / "model" / "module.yaml":  # a module is given in Python
+        first = path.read_text().splitlines()[0]
+        assert first.startswith("# import lora_exp; lora_exp.sweep(module=")
+        compile(first.removeprefix("# "), str(path), "exec")
+        return
     commands = [line for line in path.read_text().splitlines() if line.startswith("# lora-exp ")]
     assert len(commands) == 1
-    composed(*commands[0].removeprefix("# lora-exp ").split())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.safetensors").write_bytes(b"some weights")
+    composed(*shlex.split(commands[0].removeprefix("# lora-exp ")))
 
 
 def test_the_defaults_are_the_reference() -> None:
@@ -105,12 +120,16 @@ def test_settings_do_not_change_the_key_of_a_run() -> None:
         ),
         ("finetune.replay=1.5", "finetune.replay=1.5: must be a share of at least 0 and below 1"),
         ("finetune.batch_size=0", "finetune.batch_size=0: must be an integer of at least 1"),
-        ("base.epochs=zero", "base.epochs=zero: must be an integer of at least 1"),
+        ("base.epochs=zero", "base.epochs=zero: must be an integer of at least 0"),
         (
             "model.hidden=3",
             "model.hidden=3: must be a list of layer widths of at least 2, such as [1000,2000]",
         ),
-        ("model=huge", "model=huge: no such option; allowed: cnn, cnn_small, large, medium, reference, small, tiny"),
+        (
+            "model=huge",
+            "model=huge: no such option; allowed: cnn, cnn_small, large, medium, module, reference, small, timm, tiny, "
+            "torchvision, vit_small, vit_tiny",
+        ),
         ("tracking=of", "tracking=of: no such option; allowed: off, server, sqlite"),
         ("device.threads=0", "device.threads=0: must be null or an integer of at least 1"),
         (

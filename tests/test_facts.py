@@ -86,9 +86,9 @@ def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
     unused = 1  # learning_rate_ratio, by LoRA
     assert len(plain) == sum(len(fields(part)) for part in SPECS.values()) - unused
     other = RunSpec(
-        ModelSpec((), True, (8,), 5),
+        ModelSpec((), True, (8,), 5, "vit", "resnet18", 4, 32, 3, 2),
         DataSpec("kmnist", 500, 6000, "letters", (8, 8), 3, (1, 2), 0.3, True),
-        BaseSpec(2, 20, 1e-4, 1, (1, 3)),
+        BaseSpec(2, 20, 1e-4, 1, (1, 3), "ab" * 32, "new", "head"),
         AdapterSpec(
             *("rslora", 3, "rank", (("linear1", 2),), (("linear1", 2.0),), ("linear1",), "kaiming", 0.5, 0.1),
         ),

@@ -40,13 +40,13 @@ ASIDE = {name: ORDER[: ORDER.index("data")] for name in ("report", "tracking")}
 USERS_OF_ASIDE = ("sweeps", "commands", "__main__")
 # What other packages may import of a package.
 FACES = {
-    "config": "fields images methods spec settings compose hydra_rules",
+    "config": "fields images methods models spec settings compose hydra_rules",
     "measures": "class_errors logits measured gains paired",
     "storage": "ownership result words table sweep_file sweep_folder store keys pruning promises provenance",
     "data": "header prepared embedded",
-    "model": "data architecture base",
+    "model": "data architecture base weights library module swapped",
     "adapters": "plan pack adapted peft initialisation",
-    "training": "laboratory executor base packing pack loop halving checkpoint",
+    "training": "laboratory executor base packing pack loop halving checkpoint probe",
     "executors": "choice",
     "report": "write verdict terminal figures search_section",
     "tracking": "connection recorder reader delivery registry",
@@ -63,9 +63,13 @@ KNOW = {
     "omegaconf": "config.compose config.hydra_rules sweeps.job_configs sweeps.job sweeps.launcher sweeps.sweep "
     "sweeps.search sweeps.application",
     "hydra": "config.compose config.hydra_rules sweeps.job_configs sweeps.job sweeps.launcher sweeps.sweep "
-    "sweeps.search sweeps.search_space sweeps.application",
+    "sweeps.search sweeps.search_space sweeps.application sweeps.session",
     "matplotlib": "report.figures report.sweep_figures report.claims.figure report.write",
 }
+
+
+# What only looks as if it ran code: a module's mode, and a command that a message shows, which reads tensors alone.
+HARMLESS = (".eval()", "torch.load({path!r}, weights_only=True)")
 
 
 def name_of(path: Path) -> str:
@@ -105,7 +109,7 @@ def package_of(module: str) -> str:
 def test_the_house_has_twelve_packages_and_the_test_sees_all_of_them() -> None:
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(FACES)
     assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "child", "errors", "numerics"}
-    assert 80 <= len(MODULES) <= 150
+    assert 80 <= len(MODULES) <= 180
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -178,8 +182,10 @@ def test_nothing_in_the_project_runs_code_from_a_config() -> None:
     assert len(PLUGINS) == 3
     for path in [*MODULES, *PLUGINS]:
         text = path.read_text()
+        for harmless in HARMLESS:
+            text = text.replace(harmless, "")
         for banned in ("instantiate(", "pickle", "torch.load(", "eval(", "exec("):
-            assert banned not in text.replace("model.eval(", ""), f"{banned} in {path}"
+            assert banned not in text, f"{banned} in {path}"
     configs = list((ROOT / "conf").rglob("*.yaml"))
     assert len(configs) > 40
     for config in configs:
@@ -210,7 +216,8 @@ def test_training_and_its_workers_load_nothing_of_configs_reports_and_tracking()
 def test_training_a_base_does_not_load_the_compiler_of_torch() -> None:
     code = """
 import torch
-from lora_exp.config.spec import BaseSpec, ModelSpec
+from lora_exp.config.models import ModelSpec
+from lora_exp.config.spec import BaseSpec
 from lora_exp.model.base import train
 from lora_exp.config.images import MNIST
 from lora_exp.model.data import Images, Split

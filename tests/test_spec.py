@@ -42,6 +42,12 @@ BAD: dict[str, list[Any]] = {
     "model.rectify_logits": [0, 1, "true", None],
     "model.channels": [[0], [1], [-5], [8, True], [8.0], "8", 8, None, [8] * 5],
     "model.kernel": [0, 2, 9, 3.0, True, None, "3"],
+    "model.kind": ["", "mlp", None, 1, True],
+    "model.name": ["", "a/b", "..", 1, True],
+    "model.patch": BAD_WHOLE_NUMBERS,
+    "model.width": [*BAD_WHOLE_NUMBERS, 1],
+    "model.blocks": BAD_WHOLE_NUMBERS,
+    "model.heads": BAD_WHOLE_NUMBERS,
     "data.name": ["cifar", "", None, 1, True],
     "data.validation": [-1, 1, 2.0, 1.5, True, None, "500", math.nan],
     "data.split": ["", "mnist2", 1, True],
@@ -51,11 +57,14 @@ BAD: dict[str, list[Any]] = {
     "data.test": [0, 1, -0.1, 1.5, True, None, "half", math.nan],
     "data.skip_bad": [0, 1, "true", None],
     "data.limit": [0, 1, -100, 100.0, True, "500", math.nan],
-    "base.epochs": BAD_WHOLE_NUMBERS,
+    "base.epochs": [value for value in BAD_WHOLE_NUMBERS if value != 0],
     "base.batch_size": BAD_WHOLE_NUMBERS,
     "base.learning_rate": BAD_POSITIVE_NUMBERS,
     "base.seed": BAD_SEEDS,
     "base.classes": [[], [-1], [1.0], [None], [True], ""],
+    "base.weights": [1, 1.5, True, ["a.safetensors"]],
+    "base.head": ["", "old", None, 1, True],
+    "base.trained": ["", "none", None, 1, True],
     "adapter.method": ["", "LoRA", "qlora", None, 1, True],
     "adapter.rank": BAD_WHOLE_NUMBERS,
     "adapter.alpha": BAD_POSITIVE_NUMBERS,
@@ -88,6 +97,7 @@ OTHER: list[tuple[str, Any]] = [
     ("base.learning_rate", 2e-3),
     ("base.seed", 1),
     ("base.classes", [1, 3]),
+    ("base.trained", "head"),
     ("data.split", "letters"),
     ("data.size", 14),
     ("data.channels", 3),
@@ -182,6 +192,28 @@ def test_a_missing_key_without_default_is_named() -> None:
     config = config_with()
     del config["finetune"]["target"]
     assert refusal(config).startswith("finetune.target: missing; needs a class, by name or number, or a list of them")
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "line"),
+    [
+        ("model", {"patch": 4}, "model.patch=4: must be left out with model.kind=stack"),
+        ("model", {"kind": "vit"}, "model.hidden=[1000,2000]: must be left out with model.kind=vit"),
+        ("model", {"kind": "vit", "hidden": [], "name": "a"}, "model.name=a: must be left out with model.kind=vit"),
+        ("model", {"kind": "vit", "hidden": [], "heads": 3}, "model.heads=3: must divide model.width=64"),
+        (
+            "model",
+            {"kind": "timm", "hidden": []},
+            "model.name: missing; needs the name of a model, such as model=timm ",
+        ),
+        ("base", {"epochs": 0}, "base.epochs=0: needs weights, as base.weights=FILE.safetensors"),
+        ("base", {"head": "new"}, "base.head=new: needs weights, as base.weights=FILE.safetensors"),
+    ],
+)
+def test_values_that_do_not_fit_each_other_are_refused(group: str, values: dict[str, Any], line: str) -> None:
+    config = config_with()
+    config[group] |= values
+    assert refusal(config).startswith(line)
 
 
 # Not [2, 2] for one of them, and not 3 for the other: a key of its own would have its own words.

@@ -44,6 +44,11 @@ class LayerPlan:
         """Rows of the factors, including padding."""
         return -(-(self.rank + self.kept) // RANK_MULTIPLE) * RANK_MULTIPLE
 
+    @property
+    def owns_product(self) -> bool:
+        """Whether the weight itself is trained, so that the layer has a product of its own."""
+        return self.update in OWN_PRODUCTS
+
     def parameters(self, outputs: int, inputs: int) -> int:
         """Count the trained parameters of a layer with weight [O, I] and bias [O]."""
         if self.outputs is not None:
@@ -74,7 +79,7 @@ class AdapterPlan:
     @property
     def owns_weights(self) -> bool:
         """Whether the job trains weights below the last layer, so that it shares no frozen product with other jobs."""
-        return any(layer.update in OWN_PRODUCTS for layer in self.layers[:-1])
+        return any(layer.owns_product for layer in self.layers[:-1])
 
     def rate_ratio(self, part: str) -> float:
         """Return the ratio of the learning rate of a part (A, B, ...) to the job's."""

@@ -5,6 +5,8 @@ In reading order:
 - `fields`: dataclass fields that say, in words and in code, what a key may hold
 - `images`: what is known of the images of a data set: shape, classes, mean and deviation
 - `methods`: the fine-tuning methods by name
+- `models`: the kinds of classifiers, and the keys that each kind uses
+- `weights`: a file of trained weights, checked and hashed
 - `spec`: everything that determines the numbers of a run, as frozen dataclasses
 - `settings`: where a run is computed and recorded, which changes no number
 - `compose`: Hydra and OmegaConf to spec and settings, and their errors to one line

@@ -35,6 +35,7 @@ class LayerShape:
     weight: str = ""
     bias: str | None = ""
     rows: tuple[int, int] | None = None
+    in_attention: bool = False  # of `nn.MultiheadAttention`
 
     @property
     def outputs(self) -> int:
@@ -174,6 +175,13 @@ class Network(Protocol):
     layers: tuple[LayerShape, ...]
     state: dict[str, StateShape]  # what its state dict holds, by name
     activations: int  # numbers that a pass computes between its layers for one image
+
+    def constant(self, first: int) -> int:
+        """How many layers, from the start, have a frozen product that is computed once for all jobs.
+
+        `first` is the number of the first layer that is adapted.
+        """
+        ...
 
     def initial(self, seed: int) -> dict[str, torch.Tensor]:
         """Draw a state dict on the CPU."""

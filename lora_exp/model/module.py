@@ -20,6 +20,7 @@ from lora_exp.errors import LoraExpError, in_words
 from lora_exp.model import swapped
 from lora_exp.model.architecture import Apply, Constants, Cut, Layer, LayerShape, State, StateShape, layer_of
 from lora_exp.model.library import shown_shape
+from lora_exp.model.parts import ATTENTION, attention_shapes, frozen_layer, shapes_of
 from lora_exp.model.prefix import find_cut, not_numbers
 from lora_exp.numerics import generator
 
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 
 Calls = dict[str, list[tuple[Any, Any]]]  # by the name of a part: inputs and output of each call
 TRIAL = 2  # images of the trial pass
-ATTENTION = ("q", "k", "v", "out_proj")  # products of `nn.MultiheadAttention`
 
 
 class ModuleNetwork:
@@ -52,6 +52,10 @@ class ModuleNetwork:
             for key, tensor in self.skeleton.state_dict().items()
         }
         self.activations = floats
+
+    def constant(self, first: int) -> int:
+        """All layers before the first that is adapted."""
+        return first
 
     def shaped(self, images: torch.Tensor) -> torch.Tensor:
         """Images [..., I] as torch's modules take them: [N, channels, height, width]."""
@@ -130,7 +134,7 @@ class ModuleNetwork:
         layers, floats = [], 0
         for name, calls in together.items():
             own = self.skeleton.get_submodule(name)
-            found = _shapes(name, own, calls[0][0], calls[0][1]) if len(calls) == 1 else []
+            found = shapes_of(name, own, calls[0][0], calls[0][1], TRIAL) if len(calls) == 1 else []
             layers += [(shape, name) for shape in found]
             tensors = [made for _, made in calls if isinstance(made, torch.Tensor)]
             floats += 0 if found else sum(made.numel() // TRIAL for made in tensors)
@@ -176,10 +180,10 @@ class ModuleForward:
             if isinstance(own, nn.Conv2d) and own.groups > 1:
                 forward = functools.partial(swapped.grouped_convolution, own)
             elif isinstance(own, nn.MultiheadAttention):
-                four = of_module or [layer_of(shape, state) for shape in _attention_shapes(name, own, (1, 1, 1))]
+                four = of_module or [layer_of(shape, state) for shape in attention_shapes(name, own, (1, 1, 1))]
                 forward = functools.partial(swapped.attention, ats, tuple(four), own)
             elif isinstance(own, nn.Linear | nn.Conv2d) and own not in below_attention:
-                layer = of_module[0] if of_module else _frozen(name, own, state)
+                layer = of_module[0] if of_module else frozen_layer(name, own, state)
                 forward = functools.partial(swapped.linear, ats[0], layer)
                 if isinstance(own, nn.Conv2d):
                     forward = functools.partial(swapped.convolution, ats[0], layer, own=own)
@@ -218,7 +222,8 @@ class ModuleForward:
     def cut(self, adapted: Sequence[bool]) -> Cut | None:
         """The outputs of frozen parts that the rest needs; None where the first layer is adapted already."""
         images = torch.rand(TRIAL, self._network.facts.pixels, generator=generator("trial images"))
-        return find_cut(self, self._network.shaped(images), adapted)
+        images = images.to(next(self._module.parameters()).device)
+        return find_cut(self.run, self._network.shaped(images), adapted)
 
     def constants(self, images_NI: torch.Tensor, cut: Cut) -> tuple[torch.Tensor, ...]:
         """Compute what is kept of some images; the pass ends there."""
@@ -274,36 +279,3 @@ def _seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator("base initialisation", seed).initial_seed())
         return make()
-
-
-def _shapes(name: str, own: nn.Module, given: Any, made: Any) -> list[LayerShape]:
-    """The layers of a module that was called once, if it is one of those that are adapted."""
-    weight, bias = f"{name}.weight", f"{name}.bias" if getattr(own, "bias", None) is not None else None
-    if isinstance(own, nn.Linear):
-        rows = made.numel() // own.out_features // TRIAL
-        return [LayerShape(name, (own.out_features, own.in_features), rows, weight, bias)]
-    if isinstance(own, nn.Conv2d) and own.groups == 1:
-        return [LayerShape(name, tuple(own.weight.shape), made[0, 0].numel(), weight, bias)]
-    if isinstance(own, nn.MultiheadAttention):
-        tokens = [one.numel() // one.shape[-1] // TRIAL for one in given[:3]]
-        return _attention_shapes(name, own, tokens)
-    return []
-
-
-def _attention_shapes(name: str, own: nn.MultiheadAttention, tokens: Sequence[int]) -> list[LayerShape]:
-    """The products q, k, v and out_proj of an attention."""
-    width, shapes = own.embed_dim, []
-    bias = None if own.in_proj_bias is None else f"{name}.in_proj_bias"
-    for number, (short, inputs) in enumerate(zip("qkv", (width, own.kdim, own.vdim), strict=True)):
-        whole = f"{name}.in_proj_weight" if own._qkv_same_embed_dim else f"{name}.{short}_proj_weight"
-        rows = (number * width, (number + 1) * width)
-        shapes.append(LayerShape(f"{name}.{short}", (width, inputs), tokens[number], whole, bias, rows))
-    out = f"{name}.out_proj"
-    has_bias = own.out_proj.bias is not None
-    return [*shapes, LayerShape(out, (width, width), tokens[0], f"{out}.weight", f"{out}.bias" if has_bias else None)]
-
-
-def _frozen(name: str, own: nn.Linear | nn.Conv2d, state: State) -> Layer:
-    """A layer that is used several times in a pass, or never: it is not adapted."""
-    bias = None if own.bias is None else f"{name}.bias"
-    return layer_of(LayerShape(name, tuple(own.weight.shape), 1, f"{name}.weight", bias), state)

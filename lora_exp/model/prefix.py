@@ -10,20 +10,19 @@ Shapes: N images of the trial.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from lora_exp.model.architecture import Cut, Layer
 from lora_exp.model.swapped import Pass, frozen_only
 
-if TYPE_CHECKING:
-    from lora_exp.model.module import ModuleForward
+Run = Callable[[Pass, torch.Tensor], torch.Tensor]  # makes a pass of a module with images, and returns logits
 
 
-def find_cut(forward: ModuleForward, images: torch.Tensor, adapted: Sequence[bool]) -> Cut | None:
-    """Where the frozen prefix ends if these layers are adapted; None where there is none."""
+def find_cut(run: Run, images: torch.Tensor, adapted: Sequence[bool]) -> Cut | None:
+    """Where the frozen prefix of a module ends if these layers are adapted; None where there is none."""
     trace: list[tuple[str, Any]] = []
     frozen_parts: list[tuple[str, Any]] = []
 
@@ -35,20 +34,20 @@ def find_cut(forward: ModuleForward, images: torch.Tensor, adapted: Sequence[boo
         return frozen_only(at, layer, rows)
 
     with torch.no_grad():
-        expected = forward.run(Pass(1, apply, trace=trace), images)
+        expected = run(Pass(1, apply, trace=trace), images)
         # A part that is used again later has another output there.
         again = Counter(name for name, _ in trace)
         once = [(name, output) for name, output in frozen_parts or trace if again[name] == 1]
         found = _outermost(once, len(images))
         kept = dict(found)
-        if not kept or not _is_same(forward, images, kept, expected):
+        if not kept or not _is_same(run, images, kept, expected):
             return None
         dropped: dict[str, tuple[int, ...]] = {}
         for name in list(kept):
             shape = tuple(kept[name].shape[1:])
             rest = {other: output for other, output in kept.items() if other != name}
             gone = not_numbers([*dropped.items(), (name, shape)], len(images), images.device)
-            if rest and _is_same(forward, images, {**rest, **gone}, expected):
+            if rest and _is_same(run, images, {**rest, **gone}, expected):
                 dropped[name], kept = shape, rest
     return Cut(tuple((name, tuple(output.shape[1:])) for name, output in kept.items()), tuple(dropped.items()))
 
@@ -66,13 +65,11 @@ def _outermost(parts: Sequence[tuple[str, Any]], count: int) -> dict[str, torch.
     return {name: output for name, output in sound.items() if not any(name.startswith(f"{other}.") for other in sound)}
 
 
-def _is_same(
-    forward: ModuleForward, images: torch.Tensor, known: Mapping[str, torch.Tensor], expected: torch.Tensor
-) -> bool:
+def _is_same(run: Run, images: torch.Tensor, known: Mapping[str, torch.Tensor], expected: torch.Tensor) -> bool:
     """Whether the logits are the expected ones if these outputs are known."""
     try:
         own = {name: output.clone() for name, output in known.items()}
-        return torch.equal(forward.run(Pass(1, frozen_only, own), images), expected)
+        return torch.equal(run(Pass(1, frozen_only, own), images), expected)
     except Exception:  # a part can't be used with what stands for another
         return False
 

@@ -93,6 +93,10 @@ class Stack:
         """Whether a ReLU follows layer `at`: every layer but the last, and the last if `rectify_logits`."""
         return at < len(self.layers) - 1 or self.rectify_logits
 
+    def constant(self, first: int) -> int:
+        """The first layer, also where it is adapted; none where it is a convolution."""
+        return 1 if self.convolutions[0] is None else 0
+
     def rows(self, at: int, hidden: torch.Tensor) -> torch.Tensor:
         """Turn activations [P, N, features] into the rows [P, N*L, I] of layer `at`."""
         convolution = self.convolutions[at]

@@ -21,6 +21,7 @@ COMPUTING = {
     "bases": (
         "numerics",
         "config.spec",
+        "config.models",
         "config.images",
         "data.header",
         "model",
@@ -31,6 +32,7 @@ COMPUTING = {
         *(
             "numerics",
             "config.spec",
+            "config.models",
             "config.images",
             "data.header",
             "config.methods",

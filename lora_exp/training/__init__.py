@@ -10,5 +10,6 @@ In reading order:
 - `loop`: the fine-tuning loop
 - `checkpoint`: the state of a job's training, to continue from
 - `evaluation`: predictions and errors per class
+- `probe`: whether the bits of a module's jobs depend on their pack, tried once
 - `halving`: successive halving, which stops the worst jobs of a sweep early
 """

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_exp.adapters.plan import AdapterPlan
-from lora_exp.adapters.updates import OWN_PRODUCTS
 from lora_exp.model.architecture import Network
 from lora_exp.numerics import MIN_ROWS
 
@@ -54,12 +53,13 @@ def job_size(plan: AdapterPlan, network: Network, batch_size: int, steps: int, t
     frozen = factors = own = stored = 0
     activations, largest = network.activations, 0
     first = next((at for at, layer_plan in enumerate(plan.layers) if layer_plan.update != "none"), len(plan.layers))
+    constant = network.constant(first)
     for at, (layer, layer_plan) in enumerate(zip(network.layers, plan.layers, strict=True)):
-        # What comes before the first adapted layer is computed once for all jobs, and needs no gradient.
-        frozen += layer.positions * layer.outputs * layer.inputs if at > 0 and at >= first else 0
+        # What is computed once for all jobs needs no gradient either.
+        frozen += layer.positions * layer.outputs * layer.inputs if at >= constant else 0
         factor_size = layer_plan.padded * (layer.outputs + layer.inputs)
         factors += layer.positions * factor_size
-        own += layer_plan.parameters(layer.outputs, layer.inputs) if layer_plan.update in OWN_PRODUCTS else 0
+        own += layer_plan.parameters(layer.outputs, layer.inputs) if layer_plan.owns_product else 0
         stored += factor_size
         activations += layer.positions * (layer.outputs + layer.inputs)
         largest = max(largest, layer.positions * (layer.outputs + layer.inputs))

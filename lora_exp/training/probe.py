@@ -1,21 +1,20 @@
 """Try whether the bits of a job depend on the other jobs of its pack, with the real module of a base.
 
-What holds for each kind of operation alone is known for a stack of linear layers (`numerics.promise`). A module may
-hold any operation, so all of it is tried, forward and backward, at the batch size of the runs.
+Of a stack of layers the kinds of products alone are tried. A module may hold any operation, so all of it is tried,
+forward and backward, at the batch size of the runs.
 
-Shapes: P jobs, B images of a batch, I values of an image.
+Shapes: P jobs, B images of a batch, I values of an image or inputs of a layer, O outputs of a layer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from lora_exp import numerics
 from lora_exp.adapters.initialisation import initial_factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan
@@ -24,23 +23,36 @@ from lora_exp.config.models import ModelSpec
 from lora_exp.model.base import BaseModel
 from lora_exp.model.module import ModuleForward
 from lora_exp.model.swapped import Pass
-from lora_exp.numerics import ANY_PACK, MIN_ROWS, SAME_PACK, generator, on_threads
+from lora_exp.numerics import (
+    ANY_PACK,
+    MIN_ROWS,
+    RANK_MULTIPLE,
+    SAME_PACK,
+    add_stacked_product,
+    generator,
+    least_rows,
+    on_threads,
+    rowwise_product,
+    stacked_product,
+)
 from lora_exp.storage.provenance import code_version
 
+# Rows to try: of products that are completed to whole rows (`numerics`), and of the chunks of an evaluation.
+ANY_ROWS, CHUNKS = (MIN_ROWS, 20, 33, 70), (MIN_ROWS, 20, 52, 72)
 JOBS, OWN = 3, 1  # of the pack, and the job whose bits are compared with those alone
 
 
 def what_is_tried(base: BaseModel, spec: ModelSpec, facts: ImageFacts, batch_sizes: Sequence[int]) -> list[Any]:
     """What the answer of `promise_of` depends on besides machine and libraries, as JSON types."""
     if not isinstance(base.forward, ModuleForward):
-        return [list(layer.torch_shape) for layer in base.network.layers]
-    return [dataclasses.asdict(spec), dataclasses.asdict(facts), *batch_sizes, code_version("results")]
+        return [code_version("results"), *(list(layer.torch_shape) for layer in base.network.layers)]
+    return [code_version("results"), dataclasses.asdict(spec), dataclasses.asdict(facts), *batch_sizes]
 
 
 def promise_of(base: BaseModel, batch_sizes: Sequence[int], device: torch.device) -> str:
     """Return what runs with these batch sizes may promise about their bits; names the part of a module that fails."""
     if not isinstance(base.forward, ModuleForward):
-        return numerics.promise([(layer.outputs, layer.inputs) for layer in base.network.layers], device)
+        return promise_of_products([(layer.outputs, layer.inputs) for layer in base.network.layers], device)
     if device.type != "cpu":
         return SAME_PACK
     with on_threads(1):
@@ -48,6 +60,76 @@ def promise_of(base: BaseModel, batch_sizes: Sequence[int], device: torch.device
             if culprit := _differs(base, base.forward, count):
                 return f"{SAME_PACK} ({culprit} depends on other rows)"
     return ANY_PACK
+
+
+def promise_of_products(shapes: Sequence[tuple[int, int]], device: torch.device) -> str:
+    """Test whether the bits of a row depend on the other rows, and return what a run may promise about its bits.
+
+    The test computes, on one thread, the products of a model whose layer weights have these shapes [O, I], and those of
+    low-rank updates, for few rows and for many.
+    """
+    if device.type != "cpu":
+        return SAME_PACK
+    random = torch.Generator().manual_seed(0)
+    with on_threads(1):
+        for position, (outputs, inputs) in enumerate(shapes):
+            weight = torch.randn(outputs, inputs, generator=random)
+            a, b = (torch.randn(RANK_MULTIPLE, side, generator=random) for side in (inputs, outputs))
+            # The forward product of each layer, and the backward product of all but the first.
+            shared = (weight.t(), weight) if position else (weight.t(),)
+            frozen = (_depends_on_others(rowwise_product, factor, ANY_ROWS, random) for factor in shared)
+            factors = (a.t(), b, b.t(), a)
+            least = least_rows([(outputs, inputs)])
+            chunks = [rows for rows in CHUNKS if rows >= least]
+            low_rank = (
+                _depends_on_others(way, factor, chunks, random) for factor in factors for way in (_stacked, _added)
+            )
+            if any(frozen) or any(low_rank) or any(_differs_alone(factor, random) for factor in factors):
+                return SAME_PACK
+    return ANY_PACK
+
+
+def _depends_on_others(
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    factor: torch.Tensor,
+    numbers: Sequence[int],
+    random: torch.Generator,
+) -> bool:
+    """Whether the bits of a row of `product` differ in products of so many rows."""
+    rows = torch.randn(160, len(factor), generator=random)
+    whole = product(rows, factor)
+    cuts = ([part for part in torch.split(rows, number) if len(part) == number] for number in numbers)
+    found = (torch.cat([product(part, factor) for part in parts]) for parts in cuts)
+    return not all(torch.equal(own, whole[: len(own)]) for own in found)
+
+
+def _stacked(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Compute the product for a stack of jobs, one for every ten rows, and return that of the last job."""
+    jobs = len(rows) // 10
+    return stacked_product(rows.expand(jobs, -1, -1), factor.expand(jobs, -1, -1))[-1]
+
+
+def _added(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """The same, added to what is there already."""
+    jobs = len(rows) // 10
+    sums = (rows[:, :1] * 3).expand(jobs, -1, factor.shape[1]).clone()
+    add_stacked_product(sums, rows.expand(jobs, -1, -1), factor.expand(jobs, -1, -1))
+    return sums[-1]
+
+
+def _differs_alone(factor: torch.Tensor, random: torch.Generator) -> bool:
+    """Whether a job with a batch size of 1 or 10 has other bits alone than in a stack of jobs."""
+    for batch_size in (1, 10):
+        batch, found = torch.randn(1, batch_size, len(factor), generator=random), []
+        for jobs in (1, 7):
+            rows, factors = batch.expand(jobs, -1, -1), factor.expand(jobs, -1, -1)
+            product = stacked_product(rows, factors)
+            total = product.clone()
+            add_stacked_product(total, rows, factors)
+            found.append(torch.cat([product[-1], total[-1]]))
+        if not torch.equal(*found):
+            return True
+    return False
 
 
 def _differs(base: BaseModel, forward: ModuleForward, count: int) -> str | None:
