@@ -83,9 +83,15 @@ def peft_files(
 ) -> dict[str, bytes]:
     """Encode low-rank factors, with or without magnitudes, as the files of an adapter folder, by name.
 
-    The files describe plain LoRA (or DoRA) for every method, with the alpha that gives each layer its scaling.
+    The files describe plain LoRA (or DoRA) for every method, with the alpha that gives each layer its scaling. Raises
+    ValueError, in one line, for a layer that PEFT can't adapt.
     """
     adapted = [layer for layer in layers if f"{layer.name}.A" in factors]
+    if of_attention := [layer.name for layer in adapted if layer.in_attention]:
+        raise ValueError(
+            f"{of_attention[0]}: is one product of an nn.MultiheadAttention, which PEFT adapts only as a whole"
+        )
+    names = [layer.name for layer in layers]
     ranks = {layer.name: len(factors[f"{layer.name}.A"]) for layer in adapted}
     rank, rank_pattern = _split_pattern(ranks)
     alpha, alpha_pattern = _split_pattern({name: scaling[name] * ranks[name] for name in ranks})
@@ -93,11 +99,11 @@ def peft_files(
         "peft_type": "LORA",
         "task_type": None,
         "inference_mode": True,
-        "target_modules": list(ranks),
+        "target_modules": _written_targets(list(ranks), names),
         "r": rank,
-        "rank_pattern": rank_pattern,
+        "rank_pattern": _written_pattern(rank_pattern, names),
         "lora_alpha": alpha,
-        "alpha_pattern": alpha_pattern,
+        "alpha_pattern": _written_pattern(alpha_pattern, names),
         "lora_dropout": dropout,
         "use_rslora": False,
         "use_dora": any(name.endswith(".magnitude") for name in factors),
@@ -152,6 +158,19 @@ def _shapes(layer: LayerShape, rank: int) -> dict[str, tuple[int, ...]]:
     return {"A": (rank, *kernel), "B": (outputs, rank, *ones), "magnitude": (*ones[:1], outputs, *ones)}
 
 
+def _written_targets(targets: list[str], layers: Sequence[str]) -> list[str] | str:
+    """The adapted layers as PEFT reads them: a name in a list also means every layer whose name ends with it."""
+    if any(name.endswith(f".{target}") for target in targets for name in layers if name not in targets):
+        return "|".join(target.replace(".", r"\.") for target in targets)
+    return targets
+
+
+def _written_pattern(by_layer: Mapping[str, T], layers: Sequence[str]) -> dict[str, T]:
+    """Values by layer as PEFT reads them: a name also means every layer whose name ends with it, unless marked."""
+    ends = {target for target in by_layer if any(name.endswith(f".{target}") for name in layers)}
+    return {f"^{target}" if target in ends else target: own for target, own in by_layer.items()}
+
+
 def _split_pattern(by_layer: Mapping[str, T]) -> tuple[T, dict[str, T]]:
     """Return the most frequent value, and the other values by layer."""
     values = list(by_layer.values())
@@ -179,6 +198,8 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 def _targets(file: Path, given: Any, names: list[str]) -> list[str]:
     """List the adapted layers in the order of the model."""
+    if isinstance(given, str) and set(exact := given.replace(r"\.", ".").split("|")) <= set(names):
+        return [name for name in names if name in exact]
     if isinstance(given, str):
         found = [name for name in names if _matches(file, "target_modules", given, name)]
         if not found:
@@ -186,12 +207,16 @@ def _targets(file: Path, given: Any, names: list[str]) -> list[str]:
         return found
     if not isinstance(given, list) or not given:
         raise ValueError(f"{file}: target_modules={_shown(given)}: must be a list of layers, or a pattern")
-    for name in given:
-        if name not in names:
+    targets: set[str] = set()
+    for target in given:
+        own = {name for name in names if name == target or name.endswith(f".{target}")}
+        if not own:
             raise ValueError(
-                f"{file}: target_modules={_shown(name)}: the model has no such layer; its layers are {', '.join(names)}"
+                f"{file}: target_modules={_shown(target)}: the model has no such layer; its layers are "
+                f"{', '.join(names)}"
             )
-    return [name for name in names if name in given]
+        targets |= own
+    return [name for name in names if name in targets]
 
 
 def _rank_or_alpha(file: Path, config: Mapping[str, Any], key: str, patterns: str, layer: str) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lora_exp.commands.arguments import add_overrides, add_run, parse
 from lora_exp.config.compose import saved_settings
 from lora_exp.config.methods import METHODS
+from lora_exp.config.models import MODULE, STACK, VIT
 from lora_exp.errors import LoraExpError
 from lora_exp.numerics import request_portable_kernels
 from lora_exp.storage.result import RunResult, read_run, whole_adapter
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lora_exp.model.base import BaseModel
 
 BASE, README = "base.safetensors", "README.md"
+VIT_FILE = Path(__file__).parents[1] / "model" / "vit.py"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,8 +70,13 @@ def export_peft(folder: Path, out: Path | None, overrides: Sequence[str]) -> Pat
     base = load_base(folder, overrides)
     adapted = adapted_classifier(base, folder, result)
     layers = base.network.layers
-    files = peft_files(adapted.factors, adapted.scaling, layers, adapter.dropout)
+    try:
+        files = peft_files(adapted.factors, adapted.scaling, layers, adapter.dropout)
+    except ValueError as error:
+        raise LoraExpError(f"{folder}: {error}; use lora-exp merge {folder}") from error
     files |= {BASE: save(_state_dict(base)), README: _readme(folder, result, base).encode()}
+    if result.spec.model.kind == VIT:
+        files |= {VIT_FILE.name: VIT_FILE.read_bytes()}
     out = folder / "peft" if out is None else out
     if (out / ADAPTER_CONFIG).exists() and not (out / BASE).exists():
         raise LoraExpError(f"{out}: holds another adapter already; name another folder with --out, or remove it")
@@ -133,26 +140,40 @@ def _state_dict(model: BaseModel) -> dict[str, torch.Tensor]:
 
 
 def _readme(folder: Path, result: RunResult, base: BaseModel) -> str:
-    """How to load the folder, in code that needs only torch, safetensors and peft."""
-    from lora_exp.model.base import plain_module
-
-    modules = "".join(f"    {name}=nn.{module!r},\n" for name, module in plain_module(base).named_children())
+    """How to load the folder, in code that needs only torch, safetensors, peft and the library of the model."""
+    classes, shape = len(result.facts.classes), " x ".join(map(str, result.facts.shape))
     return f"""# {result.name}
 
 Exported by lora-exp from {folder.absolute()}, base SHA-256 {result.outcome.base_sha256_before}. In this folder:
 
 ```python
-from collections import OrderedDict
-
-from peft import PeftModel
-from safetensors.torch import load_file
-from torch import nn
-
-base = nn.Sequential(OrderedDict(
-{modules}))
+{_construction(result, base)}
 base.load_state_dict(load_file("{BASE}"))
-model = PeftModel.from_pretrained(base, ".")
+model = PeftModel.from_pretrained(base.eval(), ".")
 ```
 
-It takes images as lora-exp normalises them ({result.spec.data.name}) and returns ten logits.
+It takes images {shape} as lora-exp normalises them ({result.spec.data.name}) and returns {classes} logits.
 """
+
+
+def _construction(result: RunResult, base: BaseModel) -> str:
+    """Lines of Python that import what is needed and build `base` with weights of any value."""
+    from lora_exp.model.base import plain_module
+    from lora_exp.model.library import recipe
+
+    model = result.spec.model
+    imports = ["from peft import PeftModel", "from safetensors.torch import load_file"]
+    if model.kind == STACK:
+        modules = "".join(f"    {name}=nn.{module!r},\n" for name, module in plain_module(base).named_children())
+        lines = ["from collections import OrderedDict", "", *imports, "from torch import nn", ""]
+        return "\n".join([*lines, f"base = nn.Sequential(OrderedDict(\n{modules}))"])
+    if model.kind == MODULE:
+        return "\n".join([*imports, "", f"base = ...  # your module, {model.name}"])
+    kind, arguments = recipe(model, result.facts)
+    written = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    source, name = {
+        "vit": ("vit", "VisionTransformer"),
+        "torchvision": ("torchvision.models", "get_model"),
+        "timm": ("timm", "create_model"),
+    }[kind]
+    return "\n".join([*imports, f"from {source} import {name}", "", f"base = {name}({written})"])

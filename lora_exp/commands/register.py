@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.commands.arguments import add_overrides, add_run, parse
-from lora_exp.commands.export import adapted_classifier, settings_with_kernels
+from lora_exp.commands.export import VIT_FILE, adapted_classifier, settings_with_kernels
 from lora_exp.config.fields import is_name
+from lora_exp.config.images import ImageFacts
+from lora_exp.config.models import MODULE, STACK, VIT, ModelSpec
 from lora_exp.errors import LoraExpError, in_words
 from lora_exp.storage.result import PREDICTIONS, read_run
 from lora_exp.tracking.connection import translated_errors
@@ -72,15 +74,16 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
         raise LoraExpError(f"{folder / PREDICTIONS}: can't be read ({in_words(error)})") from error
     module = plain_module(adapted_classifier(load_base(folder, overrides), folder, result).merge())
     recorder = Recorder.open(settings.tracking)
-    layers = [_description(*named) for named in module.named_children()]
+    made_of = _made_of(result.spec.model, result.facts, module)
     images, _ = test_pictures(prepare(result.spec.data, settings.data))
     images, facts = _served(images), result.facts
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         with translated_errors(recorder.settings.uri):
-            names = {"classes": facts.classes, "mean": facts.mean, "std": facts.std}
-            architecture = {**names, "layers": layers}
-            model = save_model(place, architecture, save(module.state_dict()), images[:EXAMPLES])
+            shape = [facts.pixels] if result.spec.model.kind == STACK else facts.shape
+            names = {"classes": facts.classes, "mean": facts.mean, "std": facts.std, "shape": shape}
+            code = [VIT_FILE] if result.spec.model.kind == VIT else []
+            model = save_model(place, {**names, **made_of}, save(module.state_dict()), images[:EXAMPLES], code)
             # An older version wrote the predicted classes instead of logits.
             from lora_exp.measures.logits import AFTER
 
@@ -99,6 +102,18 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
 def _served(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pictures [N, C, H, W] as the model takes them: [N, H, W] where they are grey, else [N, H, W, C]."""
     return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
+
+
+def _made_of(spec: ModelSpec, facts: ImageFacts, module: nn.Module) -> dict[str, Any]:
+    """The module as `served_classifier.py` builds it: its layers, or the model of a library."""
+    from lora_exp.model.library import recipe
+
+    if spec.kind == STACK:
+        return {"layers": [_description(*named) for named in module.named_children()]}
+    if spec.kind == MODULE:
+        raise LoraExpError(f"{spec.name}: is a module of a Python session, which a registered model does not have")
+    kind, arguments = recipe(spec, facts)
+    return {"kind": kind, "arguments": arguments}
 
 
 def _description(name: str, module: nn.Module) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import difflib
-import functools
 import importlib.util
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.images import ImageFacts
@@ -32,11 +31,6 @@ def build(spec: ModelSpec, facts: ImageFacts) -> nn.Module:
 
     Raises LoraExpError for a name that the registry does not have, and for images that the model can't take.
     """
-    if spec.kind == VIT:
-        from lora_exp.model.vit import VisionTransformer
-
-        return VisionTransformer(spec, facts)
-    assert spec.name is not None, "a spec is checked"
     if spec.kind == MODULE:
         if spec.name not in GIVEN:
             raise LoraExpError(
@@ -44,14 +38,43 @@ def build(spec: ModelSpec, facts: ImageFacts) -> nn.Module:
             )
         return copy.deepcopy(GIVEN[spec.name])
     try:
-        return _of_torchvision(spec.name, facts) if spec.kind == "torchvision" else _of_timm(spec.name, facts)
+        kind, arguments = recipe(spec, facts)
+        module: nn.Module = _builder(kind)(**arguments)
+        return module
     except LoraExpError:
         raise
     except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
         raise LoraExpError(
-            f"model.name={spec.name}: can't be built for images of {shown_shape(facts)} ({in_words(error)}); "
+            f"model.name={spec.label}: can't be built for images of {shown_shape(facts)} ({in_words(error)}); "
             "data.size and data.channels change the images"
         ) from error
+
+
+def recipe(spec: ModelSpec, facts: ImageFacts) -> tuple[str, dict[str, Any]]:
+    """What builds a model that is no stack and no given module: the kind, and the arguments of its builder.
+
+    Raises LoraExpError as `build` does.
+    """
+    if spec.kind == VIT:
+        own = {"patch": spec.patch, "width": spec.width, "blocks": spec.blocks, "heads": spec.heads}
+        return VIT, {"shape": facts.shape, "classes": len(facts.classes), **own}
+    assert spec.name is not None, "a spec is checked"
+    return spec.kind, _of_torchvision(spec.name, facts) if spec.kind == "torchvision" else _of_timm(spec.name, facts)
+
+
+def _builder(kind: str) -> Callable[..., Any]:
+    if kind == "torchvision":
+        from torchvision.models import get_model
+
+        found: Callable[..., Any] = get_model
+        return found
+    if kind == "timm":
+        from timm import create_model
+
+        return create_model
+    from lora_exp.model.vit import VisionTransformer
+
+    return VisionTransformer
 
 
 def shown_shape(facts: ImageFacts) -> str:
@@ -60,7 +83,7 @@ def shown_shape(facts: ImageFacts) -> str:
     return f"{height} x {width} with {channels} channel{'s' if channels > 1 else ''}"
 
 
-def _of_torchvision(name: str, facts: ImageFacts) -> nn.Module:
+def _of_torchvision(name: str, facts: ImageFacts) -> dict[str, Any]:
     from torchvision import models
 
     _check_name(name, models.list_models(module=models))
@@ -69,39 +92,37 @@ def _of_torchvision(name: str, facts: ImageFacts) -> nn.Module:
         raise LoraExpError(
             f"model.name={name}: takes images of 3 channels, and these have {channels}; use data.channels=3"
         )
-    arguments: dict[str, Any] = {"num_classes": len(facts.classes)}
-    builder = models.get_model_builder(name)
+    arguments: dict[str, Any] = {"name": name, "weights": None, "num_classes": len(facts.classes)}
     if name.startswith("vit_"):
-        _check_square(name, height, width)
+        if height != width:
+            sides = f"{height} x {width}"
+            raise LoraExpError(f"model.name={name}: takes square images, and these are {sides}; use data.size")
         arguments["image_size"] = height
     elif name.startswith("maxvit"):
         arguments["input_size"] = (height, width)
-    if name in ("googlenet", "inception_v3"):  # whose auxiliary heads want large images, and seconds for their weights
+    if name in ("googlenet", "inception_v3"):  # whose auxiliary heads want large images
         arguments |= {"aux_logits": False, "init_weights": True}
-    module: nn.Module = builder(weights=None, **arguments)
-    return module
+    return arguments
 
 
-def _of_timm(name: str, facts: ImageFacts) -> nn.Module:
+def _of_timm(name: str, facts: ImageFacts) -> dict[str, Any]:
     if importlib.util.find_spec("timm") is None:
-        raise LoraExpError("model=timm: needs the library timm: pip install 'lora-exp[timm]'")
+        raise LoraExpError("model=timm: needs the library: pip install 'lora-exp[timm]'")
     import timm
 
     _check_name(name, timm.list_models())
     channels, height, width = facts.shape
-    create: Any = functools.partial(
-        timm.create_model, name, pretrained=False, in_chans=channels, num_classes=len(facts.classes)
-    )
+    arguments: dict[str, Any] = {
+        "model_name": name,
+        "pretrained": False,
+        "in_chans": channels,
+        "num_classes": len(facts.classes),
+    }
     try:
-        module: nn.Module = create(img_size=(height, width))
+        timm.create_model(**arguments, img_size=(height, width))
     except TypeError:  # it takes images of any size
-        module = create()
-    return module
-
-
-def _check_square(name: str, height: int, width: int) -> None:
-    if height != width:
-        raise LoraExpError(f"model.name={name}: takes square images, and these are {height} x {width}; use data.size")
+        return arguments
+    return {**arguments, "img_size": (height, width)}
 
 
 def _check_name(name: str, known: Sequence[str]) -> None:

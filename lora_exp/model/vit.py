@@ -1,7 +1,9 @@
 """A plain Vision Transformer: every product that LoRA papers adapt is a linear layer of its own.
 
 Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1: patches, a class token, learned positions,
-pre-norm blocks. Shapes: N images, T tokens, W width, C channels.
+pre-norm blocks. The file needs torch alone: exported adapters and registered models carry a copy of it.
+
+Shapes: N images, T tokens, W width, C channels.
 """
 
 from __future__ import annotations
@@ -9,9 +11,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional
-
-from lora_exp.config.images import ImageFacts
-from lora_exp.config.models import ModelSpec
 
 MLP_RATIO = 4  # width of the hidden layer of a block's MLP, by that of the block
 
@@ -42,18 +41,18 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Images [N, C, H, W] to logits; images are padded at the right and below to whole patches."""
 
-    def __init__(self, spec: ModelSpec, facts: ImageFacts) -> None:
+    def __init__(self, *, shape: tuple[int, int, int], classes: int, patch: int, width: int, blocks: int, heads: int):
+        """`shape` is that of the images, [C, H, W]; `patch` the side of a patch in pixels."""
         super().__init__()
-        channels, height, width = facts.shape
-        side = spec.patch
-        self.padding = (0, -width % side, 0, -height % side)
-        tokens = 1 + -(-height // side) * -(-width // side)
-        self.patches = nn.Conv2d(channels, spec.width, side, side)
-        self.class_token = nn.Parameter(torch.randn(1, 1, spec.width) * 0.02)
-        self.positions = nn.Parameter(torch.randn(1, tokens, spec.width) * 0.02)
-        self.blocks = nn.ModuleList(Block(spec.width, spec.heads) for _ in range(spec.blocks))
-        self.norm = nn.LayerNorm(spec.width)
-        self.head = nn.Linear(spec.width, len(facts.classes))
+        channels, high, wide = shape
+        self.padding = (0, -wide % patch, 0, -high % patch)
+        tokens = 1 + -(-high // patch) * -(-wide // patch)
+        self.patches = nn.Conv2d(channels, width, patch, patch)
+        self.class_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.positions = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Compute logits [N, classes] of the class token (equation 4)."""

@@ -7,11 +7,12 @@ to load the model. It holds no serialised Python object.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_exp.storage.provenance import versions
+from lora_exp.config.models import LIBRARIES
 from lora_exp.storage.result import RunResult
 from lora_exp.tracking.connection import translated_errors
 from lora_exp.tracking.recorder import Recorder
@@ -23,13 +24,17 @@ SCRIPT = Path(__file__).with_name("served_classifier.py")
 REQUIREMENTS = ("mlflow", "torch", "safetensors", "numpy")
 
 
-def save_model(folder: Path, architecture: Mapping[str, Any], weights: bytes, example: NDArray[Any]) -> Any:
+def save_model(
+    folder: Path, architecture: Mapping[str, Any], weights: bytes, example: NDArray[Any], code: Sequence[Path] = ()
+) -> Any:
     """Write a model into `folder`/model; return it as MLflow loads it from there (an `mlflow.pyfunc.PyFuncModel`).
 
-    `architecture` holds `classes`, `mean` and `std` by channel, and the `layers`, each with `name`, `kind` and
-    `arguments` (see `served_classifier.KINDS`). `weights` is a state dict in safetensors, `example` are images uint8,
-    [N, H, W] or [N, H, W, C].
+    `architecture` holds `classes`, `shape`, `mean` and `std` by channel, and either the `layers`, each with `name`,
+    `kind` and `arguments` (see `served_classifier.KINDS`), or the `kind` and `arguments` of a model of a library.
+    `weights` is a state dict in safetensors, `example` are images uint8, [N, H, W] or [N, H, W, C]; `code` are files
+    that the model needs.
     """
+    needed = [*REQUIREMENTS, *(kind for kind in LIBRARIES if kind == architecture.get("kind"))]
     import mlflow.pyfunc
     import numpy as np
     from mlflow.models import ModelSignature
@@ -47,7 +52,8 @@ def save_model(folder: Path, architecture: Mapping[str, Any], weights: bytes, ex
             Schema([TensorSpec(np.dtype(np.str_), (-1,))]),
         ),
         input_example=example,
-        pip_requirements=[f"{library}=={versions()[library].partition('+')[0]}" for library in REQUIREMENTS],
+        code_paths=list(map(str, code)) or None,
+        pip_requirements=[f"{library}=={version(library).partition('+')[0]}" for library in needed],
     )
     return mlflow.pyfunc.load_model(str(folder / "model"))
 

@@ -1,11 +1,13 @@
 """The script with which MLflow loads a registered classifier.
 
 Registering copies this file and two data files into the model. A model needs mlflow, torch and safetensors, but not
-lora_exp, and holds no serialised Python object. The architecture file may name only the layer kinds in KINDS.
+lora_exp, and holds no serialised Python object. The architecture file may name only the layer kinds in KINDS, our
+Vision Transformer, whose file the model then holds too, or a model of torchvision or timm.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections import OrderedDict
 from pathlib import Path
@@ -20,6 +22,12 @@ from torch import nn
 
 ARCHITECTURE, WEIGHTS = "architecture", "weights"  # names of the data files
 KINDS = {kind.__name__: kind for kind in (nn.Flatten, nn.Unflatten, nn.Linear, nn.Conv2d, nn.ReLU)}
+# Kind of a model of a library -> the module and the function that build it; `vit.py` lies in the registered model.
+MODELS = {
+    "vit": ("vit", "VisionTransformer"),
+    "torchvision": ("torchvision.models", "get_model"),
+    "timm": ("timm", "create_model"),
+}
 BATCH = 1000  # images in memory as floats
 
 
@@ -31,11 +39,8 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]  # mlflow has no types
     def load_context(self, context: Any) -> None:
         """Build the classifier from the two data files. MLflow calls this."""
         architecture = json.loads(Path(context.artifacts[ARCHITECTURE]).read_text(encoding="utf-8"))
-        layers = [
-            (layer["name"], KINDS[layer["kind"]](*map(_argument, layer["arguments"])))
-            for layer in architecture["layers"]
-        ]
-        self._module = nn.Sequential(OrderedDict(layers))
+        self._module = _built(architecture).eval()
+        self._shape = architecture["shape"]
         self._module.load_state_dict(load_file(context.artifacts[WEIGHTS]))
         self._classes = numpy.array(architecture["classes"])
         mean, std = architecture["mean"], architecture["std"]
@@ -50,8 +55,22 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]  # mlflow has no types
     def _labels(self, images_N: torch.Tensor) -> torch.Tensor:
         channels_last = images_N if images_N.dim() == 4 else images_N[..., None]
         pixels = channels_last.movedim(-1, 1).flatten(2).to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
-        labels: torch.Tensor = self._module(pixels.flatten(1)).argmax(1)
+        labels: torch.Tensor = self._module(pixels.view(-1, *self._shape)).argmax(1)
         return labels
+
+
+def _built(architecture: dict[str, Any]) -> nn.Module:
+    """The classifier, with weights of any value: a sequence of layers, or a model of a library."""
+    if "layers" in architecture:
+        layers = [
+            (layer["name"], KINDS[layer["kind"]](*map(_argument, layer["arguments"])))
+            for layer in architecture["layers"]
+        ]
+        return nn.Sequential(OrderedDict(layers))
+    place, name = MODELS[architecture["kind"]]
+    arguments = {key: _argument(own) for key, own in architecture["arguments"].items()}
+    module: nn.Module = getattr(importlib.import_module(place), name)(**arguments)
+    return module
 
 
 def _argument(value: Any) -> Any:
