@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from lora_exp.adapters.updates import CHANGES_GRADIENT, UPDATES, AdaptedLayer, Parts, Update
+from lora_exp.adapters.updates import KEEPS_GRADIENT, UPDATES, AdaptedLayer, Parts, Update
 from lora_exp.numerics import frozen_product, rowwise_product
 
 
@@ -75,7 +75,7 @@ class AdaptedLayerFunction(torch.autograd.Function):
         if rectified is not None:
             # In place: only the layer above produced this gradient, and nothing else refers to it.
             torch.ops.aten.threshold_backward.grad_input(grad, rectified, 0, grad_input=grad)
-        elif any(span.update in CHANGES_GRADIENT for span in ctx.spans):
+        elif any(span.update not in KEEPS_GRADIENT for span in ctx.spans):
             grad = grad.clone()  # a skip connection may have the same gradient
         updates = list(_updates(ctx.spans, weight, bias, stacks))
         part_grads: list[torch.Tensor] = []

@@ -202,7 +202,7 @@ UPDATES: dict[str, Update] = {
     "dense": Dense(),
     "dense_weight": Dense(("weight",)),
 }
-CHANGES_GRADIENT = ("dora",)  # updates whose `gradients` change `grad`
+KEEPS_GRADIENT = ("low_rank", "bias", "dense", "dense_weight")  # updates whose `gradients` leave `grad` as it is
 OWN_PRODUCTS = ("dense", "dense_weight")  # updates of layers whose frozen product the job does not use
 # How a part other than A and B starts, from the layer's weight [O, I] and bias [O].
 INITIAL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
