@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import shlex
 from pathlib import Path
 
 from lora_exp.errors import LoraExpError
@@ -22,8 +23,9 @@ def weights_sha256(path: str) -> str:
             "import torch; from safetensors.torch import save_file; "
             f"save_file({{k: v.contiguous() for k, v in torch.load({path!r}, weights_only=True).items()}}, {to!r})"
         )
+        quoted = shlex.quote(convert) if set(convert) & set('"$`\\') else f'"{convert}"'
         raise LoraExpError(
-            f'base.weights={path}: is in a format that can run code; convert a state dict with: python -c "{convert}"'
+            f"base.weights={path}: is in a format that can run code; convert a state dict with: python -c {quoted}"
         )
     if place.suffix.lower() != SUFFIX:
         raise LoraExpError(f"base.weights={path}: must be a {SUFFIX} file that holds a state dict")
