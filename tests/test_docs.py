@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from places import QUICK, Place, prepared
 
+from lora_exp import load_sweep
 from lora_exp.model.data import ImageData
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +75,17 @@ def test_the_walk_from_pictures_to_a_rank_works_as_it_stands(tmp_path: Path) -> 
     out = place.run(*shlex.split(command)[1:])[0]
     assert "number 8" in out and "chosen by balanced accuracy on validation images" in out
     assert place.run("register", f"{place.sweep()}/0", "--name", "mine")[0].count("397 of 397 test images") == 1
+
+
+def test_the_walk_from_a_state_dict_to_a_rank_works_as_it_stands(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "models.md").read_text()
+    [code, _], [command] = (re.findall(rf"```{kind}\n(.*?)```", text, re.S) for kind in ("python", "bash"))
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    place = Place(tmp_path)
+    out = place.run(*shlex.split(command)[1:])[0]
+    assert "class 8 lora rank 4" in out and "chosen by balanced accuracy on validation images" in out
+    [folder] = (tmp_path / "runs").glob("*/*")
+    assert load_sweep(folder)["status"].eq("finished").all()
 
 
 @pytest.fixture(scope="module")
