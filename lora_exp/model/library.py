@@ -9,13 +9,11 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib.util
-import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.images import ImageFacts
 from lora_exp.config.models import MODULE, VIT, ModelSpec
-from lora_exp.config.spec import digest
 from lora_exp.errors import LoraExpError, in_words
 
 if TYPE_CHECKING:
@@ -134,25 +132,24 @@ def _check_name(name: str, known: Sequence[str]) -> None:
 
 
 def give(module: nn.Module) -> str:
-    """Make a module known to this process and its forks, and return its name, which holds a hash of its code."""
-    digits = digest([repr(module), sorted(_code(type(own)) for own in module.modules())])[:12]
-    name = f"{type(module).__name__}-{digits}"
-    GIVEN[name] = copy.deepcopy(module).cpu()
+    """Make a module known to this process and its forks, and return its name, which holds a hash of its code.
+
+    Raises LoraExpError for a module that can't be copied, or whose state is not made of tensors.
+    """
+    import torch
+
+    from lora_exp.model.fingerprint import fingerprint
+
+    kind = type(module).__name__
+    if not isinstance(module, torch.nn.Module):
+        raise LoraExpError(f"module: must be a torch.nn.Module, and this is a {kind}")
+    for key, value in module.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise LoraExpError(f"{kind}: {key} of its state is a {type(value).__name__}, and must be a tensor")
+    try:
+        copied = copy.deepcopy(module).cpu()
+    except Exception as error:
+        raise LoraExpError(f"{kind}: can't be copied ({in_words(error)})") from error
+    name = f"{kind}-{fingerprint(module)[:12]}"
+    GIVEN[name] = copied
     return name
-
-
-def _code(kind: type) -> str:
-    """The compiled functions of a class outside torch, as text; those of torch follow from its version."""
-    own = [base for base in kind.__mro__ if not base.__module__.startswith(("torch.", "builtins"))]
-    return "\n".join(
-        f"{base.__qualname__}.{name} {_instructions(function.__code__)}"
-        for base in own
-        for name, function in sorted(vars(base).items())
-        if isinstance(function, types.FunctionType)
-    )
-
-
-def _instructions(code: types.CodeType) -> str:
-    """Bytes, names and constants of a function, and of those inside it."""
-    constants = [_instructions(one) if isinstance(one, types.CodeType) else repr(one) for one in code.co_consts]
-    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"

@@ -88,6 +88,7 @@ class ModuleNetwork:
 
     def _check(self) -> None:
         """Refuse what can't be right for a pack, by name."""
+        first: dict[nn.Parameter, str] = {}
         for name, own in self.skeleton.named_modules():
             if isinstance(own, nn.modules.batchnorm._BatchNorm) and own.running_mean is None:
                 raise LoraExpError(
@@ -98,8 +99,11 @@ class ModuleNetwork:
                 raise LoraExpError(f"model.name={self.name}: {name}: add_bias_kv and add_zero_attn are not supported")
             if hasattr(own, "inplace"):
                 own.inplace = False  # a pack's outputs are needed for gradients
-        if wrong := [key for key, own in self.skeleton.named_parameters() if own.dtype != torch.float32]:
-            raise LoraExpError(f"model.name={self.name}: {wrong[0]} must be float32")
+            for key, parameter in own.named_parameters(name, recurse=False):
+                if parameter.dtype != torch.float32:
+                    raise LoraExpError(f"model.name={self.name}: {key} must be float32")
+                if (same := first.setdefault(parameter, key)) != key:
+                    raise LoraExpError(f"model.name={self.name}: {same} and {key} share their values: not supported")
         self.skeleton.eval().requires_grad_(False)
 
     def _trial_pass(self) -> tuple[list[tuple[LayerShape, str]], int]:
@@ -119,7 +123,7 @@ class ModuleNetwork:
                 logits = self.skeleton(self.shaped(images))
                 self._check_logits(logits)
                 together, used = used, {}
-                self.skeleton(self.shaped(images[:1]))
+                alone = self.skeleton(self.shaped(images[:1]))
         except LoraExpError:
             raise
         except Exception as error:
@@ -130,7 +134,7 @@ class ModuleNetwork:
         finally:
             for hook in hooks:
                 hook.remove()
-        self._check_alone(together, used)
+        self._check_alone({**together, "": [((), logits)]}, {**used, "": [((), alone)]})
         layers, floats = [], 0
         for name, calls in together.items():
             own = self.skeleton.get_submodule(name)
@@ -147,7 +151,7 @@ class ModuleNetwork:
                 if isinstance(own, torch.Tensor) and not _is_close(own, both):
                     raise LoraExpError(
                         f"model.name={self.name}: the result for an image depends on the other images of its batch, "
-                        f"first in {name}"
+                        f"first in {name or 'the logits'}"
                     )
 
     def _check_logits(self, logits: Any) -> None:

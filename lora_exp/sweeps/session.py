@@ -64,7 +64,7 @@ def _given(module: nn.Module) -> dict[str, Any]:
     from lora_exp.storage.sweep_file import write_whole
 
     name = give(module)
-    content = save({key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()})
+    content = save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in module.state_dict().items()})
     file = MODULES / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}.safetensors"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
