@@ -146,6 +146,21 @@ def on_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def portable_convolutions() -> Iterator[None]:
+    """A block in which convolutions of torch take no kernels of oneDNN if the request is portable: its code differs
+    between processors.
+    """
+    import torch
+
+    before = bool(torch._C._get_mkldnn_enabled())
+    torch._C._set_mkldnn_enabled(before and requested() != PORTABLE["MKL_CBWR"])
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
 def frozen_product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Compute `hidden @ weight.T + bias` [..., O] of hidden [..., I], as one product over the rows of all jobs."""
     import torch

@@ -23,7 +23,7 @@ from lora_exp.config.models import STACK, ModelSpec
 from lora_exp.config.spec import BaseSpec
 from lora_exp.model.architecture import Forward, Layer, Network, State, layer_of
 from lora_exp.model.data import Split
-from lora_exp.numerics import adam_step, generator, on_threads
+from lora_exp.numerics import adam_step, generator, on_threads, portable_convolutions
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def train(spec: ModelSpec, how: BaseSpec, data: Split, start: State | None = Non
     order = generator("base order", how.seed)
     count = len(data.labels)
     loss, number = torch.zeros(()), 0
-    with logging_redirect_tqdm(), on_threads(threads), _own_randomness(how.seed):
+    with logging_redirect_tqdm(), on_threads(threads), _own_randomness(how.seed), portable_convolutions():
         steps = tqdm(total=-(-count // how.batch_size) * how.epochs, disable=None, desc="base", unit="step")
         for _ in range(how.epochs):
             shuffled = torch.randperm(count, generator=order).to(device)
