@@ -1,7 +1,7 @@
 """python -m pytest tests/test_model_weights.py
 
-Weights that another program trained: a ResNet of torchvision on enlarged digits in colour, and a grey CNN with
-BatchNorm. Used as they are, trained further, with a new head, and refused in words when they don't fit.
+Weights that another program trained: a ResNet of torchvision on enlarged digits in colour.
+Used as they are, trained further, with a new head, and refused in words when they don't fit.
 """
 
 from __future__ import annotations
@@ -111,46 +111,6 @@ def test_the_base_says_what_the_module_says_and_has_its_bits(
     assert state.keys() == theirs.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in theirs.state_dict().items())
     assert read(run).outcome.base_unchanged and read(run).outcome.adapter_off_equals_base
-
-
-def test_a_grey_cnn_with_batchnorm_of_a_session_says_what_it_says(tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(GREY)
-    done = subprocess.run([sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = read(tmp_path / json.loads(done.stdout.splitlines()[-1]))
-    assert found.facts.shape == (1, 12, 12) and found.spec.model.kind == "module"
-    torch.testing.assert_close(
-        base_logits(tmp_path, found), load_file(tmp_path / "said.safetensors")["logits"], rtol=0, atol=1e-5
-    )
-
-
-GREY = """
-import json, torch
-from torch import nn
-import lora_exp
-from lora_exp.config.settings import DataFolder
-from lora_exp.config.spec import DataSpec
-from lora_exp.data.prepared import prepare
-from lora_exp.model.data import load
-from safetensors.torch import save_file
-
-torch.manual_seed(0)
-net = nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, 2), nn.ReLU(),
-                    nn.Flatten(), nn.Linear(8 * 4 * 4, 10))
-spec = DataSpec("digits", size=(12, 12))
-images = load(spec, prepare(spec, DataFolder("cache/data", None, "cache/data")), torch.device("cpu"))
-adam = torch.optim.Adam(net.parameters(), 1e-2)
-for at in torch.randint(0, len(images.train.labels), (20, 50)):
-    adam.zero_grad()
-    logits = net(images.train.images[at].view(-1, 1, 12, 12))
-    nn.functional.cross_entropy(logits, images.train.labels[at]).backward()
-    adam.step()
-sweep = lora_exp.sweep(net, data={"name": "digits", "size": 12}, finetune={"target": 4, "steps": 5}, tracking="off")
-net.eval()
-with torch.no_grad():
-    save_file({"logits": net(images.test.images[:].view(-1, 1, 12, 12))}, "said.safetensors")
-print(json.dumps(sweep.frame["folder"][0]))
-"""
 
 
 def test_another_running_mean_is_another_base(run: Path, place: Place, theirs: nn.Module) -> None:

@@ -26,6 +26,8 @@ MODULES = Path("cache/modules")
 # The key of a group that chooses its option.
 CHOOSES = {"data": "name", "adapter": "method", "executor": "kind", "tracking": "kind"}
 
+NO_TEXT = ("null", "true", "false", "nan", "inf")  # words that are other values in Hydra's grammar, if not quoted
+
 
 def sweep(module: nn.Module | None = None, overrides: Mapping[str, Any] | None = None, **groups: Any) -> Sweep:
     """Run a sweep as `lora-exp -m` does, with the same store, folders and bits, and return it as read from its folder.
@@ -96,7 +98,7 @@ def _written(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     text = str(value)
-    if text.isidentifier() and text.isascii():
+    if text.isidentifier() and text.isascii() and text.lower() not in NO_TEXT:
         return text
     # In Hydra's grammar a backslash escapes only a quote, and those before one, or before the end, are doubled.
     return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), text) + '"'
