@@ -40,7 +40,8 @@ def test_the_expected_time_is_that_of_bases_and_packs_on_all_workers_without_dup
     assert last == f"expected time: about {15 + 80 // workers} s, with {workers} packs at a time"
     store.put("results", laboratory.result_key(SPECS[0]), {"any.txt": b"1"})
     store.put("bases", laboratory.base_key(SPECS[0]), {"any.txt": b"1"})
-    first, base, pack, _ = plan.plan_text(laboratory, [*SPECS, SPECS[0]]).splitlines()
+    first, base, kept, pack, _ = plan.plan_text(laboratory, [*SPECS, SPECS[0]]).splitlines()
+    assert kept.startswith("  packs of up to 25 jobs (10 rows a job and product); kept of the frozen part: linear1, ")
     assert first == "3 jobs: 1 in the store already, 1 to run, 1 duplicates"
     assert base.endswith("in the store already") and pack.startswith("  pack 1: 1 jobs, lora, rank 64, steps 100, ")
 

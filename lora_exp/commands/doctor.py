@@ -16,7 +16,7 @@ from lora_exp import numerics
 from lora_exp.commands.arguments import add_overrides, parse
 from lora_exp.config.compose import compose_config, compose_values, config_folder, read, saved_values
 from lora_exp.config.images import MNIST
-from lora_exp.config.models import LIBRARIES
+from lora_exp.config.models import LIBRARIES, MODULE
 from lora_exp.config.settings import CACHE, Settings
 from lora_exp.config.spec import BaseSpec, spec_from
 from lora_exp.data.embedded import MNIST_SHA256, damaged_embedded_files, damaged_unpacked_files
@@ -130,7 +130,7 @@ def _products(device: str) -> Iterator[Finding]:
     values = compose_values([])
     for path in sorted((config_folder() / "model").glob("*.yaml")):
         own = saved_values(path.read_text())
-        if own.get("kind") in LIBRARIES:  # a run tries the model that it names
+        if own.get("kind") in (*LIBRARIES, MODULE):  # a run tries the model that it names
             continue
         form = network(spec_from(values | {"model": own}).model, MNIST)
         promise = promise_of(BaseModel(form, form.initial(0)), [BaseSpec().batch_size], torch_device(device))

@@ -25,10 +25,12 @@ def find_cut(run: Run, images: torch.Tensor, adapted: Sequence[bool]) -> Cut | N
     """Where the frozen prefix of a module ends if these layers are adapted; None where there is none."""
     trace: list[tuple[str, Any]] = []
     frozen_parts: list[tuple[str, Any]] = []
+    layers: list[str] = []
 
     def apply(
         at: int | None, layer: Layer, rows: torch.Tensor, rectify: bool = False, frozen: torch.Tensor | None = None
     ) -> torch.Tensor:
+        layers.append(layer.name)
         if at is not None and adapted[at] and not frozen_parts:
             frozen_parts.extend(trace or [("", None)])
         return frozen_only(at, layer, rows)
@@ -49,6 +51,12 @@ def find_cut(run: Run, images: torch.Tensor, adapted: Sequence[bool]) -> Cut | N
             gone = not_numbers([*dropped.items(), (name, shape)], len(images), images.device)
             if rest and _is_same(run, images, {**rest, **gone}, expected):
                 dropped[name], kept = shape, rest
+        gone = not_numbers(dropped.items(), len(images), images.device)
+        for name in [own for own in kept if not any(layer.startswith(own) for layer in layers)]:
+            # A part without a product, such as a normalisation, is rather computed again than kept beside its input.
+            rest = {other: output for other, output in kept.items() if other != name}
+            if rest and _is_same(run, images, {**rest, **gone}, expected):
+                kept = rest
     return Cut(tuple((name, tuple(output.shape[1:])) for name, output in kept.items()), tuple(dropped.items()))
 
 

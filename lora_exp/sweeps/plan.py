@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from lora_exp.config.models import ModelSpec
 from lora_exp.config.spec import BaseSpec, DataSpec, RunSpec
-from lora_exp.model.base import train
+from lora_exp.model.base import BaseModel, network, train
 from lora_exp.training.laboratory import Laboratory
-from lora_exp.training.pack import plan_jobs
+from lora_exp.training.pack import PlannedJob, frozen_cut, plan_jobs
 
 # Batches of a measurement, and measurements, of which the shortest counts: others had to share the machine.
 TRIAL_BATCHES, TRIALS = 25, 3
@@ -57,7 +57,7 @@ def _base_lines(
     planned = plan_jobs(jobs, laboratory.data(first.data))
     facts = laboratory.data(first.data).facts
     layers = "-".join(filter(None, (str(facts.pixels), first.model.label, str(len(facts.classes)))))
-    lines = [f"base {layers} on {first.data.name}, seed {first.base.seed}: {state}"]
+    lines = [f"base {layers} on {first.data.name}, seed {first.base.seed}: {state}", *_kept_line(laboratory, planned)]
     for number, pack in enumerate(laboratory.packs(jobs, planned), 1):
         sizes = [planned[spec].size for spec in pack]
         methods = ", ".join(sorted({spec.adapter.method for spec in pack}))
@@ -70,6 +70,23 @@ def _base_lines(
             f"{memory:,.0f} MiB, about {_duration(seconds)}"
         )
     return total, lines
+
+
+def _kept_line(laboratory: Laboratory, planned: Mapping[RunSpec, PlannedJob]) -> list[str]:
+    """What is kept of the frozen part of the base, and how large packs are that keep a core busy."""
+    first = next(iter(planned))
+    data = laboratory.data(first.data)
+    form = network(first.model, data.facts)
+    cut = frozen_cut(BaseModel(form, form.initial(0)), data, planned, laboratory.executor.memory or None)
+    sizes = sorted({(job.size.full_pack, job.size.rows) for job in planned.values()})
+    packs = ", ".join(f"of up to {full} jobs ({rows} rows a job and product)" for full, rows in sizes)
+    images = sum(len(split.labels) for split in (data.train, data.validation, data.test) if split is not None)
+    kept = (
+        "nothing"
+        if cut is None
+        else f"{', '.join(name for name, _ in cut.kept)}, {cut.bytes * images / 2**20:,.0f} MiB"
+    )
+    return [f"  packs {packs}; kept of the frozen part: {kept}"]
 
 
 def _product_rate(laboratory: Laboratory) -> float:

@@ -47,6 +47,13 @@ class JobSize:
     memory: int
     rows: int = 1
 
+    @property
+    def full_pack(self) -> int:
+        """So many jobs like this fill a pack: more would not be faster."""
+        if self.owns_weights:
+            return OWN_WEIGHTS_PACK
+        return FULL_PACK_OF_MANY if self.rows > MANY_ROWS else FULL_PACK
+
 
 def job_size(plan: AdapterPlan, network: Network, batch_size: int, steps: int, test_images: int) -> JobSize:
     """Estimate cost and memory of a job: two products per frozen weight and training step, one in the evaluation."""
@@ -91,9 +98,7 @@ def plan_packs(jobs: Sequence[JobSize], workers: int, memory: int) -> list[list[
 
 def _cut(jobs: Sequence[JobSize], workers: int, memory: int) -> list[range]:
     """Cut jobs of one kind into runs of about equal cost; only a single job may exceed `memory` bytes."""
-    full, small = (FULL_PACK_OF_MANY if jobs[0].rows > MANY_ROWS else FULL_PACK, SMALL_PACK)
-    if jobs[0].owns_weights:
-        full, small = OWN_WEIGHTS_PACK, 1
+    full, small = jobs[0].full_pack, 1 if jobs[0].owns_weights else SMALL_PACK
     rounds = max(1, -(-len(jobs) // (full * workers)))
     while True:
         count = max(1, min(rounds * workers, -(-len(jobs) // small) if rounds == 1 else len(jobs)))
