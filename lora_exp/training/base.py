@@ -53,6 +53,8 @@ def trained_base(
         if files is not None:
             try:
                 return read_base(spec, data, files, device)
+            except LoraExpError:  # of the model, not of the entry
+                raise
             except ValueError as error:
                 store.set_aside("bases", key, str(error))
         files = _train(spec, data, weights)
@@ -92,6 +94,8 @@ def load_base(folder: str | Path, overrides: Sequence[str] = ()) -> BaseModel:
         try:
             if files is not None:
                 return stored_model(result.spec.model, result.facts, files, torch.device("cpu"))
+        except LoraExpError:  # of the model, not of the entry
+            raise
         except ValueError as error:
             log.warning("store entry bases %s: %s", key[:12], error)
     command = run_command(shlex.join(result.provenance["overrides"]))
