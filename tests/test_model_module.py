@@ -311,3 +311,32 @@ def test_a_module_that_mixes_images_gets_the_weaker_promise_or_is_refused() -> N
     form = ModuleNetwork("uneven", Uneven, GREY)
     said = promise_of(BaseModel(form, form.initial(0)), [1, 3], CPU)
     assert said == ANY_PACK or (said.startswith("same bits in the same pack") and "last" in said)
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's own
+def test_peft_writes_to_the_base_of_an_attention_and_a_pack_does_not() -> None:
+    """docs/methods.md says so of PEFT; the day on which it stops, an attention can be exported."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    data = split_of(GREY, 40)
+    base = attention()
+    module = plain_module(base)
+    with on_threads(1):
+        adapted = get_peft_model(module, LoraConfig(r=4, target_modules=["attention"]))  # type: ignore[arg-type]
+        adam = torch.optim.Adam((own for own in adapted.parameters() if own.requires_grad), 1e-2)
+        for _ in range(20):
+            adam.zero_grad()
+            images = data.images[:].view(-1, *GREY.shape)
+            functional.cross_entropy(adapted(images), data.labels).backward()
+            adam.step()
+    theirs = {
+        key.removeprefix("base_model.model.").replace(".base_layer", ""): tensor
+        for key, tensor in adapted.state_dict().items()
+    }
+    changed = {key for key, tensor in base.state.items() if not torch.equal(theirs[key], tensor)}
+    assert changed == {"attention.in_proj_weight", "attention.out_proj.weight"}
+    assert all((theirs[key] - base.state[key]).abs().max() < 1e-5 for key in changed)
+    before = base.sha256()
+    trained(base, data, [plan_of(base, 0, layers=("attention.*",), rank=4)], 7, keep=True)
+    assert base.sha256() == before
