@@ -124,3 +124,18 @@ def test_large_sweeps_are_cut_into_full_packs() -> None:
     packs = plan_packs(jobs_of(1000, steps=100), 2, 100 * GIB)
     assert all(len(pack) <= FULL_PACK + 1 for pack in packs)
     assert len(packs) == 40
+
+
+@pytest.mark.parametrize(
+    ("model", "full"),
+    [
+        (ModelSpec((1000, 2000)), 25),  # wide, but few rows a job
+        (ModelSpec(channels=(8, 16)), 25),  # many rows, but narrow
+        (ModelSpec(channels=(32, 64), hidden=(128,)), 8),
+        (ModelSpec(kind="vit"), 8),
+    ],
+)
+def test_jobs_that_fill_a_product_alone_share_it_with_fewer(model: ModelSpec, full: int) -> None:
+    form = network(model, MNIST)
+    plan = adapter_plan(AdapterSpec(), form.layers, seed=0, target=(0,))
+    assert job_size(plan, form, 10, steps=100, test_images=1000).full_pack == full

@@ -17,8 +17,8 @@ from lora_exp.numerics import MIN_ROWS
 # More jobs make the frozen products more efficient until the activations no longer fit the cache. On the reference
 # model packs of 17 to 25 were fastest, 10 % faster than packs of 10 (docs/performance.md).
 FULL_PACK = 25
-# A job of so many rows fills a product well: then smaller packs are as fast, and need less memory.
-MANY_ROWS, FULL_PACK_OF_MANY = 100, 8
+# A job of so many rows and multiplications fills a product well: then smaller packs are as fast, and need less memory.
+MANY_ROWS, MUCH_WORK, FULL_PACK_OF_MANY = 100, 500_000, 8
 # Fewer jobs are not worth a thread of their own: their products are small and slow.
 SMALL_PACK = 4
 # Jobs that train all weights share no product. Packs of 1, 2, 4 and 8 are equally fast within noise
@@ -36,7 +36,8 @@ class JobSize:
     """A job as packing sees it: `cost` in floating-point operations of plain products, `memory` in bytes.
 
     Jobs of equal `shape` are stacked (`AdapterPlan.shape`). With `owns_weights` a job shares no frozen product. `rows`
-    are those that a job brings to the product of a layer in a step.
+    are those that a job brings to the product of a layer in a step, `work` its multiplications there (medians of the
+    layers).
     """
 
     batch_size: int
@@ -46,13 +47,14 @@ class JobSize:
     cost: float
     memory: int
     rows: int = 1
+    work: float = 0.0
 
     @property
     def full_pack(self) -> int:
         """So many jobs like this fill a pack: more would not be faster."""
         if self.owns_weights:
             return OWN_WEIGHTS_PACK
-        return FULL_PACK_OF_MANY if self.rows > MANY_ROWS else FULL_PACK
+        return FULL_PACK_OF_MANY if self.rows >= MANY_ROWS and self.work >= MUCH_WORK else FULL_PACK
 
 
 def job_size(plan: AdapterPlan, network: Network, batch_size: int, steps: int, test_images: int) -> JobSize:
@@ -77,7 +79,8 @@ def job_size(plan: AdapterPlan, network: Network, batch_size: int, steps: int, t
     # whichever is more; logits of the evaluation.
     floats = 4 * (own + stored) + max(2 * batch_size * activations, 3 * MIN_ROWS * largest) + 40 * test_images
     rows = round(batch_size * statistics.median(layer.positions for layer in network.layers))
-    return JobSize(batch_size, plan.owns_weights, plan.shape, steps, cost, 4 * floats, rows)
+    work = batch_size * statistics.median(own.positions * own.outputs * own.inputs for own in network.layers)
+    return JobSize(batch_size, plan.owns_weights, plan.shape, steps, cost, 4 * floats, rows, work)
 
 
 def plan_packs(jobs: Sequence[JobSize], workers: int, memory: int) -> list[list[int]]:
