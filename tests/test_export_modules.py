@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -55,14 +56,14 @@ import os, sys, torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 images, out, *folders = [Path(argument).absolute() for argument in sys.argv[1:]]
-images, said = load_file(images)["images"], {}
+images, said = load_file(images), {}
 for folder in folders:
     os.chdir(folder)
     names = {}
     exec(Path("README.md").read_text().split("```python")[1].split("```")[0], names)
     assert "lora_exp" not in sys.modules
     with torch.no_grad():
-        said[folder.name] = names["model"].eval()(images)
+        said[folder.name] = names["model"].eval()(images[folder.name.partition("-")[0]])
 save_file(said, out)
 """
 
@@ -79,62 +80,88 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def swept(request: pytest.FixtureRequest, place: Place) -> Path:
-    """A sweep over the methods, with mixed ranks or alphas."""
-    model, patterns = KINDS[request.param]
-    methods = (f"adapter={','.join(METHODS)}", "adapter.rank=3", "adapter.alpha=2.0", *patterns)
-    job = ("data=digits", "finetune.digit=3", "finetune.steps=8", "adapter.init=kaiming")
-    place.run("-m", *model, *methods, *job, f"hydra.sweep.dir=runs/{request.param}")
-    return place.folder / "runs" / request.param
+@pytest.fixture(scope="module")
+def sweeps(place: Place) -> dict[str, Path]:
+    """A sweep over the methods for each kind of model, with mixed ranks or alphas."""
+    found = {}
+    for kind, (model, patterns) in KINDS.items():
+        methods = (f"adapter={','.join(METHODS)}", "adapter.rank=3", "adapter.alpha=2.0", *patterns)
+        job = ("data=digits", "finetune.digit=3", "finetune.steps=8", "adapter.init=kaiming")
+        place.run("-m", *model, *methods, *job, f"hydra.sweep.dir=runs/{kind}")
+        found[kind] = place.folder / "runs" / kind
+    return found
+
+
+@pytest.fixture(scope="module")
+def images(sweeps: dict[str, Path]) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return {kind: torch.randn(20, *read(sweep / "0").facts.shape, generator=random) for kind, sweep in sweeps.items()}
+
+
+@pytest.fixture(scope="module")
+def exported(place: Place, sweeps: dict[str, Path], images: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What PEFT says of these images, by kind and method; the folders lie in `exported`."""
+    save_file(images, place.folder / "images.safetensors")
+    folders = []
+    for kind, sweep in sweeps.items():
+        for job, method in enumerate(METHODS):
+            folders.append(place.folder / "exported" / f"{kind}-{method}")
+            if job:
+                export_peft(sweep / str(job), folders[-1], [f"store.folder={place.folder}/cache/store"])
+            else:
+                place.run("export", str(sweep / "0"), "--format", "peft", "--out", str(folders[-1]))
+    in_a_process(place.folder, "-c", LOAD, "images.safetensors", "said.safetensors", *folders)
+    return load_file(place.folder / "said.safetensors")
 
 
 def adapted(run: Path, place: Place) -> AdaptedClassifier:
     return AdaptedClassifier.load(load_base(run, [f"store.folder={place.folder}/cache/store"]), run / ADAPTER)
 
 
-def test_the_code_of_the_readme_says_in_peft_what_the_run_says(swept: Path, place: Place, tmp_path: Path) -> None:
-    result = read(swept / "0")
-    images = torch.randn(20, *result.facts.shape, generator=torch.Generator().manual_seed(0))
-    save_file({"images": images}, tmp_path / "images.safetensors")
-    folders = [tmp_path / method for method in METHODS]
-    settings = [f"store.folder={place.folder}/cache/store"]
-    place.run("export", str(swept / "0"), "--format", "peft", "--out", str(folders[0]))
-    for job in (1, 2):
-        assert export_peft(swept / str(job), folders[job], settings) == folders[job]
-    in_a_process(tmp_path, "-c", LOAD, "images.safetensors", "said.safetensors", *folders)
-    said = load_file(tmp_path / "said.safetensors")
-    for job, folder in enumerate(folders):
-        own = adapted(swept / str(job), place)
-        torch.testing.assert_close(said[folder.name], own.logits(images.flatten(1)), rtol=0, atol=1e-5)
-        own.disable()
-        assert (
-            float((said[folder.name] - own.logits(images.flatten(1))).abs().max()) > 1e-3
-        )  # the adapter does something
-        # Read back, the factors are the same bits.
-        form = network(result.spec.model, result.facts)
-        found = read_folder(folder, form.layers)
-        assert found.factors.keys() == own.factors.keys()
-        assert all(torch.equal(found.factors[name], factor) for name, factor in own.factors.items())
-        assert found.scaling == pytest.approx(own.scaling)
-
-
-def test_a_name_that_ends_other_names_is_written_as_a_pattern(swept: Path, place: Place, tmp_path: Path) -> None:
-    export_peft(swept / "0", tmp_path / "out", [f"store.folder={place.folder}/cache/store"])
-    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    adapted_layers = {name.removesuffix(".A") for name in adapted(swept / "0", place).factors if name.endswith(".A")}
-    if swept.name == "resnet18":
-        assert config["target_modules"].split("|")[0] == "conv1"
-        assert {name.replace(r"\.", ".") for name in config["target_modules"].split("|")} == adapted_layers
-        assert "layer1.0.conv1" not in adapted_layers and config["rank_pattern"] == {"^conv1": 2}
-    else:
-        assert set(config["target_modules"]) == adapted_layers and config["alpha_pattern"] == {"head": 5.0}
-        assert (tmp_path / "out" / "vit.py").is_file()
-
-
-def test_a_registered_model_agrees_with_the_run(
-    swept: Path, place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_code_of_the_readme_says_in_peft_what_the_run_says(
+    kind: str,
+    method: str,
+    place: Place,
+    sweeps: dict[str, Path],
+    images: dict[str, torch.Tensor],
+    exported: dict[str, torch.Tensor],
 ) -> None:
+    run, theirs = sweeps[kind] / str(METHODS.index(method)), exported[f"{kind}-{method}"]
+    own = adapted(run, place)
+    torch.testing.assert_close(theirs, own.logits(images[kind].flatten(1)), rtol=0, atol=1e-5)
+    own.disable()
+    assert float((theirs - own.logits(images[kind].flatten(1))).abs().max()) > 1e-3, "the adapter does something"
+    result = read(run)
+    found = read_folder(place.folder / "exported" / f"{kind}-{method}", network(result.spec.model, result.facts).layers)
+    assert found.factors.keys() == own.factors.keys()
+    assert all(torch.equal(found.factors[name], factor) for name, factor in own.factors.items())
+    assert found.scaling == pytest.approx(own.scaling)
+
+
+def test_a_name_that_ends_other_names_is_written_as_a_pattern(
+    place: Place, sweeps: dict[str, Path], exported: dict[str, torch.Tensor]
+) -> None:
+    def written(kind: str) -> tuple[dict[str, Any], set[str]]:
+        config = json.loads((place.folder / "exported" / f"{kind}-lora" / "adapter_config.json").read_text())
+        factors = adapted(sweeps[kind] / "0", place).factors
+        return config, {name.removesuffix(".A") for name in factors if name.endswith(".A")}
+
+    config, layers = written("resnet18")
+    targets = config["target_modules"].split("|")
+    assert targets[0] == "conv1" and {name.replace(r"\.", ".") for name in targets} == layers
+    assert "layer1.0.conv1" not in layers and config["rank_pattern"] == {"^conv1": 2}
+    config, layers = written("vit")
+    assert set(config["target_modules"]) == layers and config["alpha_pattern"] == {"head": 5.0}
+    assert (place.folder / "exported" / "vit-lora" / "vit.py").is_file()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_registered_model_agrees_with_the_run(
+    kind: str, place: Place, sweeps: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    swept = sweeps[kind]
     told = place.run("register", str(swept / "2"), "--name", swept.name)[0]
     result = read(swept / "2")
     pixels = data.load(result.spec.data, data_in(tmp_path)(result.spec.data), torch.device("cpu")).test.images

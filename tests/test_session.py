@@ -52,7 +52,6 @@ exec(SOURCE.replace("h += 1", "h += 2"))
 other = Net()
 other.load_state_dict(net.state_dict())
 seen("other code", lora_exp.sweep(other, **grid))
-seen("lists and tuples", lora_exp.sweep(other, **base, adapter={"layers": [("fc",), ("conv", "fc")], "alpha": "rank"}))
 seen("failed", lora_exp.sweep(other, **{**base, "finetune": {"target": 5, "steps": 3}}, adapter={"rank": [1, 2]}))
 seen("names", lora_exp.sweep(model="tiny", data={"name": "npz", "file": 'it\'s "my", file.npz', "limit": 60},
      finetune={"target": json.loads(os.environ["NAMES"]), "steps": 1}, tracking="off",
@@ -71,7 +70,8 @@ for at in torch.randint(0, len(images.train.labels), (20, 50)):
 seen("grey", lora_exp.sweep(grey, **{**base, "data": {"name": "digits", "size": 12}}))
 with torch.no_grad():
     save_file({"logits": grey.eval()(images.test.images[:].view(-1, 1, 12, 12))}, "grey.safetensors")
-seen("further", lora_exp.sweep(other, **base, base={"epochs": 1, "batch_size": 100}))
+seen("further", lora_exp.sweep(other, **base, base={"epochs": 1, "batch_size": 100},
+     adapter={"layers": [("fc",), ("conv", "fc")], "alpha": "rank"}))
 print(json.dumps(told))
 """
 NAMES = [
@@ -132,9 +132,9 @@ def test_another_weight_and_another_line_of_code_are_computed_again(told: dict[s
 
 
 def test_a_list_is_swept_and_a_tuple_is_one_value(told: dict[str, Any], place: Place) -> None:
-    folder = place.folder / told["lists and tuples"]["folder"]
+    folder = place.folder / told["further"]["folder"]
     assert [read(folder / str(job)).spec.adapter.layers for job in (0, 1)] == [("fc",), ("conv", "fc")]
-    assert read(folder / "0").spec.adapter.alpha == "rank" and told["lists and tuples"]["jobs"] == 2
+    assert read(folder / "0").spec.adapter.alpha == "rank" and told["further"]["jobs"] == 2
 
 
 def test_a_job_that_fails_is_a_row_and_no_error(told: dict[str, Any], place: Place) -> None:
