@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.config.fields import is_text
+from lora_exp.config.spec import SPECS
 from lora_exp.errors import LoraExpError
 
 OPEN = ("hydra.mode", "hydra.verbose", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.params")
@@ -32,12 +33,15 @@ SAME_FOR_ALL_JOBS = re.compile(r"\$\{(now:[^{}]*|unique:)\}")
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Reject overrides of closed keys before composing, since a search path alone makes Hydra import packages.
+    """Reject overrides of closed keys, and those that leave a group out, before composing: a search path alone makes
+    Hydra import packages.
 
     Raises LoraExpError, or what Hydra's parser raises for an override that it can't parse.
     """
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
+        if override.is_delete() and key in SPECS:  # whose defaults alone would be another run
+            raise LoraExpError(f"{override.input_line}: a run needs this group; choose an option of it")
         if key.partition("/")[0].partition(".")[0] != "hydra" or _is_under(key, OPEN):
             continue
         if key not in OPTIONS or override.package is not None or override.value() not in OPTIONS[key]:

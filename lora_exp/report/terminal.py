@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from lora_exp.config.models import MODULE
 from lora_exp.report.document import Table
 from lora_exp.report.tables import MEASURES, means_table, runs_table
 from lora_exp.storage.sweep_folder import Sweep
@@ -56,7 +57,7 @@ def next_text(sweep: Sweep) -> str:
     """The commands that a reader of the table may want next, with their purposes, a line each."""
     steps = [("lora-exp ui", "compare the runs in MLflow")]
     job, runs = representative(sweep.frame), finished(sweep.frame)
-    if job is not None:
+    if job is not None and sweep.results[job].spec.model.kind != MODULE:  # which no command can build
         folder = shlex.quote(str(Path(sweep.frame["folder"].iloc[job])))
         steps.append((f"lora-exp reproduce {folder}", "repeat the chosen run from scratch"))
         if len(runs) > 1 and runs["base_seed"].nunique() == 1 and ".seed" not in sweep.command:
