@@ -33,7 +33,7 @@ GIB = 2**30
 def settings(tmp_path: Path) -> Settings:
     """On a CPU with two threads and 8 GiB."""
     return replace(
-        settings_from({"data": {"root": str(tmp_path / "data")}}),
+        settings_from({"data": {"root": str(tmp_path / "data")}, "base": {}}),
         device=DeviceSettings("cpu", threads=2),
         store=StoreSettings(str(tmp_path / "store")),
         sweep=SweepSettings(memory=8),

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_exp.config.compose import config_folder, error_line, read, register, without_hydra
+from lora_exp.config.hydra_rules import check_overrides
 from lora_exp.config.settings import Settings
 from lora_exp.config.spec import RunSpec
 from lora_exp.errors import LoraExpError
@@ -41,7 +42,9 @@ def composed(*overrides: str) -> tuple[RunSpec, Settings]:
 
 
 def refused(*overrides: str) -> str:
+    """As the application: the overrides alone come first."""
     try:
+        check_overrides(overrides)
         composed(*overrides)
     except LoraExpError as error:
         return str(error)
