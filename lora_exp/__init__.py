@@ -13,6 +13,7 @@ request_reproducible_products()
 
 # The public names, each loaded on first use: they need pandas or torch.
 PUBLIC = {
+    "LoraExpError": "lora_exp.errors",
     "sweep": "lora_exp.sweeps.session",
     "load_sweep": "lora_exp.storage.sweep_folder",
     "AdaptedClassifier": "lora_exp.adapters.adapted",

@@ -340,3 +340,39 @@ def test_peft_writes_to_the_base_of_an_attention_and_a_pack_does_not() -> None:
     before = base.sha256()
     trained(base, data, [plan_of(base, 0, layers=("attention.*",), rank=4)], 7, keep=True)
     assert base.sha256() == before
+
+
+class Tripled(nn.Linear):
+    """A linear layer with a way of its own to compute."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * -3
+
+
+class Named(nn.Module):
+    """Calls a layer by the name of its argument, and holds one that no gradient reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.head = nn.Linear(GREY.pixels, 10), nn.Linear(GREY.pixels, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        flat = images.flatten(1)
+        logits: torch.Tensor = self.head(input=flat) * (self.gate(flat) > 0)
+        return logits
+
+
+def test_a_layer_with_a_way_of_its_own_stays_torchs_own() -> None:
+    form = ModuleNetwork("own", lambda: nn.Sequential(nn.Flatten(), nn.Linear(GREY.pixels, 16), Tripled(16, 10)), GREY)
+    assert [layer.name for layer in form.layers] == ["1"]
+    base, images = BaseModel(form, form.initial(0)), split_of(GREY, 9).images[:]
+    with torch.no_grad():
+        torch.testing.assert_close(base.forward.logits(images), plain_module(base)(images.view(-1, *GREY.shape)))
+
+
+def test_a_layer_that_no_gradient_reaches_trains_to_nothing() -> None:
+    form = ModuleNetwork("named", Named, GREY)
+    base, data = BaseModel(form, form.initial(0)), split_of(GREY, 20)
+    tuned = trained(base, data, [plan_of(base, 0, rank=1)], 7, keep=True)
+    [factors] = tuned.pack.factors(form.layers)
+    assert not factors["gate.B"].any() and factors["head.B"].any()

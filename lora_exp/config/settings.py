@@ -204,5 +204,5 @@ def settings_from(config: Mapping[str, Any]) -> Settings:
     parts = {group: checked(cls, group, given[group]) for group, cls in SETTINGS.items()}
     parts["executor"].check()
     folder = {key: value for key, value in config["data"].items() if ("data", key) in NOT_SPEC}
-    file = {key: value for key, value in config["base"].items() if key == "weights"}
+    file = {key: value for key, value in config.get("base", {}).items() if key == "weights"}
     return Settings(**parts, data=checked(DataFolder, "data", folder), base=checked(BaseFile, "base", file))

@@ -6,6 +6,7 @@ In reading order:
 - `architecture`: what a network is: its layers, and a pass of images with a callback for these
 - `stack`: convolutions and linear layers with ReLU, by hand
 - `module`: any torch module as a network
+- `learner`: a module whose own weights are trained
 - `parts`: which layers a part of a module has
 - `swapped`: what takes the place of torch's layers in it
 - `prefix`: the part of it that no adapter changes

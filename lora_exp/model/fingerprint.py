@@ -87,8 +87,14 @@ class _Description:
             yield from map(self.of, value)
         elif isinstance(value, functools.partial):
             yield from map(self.of, (value.func, value.args, value.keywords))
-        elif isinstance(value, types.MethodType | staticmethod | classmethod):
+        elif isinstance(value, types.MethodType):
+            yield from map(self.of, (value.__func__, value.__self__))
+        elif isinstance(value, types.BuiltinMethodType) and not isinstance(value.__self__, types.ModuleType | None):
+            yield from (value.__name__, self.of(value.__self__))
+        elif isinstance(value, staticmethod | classmethod):
             yield self.of(value.__func__)
+        elif not isinstance(value, type | types.FunctionType) and hasattr(value, "__wrapped__"):
+            yield self.of(value.__wrapped__)  # such as a function with a cache
         elif isinstance(value, property):
             yield self.of(value.fget)
         elif isinstance(value, types.CodeType):
@@ -100,9 +106,11 @@ class _Description:
         elif isinstance(value, type | types.FunctionType):
             yield from () if _root(value) in BY_NAME else self._code(value)
         elif _root(type(value)) in BY_NAME:
-            yield re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+            yield from (re.sub(r" at 0x[0-9a-f]+", "", repr(value)), self.of(getattr(value, "__dict__", None)))
         else:
-            yield from (self.of(type(value)), self.of(getattr(value, "__dict__", None)))
+            slots = {name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ())}
+            own = {name: getattr(value, name, None) for name in sorted(slots) if name != "__dict__"}
+            yield from map(self.of, (type(value), own, getattr(value, "__dict__", None)))
 
     def _code(self, value: type | types.FunctionType) -> Iterator[Any]:
         if isinstance(value, type):
@@ -110,7 +118,7 @@ class _Description:
             yield from ([name, self.of(own)] for name, own in sorted(vars(value).items()) if name not in OF_CLASSES)
             return
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
-        yield from map(self.of, (value.__code__, value.__defaults__, value.__kwdefaults__, cells))
+        yield from map(self.of, (value.__code__, value.__defaults__, value.__kwdefaults__, cells, vars(value)))
         if not _is_installed(value):
             yield from ([name, self.of(own)] for name, own in _used(value))
 

@@ -143,6 +143,10 @@ def give(module: nn.Module) -> str:
     kind = type(module).__name__
     if not isinstance(module, torch.nn.Module):
         raise LoraExpError(f"module: must be a torch.nn.Module, and this is a {kind}")
+    if hasattr(module, "_orig_mod"):
+        raise LoraExpError(
+            "module: is compiled; give the module itself, module._orig_mod, to a session that compiles none"
+        )
     for key, value in module.state_dict().items():
         if not isinstance(value, torch.Tensor):
             raise LoraExpError(f"{kind}: {key} of its state is a {type(value).__name__}, and must be a tensor")

@@ -12,15 +12,20 @@ from lora_exp.model.architecture import Layer, LayerShape, State, layer_of
 ATTENTION = ("q", "k", "v", "out_proj")  # products of `nn.MultiheadAttention`
 
 
+def is_plain(own: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a part computes what this kind of torch computes: no subclass with a way of its own to do it."""
+    return isinstance(own, kind) and type(own).forward is kind.forward and not hasattr(own, "parametrizations")
+
+
 def shapes_of(name: str, own: nn.Module, given: Any, made: Any, images: int) -> list[LayerShape]:
     """The layers of a part that was called once, with so many images, if it is one of those that are adapted."""
     weight, bias = f"{name}.weight", f"{name}.bias" if getattr(own, "bias", None) is not None else None
-    if isinstance(own, nn.Linear):
+    if isinstance(own, nn.Linear) and is_plain(own, nn.Linear):
         rows = made.numel() // own.out_features // images
         return [LayerShape(name, (own.out_features, own.in_features), rows, weight, bias)]
-    if isinstance(own, nn.Conv2d) and own.groups == 1:
+    if isinstance(own, nn.Conv2d) and is_plain(own, nn.Conv2d) and own.groups == 1:
         return [LayerShape(name, tuple(own.weight.shape), made[0, 0].numel(), weight, bias)]
-    if isinstance(own, nn.MultiheadAttention):
+    if isinstance(own, nn.MultiheadAttention) and is_plain(own, nn.MultiheadAttention):
         tokens = [one.numel() // one.shape[-1] // images for one in given[:3]]
         return attention_shapes(name, own, tokens)
     return []

@@ -73,22 +73,22 @@ def part(name: str, forward: Callable[..., Any], *inputs: Any, **options: Any) -
     return output
 
 
-def linear(at: int | None, layer: Layer, inputs: torch.Tensor) -> torch.Tensor:
-    """`nn.Linear`: inputs [N, ..., I] to [N, ..., O]."""
+def linear(at: int | None, layer: Layer, input: torch.Tensor) -> torch.Tensor:
+    """`nn.Linear`: input [N, ..., I] to [N, ..., O]."""
     run = RUNNING.get()
-    rows = inputs.reshape(run.jobs, -1, inputs.shape[-1]).contiguous()
-    return run.apply(at, layer, rows).view(*inputs.shape[:-1], -1)
+    rows = input.reshape(run.jobs, -1, input.shape[-1]).contiguous()
+    return run.apply(at, layer, rows).view(*input.shape[:-1], -1)
 
 
-def convolution(at: int | None, layer: Layer, images: torch.Tensor, *, own: nn.Conv2d) -> torch.Tensor:
-    """`nn.Conv2d` without groups: images [N, C, H, W] to [N, O, H', W'], as products of patches."""
+def convolution(at: int | None, layer: Layer, input: torch.Tensor, *, own: nn.Conv2d) -> torch.Tensor:
+    """`nn.Conv2d` without groups: input [N, C, H, W] to [N, O, H', W'], as products of patches."""
     run = RUNNING.get()
-    padded, padding = _padded(own, InOrder.apply(images))
+    padded, padding = _padded(own, InOrder.apply(input))
     rows = _patches(padded, own, padding)
     size = _size_out(padded, own, padding)
     outputs = run.apply(at, layer, rows.view(run.jobs, -1, rows.shape[2]))
     made: torch.Tensor = InOrder.apply(outputs.view(*rows.shape[:2], -1).transpose(1, 2))
-    return made.view(len(images), -1, *size)
+    return made.view(len(input), -1, *size)
 
 
 class InOrder(torch.autograd.Function):
@@ -108,17 +108,17 @@ class InOrder(torch.autograd.Function):
         return grad.contiguous()
 
 
-def grouped_convolution(own: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+def grouped_convolution(own: nn.Conv2d, input: torch.Tensor) -> torch.Tensor:
     """`nn.Conv2d` with groups, which stays frozen: a sum over the kernel of products number by number.
 
     A multiplication and an addition have the same bits in a vector and alone, which no product of few columns has.
     """
-    padded, padding = _padded(own, InOrder.apply(images))
+    padded, padding = _padded(own, InOrder.apply(input))
     height, width = _size_out(padded, own, padding)
     padded = functional.pad(padded, (padding[1], padding[1], padding[0], padding[0]))
     groups, inside = own.groups, own.in_channels // own.groups
     # [N, groups, 1, C / groups, H, W] times [groups, O / groups, C / groups, k, k]
-    parts = padded.view(len(images), groups, 1, inside, *padded.shape[2:])
+    parts = padded.view(len(input), groups, 1, inside, *padded.shape[2:])
     weight = own.weight.view(groups, -1, inside, *own.weight.shape[2:])
     (down, right), (by_row, by_column) = own.stride, own.dilation
     total = None if own.bias is None else own.bias.view(groups, -1, 1, 1)
@@ -131,7 +131,7 @@ def grouped_convolution(own: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
                 term = parts[..., channel, rows, columns] * weight[:, :, channel, row, column][..., None, None]
                 total = term if total is None else total + term
     assert total is not None, "a kernel has at least one number"
-    return total.reshape(len(images), own.out_channels, height, width)
+    return total.reshape(len(input), own.out_channels, height, width)
 
 
 def attention(

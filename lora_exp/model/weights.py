@@ -18,6 +18,7 @@ from lora_exp.errors import LoraExpError, in_words
 from lora_exp.model.architecture import Network
 from lora_exp.model.base import network
 
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning
 SHOWN = 3  # tensors of each kind of fault, in a message
 
 
@@ -37,14 +38,13 @@ def read_weights(path: Path, model: ModelSpec, base: BaseSpec, facts: ImageFacts
         raise LoraExpError(f"base.weights={path}: changed while it was read; try again when it is complete")
     form = network(model, facts)
     head = _head(form) if base.head == "new" else set()
-    faults = _faults({name: tensor for name, tensor in found.items() if name not in head}, form, head)
-    if faults:
-        shown = "; ".join(faults)
-        only_head = not head and not _faults(
-            {k: v for k, v in found.items() if k not in _head(form)}, form, _head(form)
-        )
-        advice = "; base.head=new gives it a new last layer" if only_head else ""
-        raise LoraExpError(f"base.weights={path}: are not weights of {model.label or 'this model'}: {shown}{advice}")
+    if faults := _faults(found, form, head):
+        advice = "" if head or _faults(found, form, _head(form)) else "; base.head=new gives it a new last layer"
+        for prefix in PREFIXES:
+            if found and all(own.startswith(prefix) for own in found):
+                advice = f"; all names begin with {prefix}: save the state dict of the module inside"
+        name = model.label or "this model"
+        raise LoraExpError(f"base.weights={path}: are not weights of {name}: {'; '.join(faults)}{advice}")
     state = {name: found[name].to(own.dtype) for name, own in form.state.items() if name not in head}
     if wrong := [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]:
         raise LoraExpError(f"base.weights={path}: {wrong[0]} holds values that are not finite")
@@ -60,6 +60,7 @@ def _head(form: Network) -> set[str]:
 
 def _faults(found: dict[str, torch.Tensor], form: Network, without: set[str]) -> list[str]:
     """In words what is missing, superfluous or misshapen; [] if the tensors, without these, are the network's."""
+    found = {name: tensor for name, tensor in found.items() if name not in without}
     found = {name: tensor for name, tensor in found.items() if name not in without}
     wanted = {name: own for name, own in form.state.items() if name not in without}
     shapes = [

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_exp.config.images import MNIST, ImageFacts, facts_from
+from lora_exp.config.models import MODELS
 from lora_exp.config.spec import SPECS, RunSpec, from_dict
 from lora_exp.errors import LoraExpError, in_words
 from lora_exp.measures.class_errors import ClassErrors, error_of
@@ -165,15 +166,19 @@ class RunResult:
         )
 
     def parameters(self) -> dict[str, str]:
-        """Return every known setting as text by a flat name, without those that the method does not use.
+        """Return every known setting as text by a flat name, without those that the method or the model does not use.
 
         `steps` is the number of steps made, also where `finetune.epochs` set it.
         """
         found: dict[str, Any] = {}
+        used = {
+            "adapter": ("method", *self.spec.adapter.keys),
+            "model": ("kind", *MODELS[self.spec.model.kind]),
+        }
         for group in reversed(SPECS):
             prefix = "" if group in ("adapter", "finetune") else f"{group}_"
             for name, value in self.settings[group].items():
-                if group != "adapter" or name in ("method", *self.spec.adapter.keys):
+                if name in used.get(group, (name,)):
                     found[SHORT_NAMES.get(prefix + name, prefix + name)] = value
         if not self.imported:
             found["steps"] = self.outcome.steps

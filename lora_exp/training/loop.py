@@ -165,7 +165,7 @@ def _train_stage(
         loss_P = losses.view(jobs, batch).mean(1)
         curves[step] = loss_P.detach()
         if stacks:
-            adam.step(torch.autograd.grad(loss_P.sum(), stacks), steps_before + step + 1)
+            adam.step(torch.autograd.grad(loss_P.sum(), stacks, materialize_grads=True), steps_before + step + 1)
         if progress is not None:
             progress(jobs)
     return curves.cpu()

@@ -139,7 +139,8 @@ def _differs(base: BaseModel, forward: ModuleForward, count: int) -> str | None:
     in_pack, in_pack_grads = _traced(forward, whole, images)
     by_itself, own_grads = _traced(forward, alone, images[OWN : OWN + 1])
     for (name, output), (_, together) in zip(by_itself, in_pack, strict=True):
-        if isinstance(output, torch.Tensor) and not torch.equal(_rows_of(together, JOBS), output):
+        is_of_images = isinstance(output, torch.Tensor) and len(together) == JOBS * len(output)
+        if is_of_images and not torch.equal(_rows_of(together, JOBS), output):
             return name
     at_end = [(layer.name, own) for layer, own in zip(base.network.layers, own_grads, strict=True)]
     for (name, own), together in reversed(list(zip(at_end, in_pack_grads, strict=True))):
@@ -169,7 +170,7 @@ def _traced(
     run = Pass(len(images_PBI), apply, trace=trace)
     logits = forward.run(run, forward.shaped(images_PBI))
     loss = logits.logsumexp(1).sum()
-    grads = torch.autograd.grad(loss, stacks)
+    grads = torch.autograd.grad(loss, stacks, materialize_grads=True)
     return [(name, one.detach() if isinstance(one, torch.Tensor) else one) for name, one in trace], list(grads)
 
 
