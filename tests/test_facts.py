@@ -83,10 +83,10 @@ def test_a_sweep_without_a_sound_run_says_what_became_of_its_jobs(tmp_path: Path
 def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
     result = made_run(LABELS)[0]
     plain = result.parameters()
-    unused = 1  # learning_rate_ratio, by LoRA
+    unused = 1 + 5  # learning_rate_ratio, by LoRA; name, patch, width, blocks and heads, by a stack
     assert len(plain) == sum(len(fields(part)) for part in SPECS.values()) - unused
     other = RunSpec(
-        ModelSpec((), True, (8,), 5, "vit", "resnet18", 4, 32, 3, 2),
+        ModelSpec((), True, (8,), 5),
         DataSpec("kmnist", 500, 6000, "letters", (8, 8), 3, (1, 2), 0.3, True),
         BaseSpec(2, 20, 1e-4, 1, (1, 3), "ab" * 32, "new", "head"),
         AdapterSpec(
@@ -96,5 +96,7 @@ def test_every_field_of_a_spec_is_a_parameter_of_its_own() -> None:
     )
     changed = replace(result, spec=other, outcome=replace(result.outcome, steps=7)).parameters()
     assert changed.keys() == plain.keys() - {"init_std"}  # which kaiming does not use
-    assert not [name for name in changed if plain[name] == changed[name]]
+    assert [name for name in changed if plain[name] == changed[name]] == ["model_kind"]
+    transformer = replace(other, model=ModelSpec(kind="vit"))
+    assert replace(result, spec=transformer).parameters().keys() >= {"model_patch", "model_width", "model_blocks"}
     assert (changed["alpha"], changed["target"], changed["learning_rate"]) == ("rank", "2,7", "0.0001")
