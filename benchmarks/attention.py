@@ -273,6 +273,8 @@ def times(rates: Sequence[float], others: Sequence[float]) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if not rows:
+        return
     print()
     for cells in (columns, ["---"] * len(columns), *rows):
         print("| " + " | ".join(cells) + " |")
