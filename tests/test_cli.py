@@ -147,7 +147,7 @@ def test_a_plan_says_what_would_run_and_runs_nothing(sweep: tuple[Path, str], la
     assert "rank" in lines[0] and "above the smaller side of linear2 (10)" in lines[0]
     assert lines[1] == "4 jobs: 1 in the store already, 3 to run"
     assert lines[2] == "base 784-64-10 on mnist, seed 0: in the store already"
-    assert "3 jobs, lora, rank 1 to 64, steps 20" in lines[3]
+    assert lines[3].startswith("  packs of up to 25 jobs") and "3 jobs, lora, rank 1 to 64, steps 20" in lines[4]
     assert "expected time: about" in lines[-1]
     assert set(lab.rglob("runs/**/*")) | set(lab.rglob("results/**/*")) == before
 
