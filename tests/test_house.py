@@ -44,7 +44,7 @@ FACES = {
     "measures": "class_errors logits measured gains paired",
     "storage": "ownership result words table sweep_file sweep_folder store keys pruning promises provenance",
     "data": "header prepared embedded",
-    "model": "data architecture base weights library module swapped",
+    "model": "data architecture base weights builders module swapped",
     "adapters": "plan pack adapted peft initialisation",
     "training": "laboratory executor base packing pack loop halving checkpoint probe",
     "executors": "choice",

@@ -159,7 +159,7 @@ It takes images {shape} as lora-exp normalises them ({result.spec.data.name}) an
 def _construction(result: RunResult, base: BaseModel) -> str:
     """Lines of Python that import what is needed and build `base` with weights of any value."""
     from lora_exp.model.base import plain_module
-    from lora_exp.model.library import recipe
+    from lora_exp.model.builders import recipe
 
     model = result.spec.model
     imports = ["from peft import PeftModel", "from safetensors.torch import load_file"]

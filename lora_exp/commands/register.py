@@ -106,7 +106,7 @@ def _served(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _made_of(spec: ModelSpec, facts: ImageFacts, module: nn.Module) -> dict[str, Any]:
     """The module as `served_classifier.py` builds it: its layers, or the model of a library."""
-    from lora_exp.model.library import recipe
+    from lora_exp.model.builders import recipe
 
     if spec.kind == STACK:
         return {"layers": [_description(*named) for named in module.named_children()]}

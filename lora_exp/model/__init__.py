@@ -10,7 +10,7 @@ In reading order:
 - `parts`: which layers a part of a module has
 - `swapped`: what takes the place of torch's layers in it
 - `prefix`: the part of it that no adapter changes
-- `library`: the modules of a config: of torchvision, of timm, of a Python session
+- `builders`: the modules of a config: of torchvision, of timm, of a Python session
 - `fingerprint`: a hash of what a module of a Python session computes
 - `vit`: a plain Vision Transformer
 - `weights`: trained weights from a file, for a base of one's own

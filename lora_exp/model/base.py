@@ -79,7 +79,7 @@ def network(spec: ModelSpec, facts: ImageFacts) -> Network:
         from lora_exp.model.stack import Stack
 
         return Stack(spec, facts)
-    from lora_exp.model.library import build
+    from lora_exp.model.builders import build
     from lora_exp.model.module import ModuleNetwork
 
     return ModuleNetwork(spec.label, functools.partial(build, spec, facts), facts)

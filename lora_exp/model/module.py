@@ -19,8 +19,8 @@ from lora_exp.config.images import ImageFacts
 from lora_exp.errors import LoraExpError, in_words
 from lora_exp.model import swapped
 from lora_exp.model.architecture import Apply, Constants, Cut, Layer, LayerShape, State, StateShape, layer_of
+from lora_exp.model.builders import shown_shape
 from lora_exp.model.learner import ModuleLearner
-from lora_exp.model.library import shown_shape
 from lora_exp.model.parts import ATTENTION, attention_shapes, frozen_layer, is_plain, shapes_of
 from lora_exp.model.prefix import find_cut, not_numbers
 from lora_exp.numerics import generator

@@ -62,7 +62,7 @@ def _given(module: nn.Module) -> dict[str, Any]:
     """Make a module known to this process and its forks; return the keys that choose it, with its weights as a file."""
     from safetensors.torch import save
 
-    from lora_exp.model.library import give
+    from lora_exp.model.builders import give
     from lora_exp.storage.sweep_file import write_whole
 
     name = give(module)

@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_model_library.py
+"""python -m pytest tests/test_model_builders.py
 
 Models of torchvision and timm by name, and our own Vision Transformer: looked up, built for the images at hand, refused
 in words where that can't be, and built again from their recipe. No test reaches the network.
@@ -22,7 +22,7 @@ from lora_exp.config.images import MNIST, ImageFacts
 from lora_exp.config.models import ModelSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.model.base import network
-from lora_exp.model.library import build, recipe
+from lora_exp.model.builders import build, recipe
 
 pytestmark = pytest.mark.usefixtures("offline", "one_thread")
 # Kind of a model -> the module and the function that others build it with.
