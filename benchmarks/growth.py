@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from lora_exp.storage.provenance import processor
-from lora_exp.storage.sweep_folder import load_sweep
+from lora_exp.storage.sweep_folder import read_sweep
 
 MODELS, RANKS = ("tiny", "small", "medium", "reference"), (1, 8, 64)
 # docs/performance.md: seconds a job of the slower of two processes beside each other, of which one launches (0.010) and
@@ -38,7 +38,7 @@ def main() -> None:
                 given = [f"model={model}", f"adapter.rank={rank}", "finetune.digit=range(0,10)", "tracking=off"]
                 command = [sys.executable, "-m", "lora_exp", "-m", *given, f"hydra.sweep.dir={folder.name}"]
                 subprocess.run(command, cwd=place, check=True, capture_output=True)
-            runs = load_sweep(folder)
+            runs = read_sweep(folder).frame
             tuning, judging = runs["seconds_fine_tuning"].median(), runs["seconds_evaluation"].median()
             parameters = int(runs["parameters_base"].iloc[0])
             rows.append([model, f"{parameters:,}", rank, f"{tuning:.3f}", f"{judging:.3f}", tuning + judging])

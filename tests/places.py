@@ -14,11 +14,11 @@ import pandas as pd
 import psutil
 from forkserver import ROOT, Process, start
 
-from lora_exp import load_sweep
 from lora_exp.config.settings import DataFolder
 from lora_exp.config.spec import DataSpec
 from lora_exp.data.prepared import prepare
 from lora_exp.storage.sweep_file import SWEEP
+from lora_exp.storage.sweep_folder import read_sweep
 
 JOBS = ("adapter.rank=1,2,3,4", "finetune.digit=range(0,10)")
 QUICK = ("model=tiny", "data.limit=3000", "base.batch_size=50")
@@ -75,7 +75,7 @@ def free_port() -> int:
 
 def comparable(folder: Path) -> pd.DataFrame:
     """Return the summary without columns that may differ: times, folders and overrides."""
-    table = load_sweep(folder)
+    table = read_sweep(folder).frame
     return table.drop(
         columns=["folder", "sweep", "overrides", *(name for name in table if name.startswith("seconds_"))]
     )
@@ -84,7 +84,7 @@ def comparable(folder: Path) -> pd.DataFrame:
 def same(one: Path, other: Path) -> None:
     """Assert that every number and every tensor of two sweeps are equal."""
     pd.testing.assert_frame_equal(comparable(one), comparable(other), check_exact=True)
-    for job in range(len(load_sweep(one))):
+    for job in range(len(read_sweep(one).frame)):
         for name in ("adapter.safetensors", "predictions.safetensors"):
             assert (one / str(job) / name).read_bytes() == (other / str(job) / name).read_bytes()
 

@@ -21,7 +21,7 @@ from lora_exp.model.data import ImageData
 from lora_exp.report.gained import TITLES
 from lora_exp.report.tables import MEASURES, percent, points
 from lora_exp.report.verdict import verdict
-from lora_exp.storage.sweep_folder import load_sweep
+from lora_exp.storage.sweep_folder import read_sweep
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: Imag
 
 @pytest.fixture(scope="module")
 def frame(place: Place) -> pd.DataFrame:
-    return load_sweep(place.sweep())
+    return read_sweep(place.sweep()).frame
 
 
 def written(frame: pd.DataFrame) -> dict[int, list[str]]:

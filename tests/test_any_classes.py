@@ -21,9 +21,10 @@ from places import Place, same
 from playwright.sync_api import Browser
 from safetensors.numpy import load_file
 
-from lora_exp import AdaptedClassifier, load_base, load_sweep, plain_module
+from lora_exp import AdaptedClassifier, load_base, plain_module
 from lora_exp.data.prepared import test_pictures as pictures_of
 from lora_exp.storage.result import RESULT, read
+from lora_exp.storage.sweep_folder import read_sweep
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
@@ -80,7 +81,7 @@ def swept(request: pytest.FixtureRequest, place: Place) -> tuple[str, Path]:
 def test_the_names_of_classes_stand_in_table_files_and_log(swept: tuple[str, Path], place: Place) -> None:
     kind, sweep = swept
     targets = {"colour": ["2", "Grün und blau"], "hundred": ["class 7", "class 99"], "digits": ["3", "8"]}[kind]
-    frame = load_sweep(sweep)
+    frame = read_sweep(sweep).frame
     assert sorted(frame["target"].unique()) == targets and set(frame["status"]) == {"finished"}
     own = [name for name in frame if name.startswith("errors_before_")]
     assert len(own) == {"colour": 3, "hundred": 0, "digits": 10}[kind]

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from forkserver import Process, start
 
-from lora_exp import load_sweep
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import RESULT
+from lora_exp.storage.sweep_folder import read_sweep
 from lora_exp.tracking.recorder import Recorder
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
@@ -151,7 +151,7 @@ def test_a_sweep_whose_folder_is_removed_is_kept_in_the_store(lab: Path) -> None
     removed_while_running(lab, "gone sweep", *slow, "hydra.sweep.dir='gone sweep'", codes=(0, 1, 2))
     assert results(lab) == before + 2
     lora_exp(lab, *slow, "hydra.sweep.dir='gone sweep'")
-    assert set(load_sweep(lab / "gone sweep")["status"]) == {"finished"}
+    assert set(read_sweep(lab / "gone sweep").frame["status"]) == {"finished"}
 
 
 def test_a_store_or_report_folder_that_is_removed_is_made_again(lab: Path) -> None:
@@ -189,7 +189,7 @@ def test_names_with_spaces_and_of_any_alphabet_are_names(lab: Path) -> None:
     )
     lora_exp(lab, "-m", *QUICK, "adapter.rank=1,2", "store.folder='cache/läger 数字'", *own)
     assert (lab / "multirun_reports" / "größere 数字 🙂" / "report.md").is_file()
-    assert list(load_sweep(lab / "läufe 1" / "数字 🙂")["status"]) == ["finished"] * 2
+    assert list(read_sweep(lab / "läufe 1" / "数字 🙂").frame["status"]) == ["finished"] * 2
     runs = recorded(lab, "versuch 数字 🙂")
     assert len(runs) == 3
     assert all(run.info.status == "FINISHED" for run in runs)

@@ -16,9 +16,9 @@ import forkserver
 import pytest
 from safetensors.numpy import load_file
 
-from lora_exp import load_sweep
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, read
+from lora_exp.storage.sweep_folder import read_sweep
 
 QUICK = ("model=tiny", "data.limit=3000", "finetune.steps=20")
 
@@ -121,8 +121,8 @@ def test_a_sweep_prints_its_table_and_where_everything_is(sweep: tuple[Path, str
     assert len(json.loads((folder / "sweep.json").read_text())["jobs"]) == 4
 
 
-def test_load_sweep_has_a_row_for_every_job_with_its_overrides(sweep: tuple[Path, str]) -> None:
-    frame = load_sweep(sweep[0])
+def test_a_sweep_reads_with_a_row_for_every_job_and_its_overrides(sweep: tuple[Path, str]) -> None:
+    frame = read_sweep(sweep[0]).frame
     assert list(frame["rank"]) == [1, 1, 2, 2]
     assert list(frame["target"]) == ["3", "7", "3", "7"]
     assert set(frame["status"]) == {"finished"}
@@ -196,6 +196,6 @@ def test_bad_input_is_one_line_and_exit_code_2(lab: Path, arguments: list[str], 
 def test_a_diverging_run_is_reported_with_its_step_and_exit_code_1(lab: Path) -> None:
     done = lora_exp(lab, "-m", *QUICK, "finetune.learning_rate=1e-3,1e30", code=1)
     assert "1 of 2 jobs failed" in done.stderr and "step" in done.stderr and "Traceback" not in done.stderr
-    frame = load_sweep(newest(lab, "sweep.json"))
+    frame = read_sweep(newest(lab, "sweep.json")).frame
     assert list(frame["status"]) == ["finished", "diverged"]
     assert frame["target_error"].isna().tolist() == [False, True]

@@ -29,10 +29,10 @@ from made_results import made_run, pictures_and_labels, write_failure, write_run
 from mlflow import MlflowClient
 from places import QUICK, Place, free_port
 
-from lora_exp import load_sweep
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.model.data import ImageData
 from lora_exp.storage.sweep_file import end_sweep, note, read_about
+from lora_exp.storage.sweep_folder import read_sweep
 from lora_exp.tracking.delivery import TICKET, Delivery, is_delivered
 from lora_exp.tracking.recorder import Recorder, Ticket
 
@@ -97,7 +97,7 @@ def place(tmp_path: Path, data_root: Path, mnist: ImageData) -> Place:
 
 def each_once(server: Server, place: Place) -> None:
     """The parent and every job, finished, and none of them twice."""
-    names = list(load_sweep(place.sweep())["name"])
+    names = list(read_sweep(place.sweep()).frame["name"])
     parents = {key for key in server.runs() if not key[0].startswith("target-")}
     assert len(parents) == 1 and {status for _, status in server.runs()} == {"FINISHED"}
     assert {key: count for key, count in server.runs().items() if key not in parents} == {
@@ -267,7 +267,7 @@ def test_a_server_that_is_away_for_half_a_minute_gets_all_runs_and_for_good_what
     assert process.returncode == 0, err
     assert "Traceback" not in err
     assert f"lora-exp sync {place.sweep()}" in out
-    assert (load_sweep(place.sweep())["status"] == "finished").all()
+    assert (read_sweep(place.sweep()).frame["status"] == "finished").all()
     server.start()
     assert place.run("sync", str(place.sweep()))[0].strip() == "all of it is in MLflow"
     each_once(server, place)

@@ -16,7 +16,6 @@ import pytest
 from made_results import made_run, pictures_and_labels, write_sweep
 from numpy.typing import NDArray
 
-from lora_exp import load_sweep
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.model.data import ImageData
 from lora_exp.report.terminal import sweep_text
@@ -157,7 +156,7 @@ def test_a_real_run_diverges_at_the_first_the_middle_or_the_last_step(real: tupl
 
 def test_a_real_diverged_run_is_told_and_never_compared(real: tuple[Path, str]) -> None:
     folder, printed = real
-    frame = load_sweep(folder / "sweep")
+    frame = read_sweep(folder / "sweep").frame
     diverged = frame[frame["status"] == "diverged"]
     count = len(diverged)
     assert count in (4, 5) and diverged["target_error"].isna().all()

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from places import QUICK, Place, prepared
 
-from lora_exp import load_sweep
 from lora_exp.model.data import ImageData
+from lora_exp.storage.sweep_folder import read_sweep
 
 ROOT = Path(__file__).parent.parent
 # How many runs each filter of docs/mlflow.md finds in the sweep of `recorded`, and the run that is chosen.
@@ -85,7 +85,7 @@ def test_the_walk_from_a_state_dict_to_a_rank_works_as_it_stands(tmp_path: Path)
     out = place.run(*shlex.split(command)[1:])[0]
     assert "class 8 lora rank 4" in out and "chosen by balanced accuracy on validation images" in out
     [folder] = (tmp_path / "runs").glob("*/*")
-    assert load_sweep(folder)["status"].eq("finished").all()
+    assert read_sweep(folder).frame["status"].eq("finished").all()
 
 
 @pytest.fixture(scope="module")

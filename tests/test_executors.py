@@ -16,13 +16,13 @@ import psutil
 import pytest
 from places import QUICK, Place, busy, free_port, prepared, same
 
-from lora_exp import load_sweep
 from lora_exp.config.settings import ExecutorSettings
 from lora_exp.errors import LoraExpError
 from lora_exp.executors.ray import RayPool
 from lora_exp.executors.slurm import SlurmPool
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import RESULT
+from lora_exp.storage.sweep_folder import read_sweep
 
 PROCESSES, RAY = ("executor=processes",), ("executor=ray",)
 SLURM = ("executor=slurm", "executor.cluster=local")
@@ -115,7 +115,7 @@ def test_a_job_that_fails_takes_no_other_with_it(
 ) -> None:
     jobs = ("finetune.steps=5", "adapter.rank=1,2", "finetune.digit=3,4")
     err = place.run("-m", *QUICK, *jobs, *executor, code=1, FAULTS=f"3={fault}")[1]
-    table = load_sweep(place.sweep())
+    table = read_sweep(place.sweep()).frame
     [failed] = table[table["status"] == "failed"].to_dict("records")
     assert cause in failed["error"] and "adapter.rank=2 finetune.digit=3" in failed["overrides"]
     assert "1 of 4 jobs failed" in err.splitlines()[-1]

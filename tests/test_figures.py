@@ -19,7 +19,7 @@ from lora_exp.measures.logits import Logits, from_tensors
 from lora_exp.report import figures, sweep_figures
 from lora_exp.report.shown import folded, shown_classes, shown_names, thumbnails
 from lora_exp.storage.result import RunResult
-from lora_exp.storage.sweep_folder import load_sweep
+from lora_exp.storage.sweep_folder import read_sweep
 
 PICTURES, LABELS = made.pictures_and_labels()
 
@@ -76,7 +76,7 @@ def test_a_run_without_any_error_has_an_empty_gallery(tmp_path: Path) -> None:
 def test_heat_map_cells_are_means_of_sound_runs(tmp_path: Path) -> None:
     runs = [made.made_run(LABELS, (9,), 2, seed=seed) for seed in (0, 1)]
     runs += [made.made_run(LABELS, (3,), 16), made.made_run(LABELS, (9,), 16, diverged_at=3)]
-    frame = load_sweep(made.write_sweep(tmp_path / "s", runs))
+    frame = read_sweep(made.write_sweep(tmp_path / "s", runs)).frame
     target, forgetting, gained, *_ = sweep_figures.heat_maps(frame).axes
     assert [label.get_text() for label in target.get_yticklabels()] == ["3", "9"]
     assert [label.get_text() for label in target.get_xticklabels()] == ["2", "16"]
@@ -93,7 +93,7 @@ def test_heat_map_cells_are_means_of_sound_runs(tmp_path: Path) -> None:
 
 def test_no_gain_has_the_middle_colour_and_gain_and_loss_opposite_ones(tmp_path: Path) -> None:
     runs = [made.made_run(LABELS[:2000], (digit,), rank) for digit in (1, 9) for rank in (1, 64)]
-    axes = sweep_figures.heat_maps(load_sweep(made.write_sweep(tmp_path / "s", runs))).axes[2]
+    axes = sweep_figures.heat_maps(read_sweep(made.write_sweep(tmp_path / "s", runs)).frame).axes[2]
     mesh = axes.collections[0]
     low, high = mesh.get_clim()
     assert high == -low == pytest.approx(np.abs(mesh.get_array()).max())
@@ -105,7 +105,7 @@ def test_no_gain_has_the_middle_colour_and_gain_and_loss_opposite_ones(tmp_path:
 def test_results_of_an_older_version_have_heat_maps_of_errors_only(tmp_path: Path) -> None:
     runs = [made.made_run(LABELS[:500], (digit,)) for digit in (1, 2)]
     old = [(dataclasses.replace(run, outcome=dataclasses.replace(run.outcome, gains=None)), own) for run, own in runs]
-    drawn = sweep_figures.heat_maps(load_sweep(made.write_sweep(tmp_path / "s", old)))
+    drawn = sweep_figures.heat_maps(read_sweep(made.write_sweep(tmp_path / "s", old)).frame)
     assert [axes.get_title() for axes in drawn.axes[:2]] == [
         "Error on the target class",
         "Forgetting: rise of the error on the others",
@@ -115,14 +115,14 @@ def test_results_of_an_older_version_have_heat_maps_of_errors_only(tmp_path: Pat
 
 def test_cells_are_written_into_only_where_they_are_few(tmp_path: Path) -> None:
     runs = [made.made_run(LABELS[:500], (digit,), rank) for digit in (1, 2) for rank in range(1, 65)]
-    drawn = sweep_figures.heat_maps(load_sweep(made.write_sweep(tmp_path / "s", runs)))
+    drawn = sweep_figures.heat_maps(read_sweep(made.write_sweep(tmp_path / "s", runs)).frame)
     assert [len(axes.texts) for axes in drawn.axes[:3]] == [0, 0, 0]
     assert len(drawn.axes[0].get_xticklabels()) <= 24
 
 
 def test_parameters_stand_against_the_mean_of_either_error(tmp_path: Path) -> None:
     runs = [made.made_run(LABELS, (digit,), rank) for digit in (3, 9) for rank in (1, 8)]
-    frame = load_sweep(made.write_sweep(tmp_path / "s", runs))
+    frame = read_sweep(made.write_sweep(tmp_path / "s", runs)).frame
     drawn = sweep_figures.parameters_against_error(frame)
     for axes, name in zip(drawn.axes, ("target_error", "other_error"), strict=True):
         [mean] = [line for line in axes.lines if line.get_label().startswith("after")]

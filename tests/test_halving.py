@@ -33,7 +33,7 @@ from lora_exp.model.data import ImageData
 from lora_exp.storage.result import read
 from lora_exp.storage.store import ENTRY, Store
 from lora_exp.storage.sweep_file import Stopped
-from lora_exp.storage.sweep_folder import load_sweep, read_sweep
+from lora_exp.storage.sweep_folder import read_sweep
 from lora_exp.training.base import TrainedBase
 from lora_exp.training.checkpoint import Checkpoint
 from lora_exp.training.evaluation import class_errors, predict_base
@@ -228,7 +228,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def test_jobs_that_went_on_have_the_bits_of_the_whole_grid(place: Place) -> None:
-    halved, whole = load_sweep(place.folder / "halved"), load_sweep(place.folder / "whole")
+    halved, whole = read_sweep(place.folder / "halved").frame, read_sweep(place.folder / "whole").frame
     assert sorted(halved["status"]) == ["finished"] * 2 + ["stopped"] * 16
     for job in halved["job"][halved["status"] == "finished"]:
         assert read(place.folder / "halved" / str(job)).outcome == read(place.folder / "whole" / str(job)).outcome
@@ -328,7 +328,7 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_decisions(place: Place, tmp
     process.kill()
     process.communicate()
     killed.run("resume", "halved")
-    ours, theirs = load_sweep(tmp_path / "halved"), load_sweep(place.folder / "halved")
+    ours, theirs = read_sweep(tmp_path / "halved").frame, read_sweep(place.folder / "halved").frame
     same = [name for name in ours if name not in ("folder", "sweep") and not str(name).startswith("seconds_")]
     pd.testing.assert_frame_equal(ours[same], theirs[same])
     assert killed.made_once("rungs") == 18 + 6 + 2
@@ -338,13 +338,13 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_decisions(place: Place, tmp
     for name in ("result.json", "adapter.safetensors", "predictions.safetensors"):
         (tmp_path / "halved" / str(job) / name).unlink()
     killed.run("resume", "halved")
-    pd.testing.assert_frame_equal(load_sweep(tmp_path / "halved")[same], theirs[same])
+    pd.testing.assert_frame_equal(read_sweep(tmp_path / "halved").frame[same], theirs[same])
 
 
 def test_a_diverging_job_is_stopped_and_its_rivals_go_on(place: Place) -> None:
     rates = "finetune.learning_rate=0.001,0.0005,1e30"
     place.run("-m", *HALVED[:-1], rates, "finetune.digit=3", "hydra.sweep.dir=diverging", "tracking=off")
-    frame = load_sweep(place.folder / "diverging")
+    frame = read_sweep(place.folder / "diverging").frame
     assert frame["status"][2] == "stopped" and "(diverged)" in frame["error"][2]
     assert list(frame["status"]).count("finished") == 1
 

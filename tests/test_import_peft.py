@@ -15,9 +15,9 @@ import torch
 from peft_lab import MIXED, SOME, Lab, in_a_process, make_lab, predicted_by, same_logits
 from safetensors.torch import load_file
 
-from lora_exp import load_sweep
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, read
+from lora_exp.storage.sweep_folder import read_sweep
 
 METHODS = ("lora", "dora", "pissa")
 BASE = "model=tiny data.limit=3000 tracking=off"
@@ -110,7 +110,7 @@ def test_an_adapter_that_peft_trained_stands_in_the_report_beside_ours(
     overrides = [f"model={model}", "data.limit=3000", "finetune.digit=9", "tracking=off"]
     for name in names:
         lab.lora_exp("import", peft / name, "--into", sweep, *overrides)
-    imported = load_sweep(sweep).iloc[len(METHODS) :]
+    imported = read_sweep(sweep).frame.iloc[len(METHODS) :]
     assert list(imported["method"]) == list(TRAINED[model])
     for name, row in zip(names, imported.to_dict("records"), strict=True):
         job = sweep / str(row["job"])

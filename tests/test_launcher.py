@@ -20,8 +20,8 @@ from hydra.test_utils.launcher_common_tests import (
 )
 from places import QUICK, prepared
 
-from lora_exp import load_sweep
 from lora_exp.model.data import ImageData
+from lora_exp.storage.sweep_folder import read_sweep
 
 # Some of the suites' applications state no version_base.
 pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions will no longer change working directory")
@@ -71,7 +71,7 @@ def test_jobs_return_in_their_own_order_and_equal_ones_all_run(
     jobs = ("adapter.rank=9,1", "finetune.digit=3,3", "finetune.steps=3", "finetune.learning_rate=1e38")
     _, err = place.run("-m", *QUICK, *jobs, "tracking=off", code=1)
     assert err.splitlines()[-1].startswith("lora-exp: 4 of 4 jobs failed; the first: target-3_lora_rank-9_")
-    assert load_sweep(place.sweep())["status"].tolist() == ["diverged"] * 4
+    assert read_sweep(place.sweep()).frame["status"].tolist() == ["diverged"] * 4
     assert len(place.results_made()) == 2
 
 

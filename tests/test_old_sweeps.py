@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_exp import AdaptedClassifier, load_base, load_sweep
+from lora_exp import AdaptedClassifier, load_base
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.model.data import ImageData
 from lora_exp.storage.provenance import code_version
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, read
 from lora_exp.storage.store import Store
+from lora_exp.storage.sweep_folder import read_sweep
 from lora_exp.tracking.recorder import Recorder
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
@@ -46,7 +47,7 @@ def lora_exp(folder: Path, *arguments: str) -> str:
 
 
 def test_its_table_is_loaded_with_all_errors(folder: Path) -> None:
-    table = load_sweep(folder / "sweep")
+    table = read_sweep(folder / "sweep").frame
     assert list(table["status"]) == ["finished"] * 2 and list(table["rank"]) == [1, 2]
     assert list(table["target_error"]) == [1.0, 1.0] and table["other_error"].between(0.8, 0.9).all()
     assert (table["data"] == "mnist").all() and table["base_unchanged"].all()

@@ -16,7 +16,8 @@ from lora_exp.report.terminal import sweep_text
 from lora_exp.report.verdict import choice, verdict
 from lora_exp.report.write import judged_claim, write_report
 from lora_exp.storage.result import PREDICTIONS
-from lora_exp.storage.sweep_folder import load_sweep, read_sweep
+from lora_exp.storage.sweep_folder import read_sweep
+from lora_exp.storage.varied import NONE
 
 PICTURES, LABELS = made.pictures_and_labels()
 FEW = LABELS[:1000]
@@ -45,7 +46,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def test_the_summaries_are_the_table(mixed: tuple[Path, str]) -> None:
-    frame = load_sweep(mixed[0] / "the sweep").assign(folder=[str(job) for job in range(7)])
+    frame = read_sweep(mixed[0] / "the sweep").frame.assign(folder=[str(job) for job in range(7)])
     parquet = pd.read_parquet(mixed[0] / "my report" / "summary.parquet")
     csv = pd.read_csv(mixed[0] / "my report" / "summary.csv", dtype={"folder": str, "target": str})
     # The file has every bit, but before 3.1 pandas reads the last ones wrongly.
@@ -67,7 +68,7 @@ def test_the_page_tells_of_every_job(mixed: tuple[Path, str]) -> None:
 
 
 def test_every_row_has_the_command_that_reproduces_it(mixed: tuple[Path, str]) -> None:
-    frame = load_sweep(mixed[0] / "the sweep")
+    frame = read_sweep(mixed[0] / "the sweep").frame
     for job, overrides in enumerate(frame["overrides"]):
         assert f"\nlora-exp {overrides}  # job {job}\n" in mixed[1]
 
@@ -102,7 +103,7 @@ def test_no_gain_is_told_without_its_cost(mixed: tuple[Path, str]) -> None:
 def test_the_verdict_of_one_run_is_its_numbers(tmp_path: Path) -> None:
     run = made.made_run(FEW, (2, 7))
     out = run[0].outcome
-    line = verdict(load_sweep(made.write_sweep(tmp_path / "s", [run])))
+    line = verdict(read_sweep(made.write_sweep(tmp_path / "s", [run])).frame)
     assert line.startswith("Class 2 and 7 at rank 4: ")
     assert f"{100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %" in line
     assert f"{100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %" in line
@@ -114,7 +115,7 @@ def test_runs_without_a_rank_have_a_mean_of_their_own(tmp_path: Path) -> None:
         made.made_run(LABELS, (3,), method="full"),
         made.made_run(LABELS, method="full"),
     ]
-    frame = load_sweep(made.write_sweep(tmp_path / "sweep", runs))
+    frame = read_sweep(made.write_sweep(tmp_path / "sweep", runs)).frame
     headings, cells = means_table(frame, ["rank"])
     assert [row[: headings.index("runs") + 1] for row in cells] == [["4", "1"], [NONE, "2"]]
     error = headings.index(MEASURES["target_error"][0])
@@ -124,7 +125,7 @@ def test_runs_without_a_rank_have_a_mean_of_their_own(tmp_path: Path) -> None:
 def test_a_sweep_without_a_gain_says_so_first_and_names_no_best(tmp_path: Path) -> None:
     """The made runs mend the target by breaking the others, as a moved threshold would."""
     runs = [made.made_run(LABELS, (digit,), 64) for digit in (1, 2)]
-    frame = load_sweep(made.write_sweep(tmp_path / "s", runs))
+    frame = read_sweep(made.write_sweep(tmp_path / "s", runs)).frame
     assert (frame["balanced_accuracy_gained_high"] < 0).all()
     assert verdict(frame).startswith("Every run is worse than doing nothing: balanced accuracy ")
     assert choice(frame).startswith("On half of the test images no run gained balanced accuracy; job ")
@@ -134,7 +135,7 @@ def test_a_sweep_without_a_gain_says_so_first_and_names_no_best(tmp_path: Path) 
 
 def test_runs_count_as_better_by_their_intervals_alone(tmp_path: Path) -> None:
     runs = [made.made_run(LABELS, (digit,), 4) for digit in (1, 2, 3, 4)]
-    frame = load_sweep(made.write_sweep(tmp_path / "s", runs))
+    frame = read_sweep(made.write_sweep(tmp_path / "s", runs)).frame
     for name, lows, highs in (
         ("balanced_accuracy_gained", [0.01, -0.01, -0.02, 0.0], [0.02, 0.01, -0.01, 0.01]),
         ("beyond_shift", [-0.01, 0.001, -0.02, 0.002], [0.02, 0.01, -0.01, 0.01]),
@@ -151,7 +152,7 @@ def test_runs_count_as_better_by_their_intervals_alone(tmp_path: Path) -> None:
 
 def test_a_choice_names_the_images_it_was_made_on_and_what_came_of_it_on_others(tmp_path: Path) -> None:
     runs = [made.made_run(LABELS, (digit,), 4) for digit in (1, 2, 3)]
-    frame = load_sweep(made.write_sweep(tmp_path / "s", runs))
+    frame = read_sweep(made.write_sweep(tmp_path / "s", runs)).frame
     frame = frame.assign(
         chosen_gained=[0.0, 0.02, 0.01], elsewhere_gained=[0.0, -0.0123, 0.3], elsewhere_forgetting=0.045
     )
@@ -165,7 +166,7 @@ def test_a_choice_names_the_images_it_was_made_on_and_what_came_of_it_on_others(
 
 def test_a_diverged_run_is_in_no_mean(tmp_path: Path) -> None:
     runs = [made.made_run(FEW), made.made_run(FEW, rank=1), made.made_run(FEW, rank=8, diverged_at=2)]
-    line = verdict(load_sweep(made.write_sweep(tmp_path / "s", runs)))
+    line = verdict(read_sweep(made.write_sweep(tmp_path / "s", runs)).frame)
     mean = sum(run[0].outcome.target_error for run in runs[:2]) / 2
     assert "Mean of 2 finished runs (1 diverged besides)" in line
     assert f"-> {100 * mean:.2f} %, on the other" in line
@@ -270,7 +271,7 @@ def test_a_report_that_fails_leaves_the_older_one_and_nothing_half_written(
 
 
 def told_terminal(capsys: pytest.CaptureFixture[str], folder: Path) -> list[str]:
-    print(sweep_text(load_sweep(folder), terminal=False), end="")
+    print(sweep_text(read_sweep(folder).frame, terminal=False), end="")
     return capsys.readouterr().out.splitlines()
 
 

@@ -10,7 +10,7 @@ import pytest
 from places import QUICK, Place, prepared
 
 from lora_exp.model.data import ImageData
-from lora_exp.storage.sweep_folder import join, load_sweep, read_sweep
+from lora_exp.storage.sweep_folder import join, read_sweep
 
 FEW = made.pictures_and_labels()[1][:500]
 
@@ -56,7 +56,7 @@ def test_an_experiment_of_the_tracker_has_a_report_of_its_runs(place: Place) -> 
     table = pd.read_csv(place.folder / "all of it" / "summary.csv")
     assert set(table["sweep"]) == {"a-first", "a-second"}
     assert sorted(table["status"]) == ["diverged"] * 2 + ["finished"] * 3
-    first = load_sweep(place.folder / "runs/a/first")
+    first = read_sweep(place.folder / "runs/a/first").frame
     joined = table[table["spec_key"] == first["spec_key"][1]]
     assert joined["target_error"].tolist() == [first["target_error"][1]]
     assert "No figure for job" in (place.folder / "all of it" / "report.md").read_text()

@@ -20,13 +20,13 @@ import forkserver
 import pytest
 from hydra.core.singleton import Singleton
 
-from lora_exp import load_sweep
 from lora_exp.commands.differences import differing_bits
 from lora_exp.commands.reproduce import reproduce
 from lora_exp.config.methods import METHODS
 from lora_exp.errors import LoraExpError
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import ADAPTER, PREDICTIONS, RESULT, read
+from lora_exp.storage.sweep_folder import read_sweep
 
 LITTLE = ("data.limit=2000", "finetune.steps=12", "data.root=data")
 METHODS_SWEEP = (
@@ -106,7 +106,7 @@ def change(run: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize("drawn", [(3, 2), pytest.param((22, 8), marks=pytest.mark.long)], ids=["five", "thirty"])
 def test_runs_drawn_at_random_are_the_same_bits_alone_in_fresh_processes(lab: Lab, drawn: tuple[int, int]) -> None:
     draw = random.Random(0)
-    frames = {name: load_sweep(lab.folder / name) for name in ("methods", "preset")}
+    frames = {name: read_sweep(lab.folder / name).frame for name in ("methods", "preset")}
     counts = zip(frames, drawn, strict=True)
     runs = [f"{name}/{job}" for name, many in counts for job in draw.sample(list(frames[name]["job"]), many)]
     assert len(frames["methods"]) == 80 and len(frames["preset"]) == 16
@@ -128,14 +128,14 @@ def test_runs_drawn_at_random_are_the_same_bits_alone_in_fresh_processes(lab: La
 
 
 def test_the_command_is_the_one_that_makes_the_run(lab: Lab, reproduced: Reproduced) -> None:
-    _, printed = reproduced(lab.preset / str(load_sweep(lab.preset).query("rank == 9")["job"].iloc[0]))
+    _, printed = reproduced(lab.preset / str(read_sweep(lab.preset).frame.query("rank == 9")["job"].iloc[0]))
     [command] = [line for line in printed.splitlines() if line.startswith("lora-exp ")]
     assert "adapter.rank=9" in command and command.endswith("hydra.mode=RUN") and "report." not in command
 
 
 def test_a_row_of_a_summary_is_enough(lab: Lab, reproduced: Reproduced) -> None:
     summary = lab.folder / "other reports" / "by_digit" / "summary.csv"
-    jobs = load_sweep(lab.preset).groupby("status")["job"].last()
+    jobs = read_sweep(lab.preset).frame.groupby("status")["job"].last()
     sound, diverged = jobs["finished"], jobs["diverged"]
     for run in (f"{summary}:{sound}", f"{summary.parent}:{diverged}"):
         code, printed = reproduced(run)
@@ -144,7 +144,7 @@ def test_a_row_of_a_summary_is_enough(lab: Lab, reproduced: Reproduced) -> None:
     lines = summary.read_text().splitlines()
     column = lines[0].split(",").index("errors_9")
     cells = lines[1 + sound].split(",")
-    assert load_sweep(lab.preset)["errors_9"].iloc[sound] == int(cells[column])
+    assert read_sweep(lab.preset).frame["errors_9"].iloc[sound] == int(cells[column])
     cells[column] = "1234"
     (changed := lab.folder / "changed.csv").write_text("\n".join([*lines[: 1 + sound], ",".join(cells)]))
     code, printed = reproduced(f"{changed}:{sound}")

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from places import JOBS, QUICK, Place, same
 
-from lora_exp import load_sweep
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import RESULT
+from lora_exp.storage.sweep_folder import read_sweep
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_jobs_that_fail_in_any_way_take_no_other_with_them_and_are_tried_again(p
     jobs = ("finetune.steps=5", "adapter.rank=1,2", "finetune.digit=range(2,8)")
     faults = " ".join(f"{digit}={fault}" for digit, (fault, _) in FAULTS.items())
     out, err = place.run("-m", *QUICK, *jobs, code=1, FAULTS=faults)
-    table = load_sweep(place.sweep())
+    table = read_sweep(place.sweep()).frame
     assert table["status"].value_counts().to_dict() == {"finished": 7, "failed": 5}
     failed = table[table["status"] == "failed"]
     for digit, (_, cause) in FAULTS.items():
@@ -111,7 +111,7 @@ def test_jobs_that_fail_in_any_way_take_no_other_with_them_and_are_tried_again(p
     assert "5 of 12 jobs failed" in err.splitlines()[-1]
     assert place.statuses() == {"FINISHED": 8, "FAILED": 5}
     place.run("resume", str(place.sweep()))
-    assert (load_sweep(place.sweep())["status"] == "finished").all()
+    assert (read_sweep(place.sweep()).frame["status"] == "finished").all()
     assert place.statuses() == {"FINISHED": 13}
     assert set(place.results_made().values()) == {1}
 

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from made_results import made_run, pictures_and_labels, write_sweep
 
-from lora_exp import load_sweep
 from lora_exp.config.compose import saved_values
 from lora_exp.errors import LoraExpError
 from lora_exp.report.terminal import sweep_text
@@ -58,7 +57,7 @@ def test_a_file_with_other_values_is_a_failed_job_with_its_reason_and_the_report
     sweep = write_sweep(tmp_path / "sweep", [made_run(labels, (9,), rank) for rank in (1, 2, 4)])
     file = sweep / "1" / RESULT
     file.write_text(DAMAGES[says](file.read_text()))
-    table = load_sweep(sweep)
+    table = read_sweep(sweep).frame
     assert list(table["status"]) == ["finished", "failed", "finished"]
     assert says in table["error"].iloc[1] and len(table["error"].iloc[1]) < 500
     write_report(read_sweep(sweep), tmp_path / "report", pictures, labels)
@@ -70,11 +69,11 @@ def test_failures_and_records_that_are_nested_too_deeply_are_told_so(tmp_path: P
     _, labels = pictures_and_labels()
     sweep = write_sweep(tmp_path / "sweep", ["no luck", made_run(labels, (9,), 1)])
     (sweep / "0" / FAILURE).write_text(DEEP)
-    table = load_sweep(sweep)
+    table = read_sweep(sweep).frame
     assert list(table["status"]) == ["failed", "finished"] and "nested too deeply" in table["error"].iloc[0]
     (sweep / SWEEP).write_text(DEEP)
     with pytest.raises(LoraExpError, match="is not the record of a sweep"):
-        load_sweep(sweep)
+        read_sweep(sweep)
 
 
 def test_a_saved_config_is_neither_deep_nor_full_of_aliases() -> None:

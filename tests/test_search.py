@@ -28,13 +28,13 @@ from optuna.trial import FrozenTrial, TrialState
 from places import QUICK, Place
 from scipy.stats import norm
 
-from lora_exp import load_sweep
 from lora_exp.__main__ import main
 from lora_exp.config.settings import OBJECTIVES, SAMPLERS, SearchSettings
 from lora_exp.errors import LoraExpError
 from lora_exp.model.data import ImageData
 from lora_exp.storage.result import read
 from lora_exp.storage.sweep_file import read_about
+from lora_exp.storage.sweep_folder import read_sweep
 from lora_exp.storage.table import unbeaten
 from lora_exp.sweeps.search_space import Choice, Interval, Range, Space, parse_space
 from lora_exp.sweeps.study import Study
@@ -78,7 +78,7 @@ def agrees(folder: Path, trials: int) -> None:
     told, jobs = study_of(folder), read_about(folder)["jobs"]
     assert len(told) == len(jobs) == trials
     assert [trial.user_attrs["job"] for trial in told] == list(range(trials))
-    assert (load_sweep(folder)["status"] == "finished").all()
+    assert (read_sweep(folder).frame["status"] == "finished").all()
     for trial, overrides in zip(told, jobs, strict=True):
         assert trial.state is TrialState.COMPLETE
         assert overrides[-len(trial.params) :] == [f"{key}={value}" for key, value in trial.params.items()]
@@ -268,7 +268,7 @@ def test_a_job_that_fails_is_told_as_failed_and_tried_again_when_the_search_goes
     assert "of 2 finished trials" in out
     states = [trial.state for trial in study_of(folder)]
     assert states.count(TrialState.COMPLETE) == 2 and states.count(TrialState.FAIL) == 1
-    assert (load_sweep(folder)["status"] == "finished").all()
+    assert (read_sweep(folder).frame["status"] == "finished").all()
     assert place.statuses() == {"FINISHED": 3}
     assert set(place.results_made().values()) == {1}
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from session_lab import in_a_session
 
 from lora_exp.storage.result import read
-from lora_exp.storage.sweep_folder import load_sweep
+from lora_exp.storage.sweep_folder import read_sweep
 
 WELL = r"""
 from lora_exp.config.settings import DataFolder
@@ -109,7 +109,7 @@ def told(place: Place) -> dict[str, Any]:
 
 def test_a_sweep_over_a_module_has_a_row_a_job(told: dict[str, Any], place: Place) -> None:
     assert told["first"]["status"] == ["finished"] * 4 and told["first"]["made"] == 4
-    frame = load_sweep(place.folder / told["first"]["folder"])
+    frame = read_sweep(place.folder / told["first"]["folder"]).frame
     assert frame["method"].tolist() == ["lora", "lora", "dora", "dora"] and frame["rank"].tolist() == [1, 2, 1, 2]
     spec = read(place.folder / told["first"]["folder"] / "3").spec
     assert spec.model.kind == "module" and (spec.model.name or "").startswith("Net-")
@@ -139,14 +139,14 @@ def test_a_list_is_swept_and_a_tuple_is_one_value(told: dict[str, Any], place: P
 
 def test_a_job_that_fails_is_a_row_and_no_error(told: dict[str, Any], place: Place) -> None:
     assert told["failed"]["status"] == ["finished", "failed"]
-    assert "out of luck" in load_sweep(place.folder / told["failed"]["folder"])["error"][1]
+    assert "out of luck" in read_sweep(place.folder / told["failed"]["folder"]).frame["error"][1]
 
 
 def test_blanks_quotes_and_commas_reach_the_spec_as_they_are(told: dict[str, Any], place: Place) -> None:
     folder = place.folder / "runs" / "names, of 'all'"
     assert told["names"]["folder"] == str(folder.relative_to(place.folder))
     assert [read(folder / str(job)).spec.finetune.target for job in range(len(NAMES))] == [(name,) for name in NAMES]
-    assert set(load_sweep(folder)["target"]) == set(NAMES)
+    assert set(read_sweep(folder).frame["target"]) == set(NAMES)
 
 
 def test_a_base_goes_on_from_the_weights_of_the_module(told: dict[str, Any], place: Place) -> None:

@@ -12,7 +12,7 @@ import pytest
 from lora_exp.measures.logits import to_tensors
 from lora_exp.storage.result import PREDICTIONS, RESULT
 from lora_exp.storage.sweep_file import run_command
-from lora_exp.storage.sweep_folder import load_sweep, read_sweep
+from lora_exp.storage.sweep_folder import read_sweep
 from lora_exp.storage.table import row_of
 
 PICTURES, LABELS = made.pictures_and_labels()
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_job_has_a_row_in_job_order(folder: Path) -> None:
-    frame = load_sweep(folder)
+    frame = read_sweep(folder).frame
     assert frame["job"].tolist() == [0, 1, 2, 3, 4]
     assert frame["status"].tolist() == ["finished", *UNSOUND, "finished"]
     assert frame["folder"].tolist() == [str(folder / str(job)) for job in range(5)]
@@ -41,7 +41,7 @@ def test_a_finished_row_holds_the_numbers_of_its_result(folder: Path) -> None:
 
 
 def test_a_diverged_run_has_no_errors_in_the_table(folder: Path) -> None:
-    row = load_sweep(folder).iloc[1]
+    row = read_sweep(folder).frame.iloc[1]
     for name in row.index:
         if name.startswith(("target_error", "other_error", "forgetting", "accuracy", "errors_")):
             assert pd.isna(row[name]), name
@@ -50,7 +50,7 @@ def test_a_diverged_run_has_no_errors_in_the_table(folder: Path) -> None:
 
 
 def test_failed_and_missing_jobs_have_no_numbers_but_keep_their_overrides(folder: Path) -> None:
-    rows = load_sweep(folder).iloc[2:4]
+    rows = read_sweep(folder).frame.iloc[2:4]
     kept = ["job", "sweep", "status", "error", "folder", "overrides"]
     assert rows.drop(columns=kept).isna().all(axis=None)
     assert rows["error"].tolist() == ["no memory", None]
@@ -60,26 +60,26 @@ def test_failed_and_missing_jobs_have_no_numbers_but_keep_their_overrides(folder
 def test_overrides_are_quoted_for_a_shell(folder: Path) -> None:
     import shlex
 
-    overrides = load_sweep(folder)["overrides"].iloc[2]
+    overrides = read_sweep(folder).frame["overrides"].iloc[2]
     assert shlex.split(overrides) == ["finetune.digit=2", "adapter.layers=[linear1, 'linear2']"]
 
 
 def test_the_table_has_the_same_columns_and_types_when_nothing_finished(folder: Path, tmp_path: Path) -> None:
-    some, none = load_sweep(folder), load_sweep(made.write_sweep(tmp_path / "sweep", ["boom", None]))
+    some, none = read_sweep(folder).frame, read_sweep(made.write_sweep(tmp_path / "sweep", ["boom", None])).frame
     # Of stages, and of classes, none is known.
     times = [name for name in some if name.startswith(("seconds_", "errors_"))]
     assert some.drop(columns=times).dtypes.drop("alpha").to_dict() == none.dtypes.drop("alpha").to_dict()
 
 
 def test_a_rank_is_a_whole_number_beside_failed_jobs(folder: Path) -> None:
-    assert load_sweep(folder)["rank"].astype(object).tolist()[0] == 4
-    assert str(load_sweep(folder)["rank"].dtype) == "Int64"
+    assert read_sweep(folder).frame["rank"].astype(object).tolist()[0] == 4
+    assert str(read_sweep(folder).frame["rank"].dtype) == "Int64"
 
 
 def test_alphas_that_are_words_and_numbers_become_text(tmp_path: Path) -> None:
     runs = [made.made_run(LABELS, alpha=16.0), made.made_run(LABELS, alpha="rank"), "boom"]
-    assert load_sweep(made.write_sweep(tmp_path / "sweep", runs))["alpha"].tolist() == ["16", "rank", None]
-    numbers = load_sweep(made.write_sweep(tmp_path / "numbers", [runs[0], "boom"]))["alpha"]
+    assert read_sweep(made.write_sweep(tmp_path / "sweep", runs)).frame["alpha"].tolist() == ["16", "rank", None]
+    numbers = read_sweep(made.write_sweep(tmp_path / "numbers", [runs[0], "boom"])).frame["alpha"]
     assert numbers.dtype == np.float64
 
 
@@ -94,7 +94,7 @@ def test_a_single_run_reads_as_a_sweep_of_one_job(tmp_path: Path) -> None:
 
 def test_a_single_failed_run_keeps_its_reason(tmp_path: Path) -> None:
     made.write_failure(tmp_path / "run", "no\nmemory", ["adapter.rank=3"])
-    row = load_sweep(tmp_path / "run").iloc[0]
+    row = read_sweep(tmp_path / "run").frame.iloc[0]
     assert (row["status"], row["error"], row["overrides"]) == ("failed", "no memory", "adapter.rank=3")
 
 
@@ -102,7 +102,7 @@ def test_a_truncated_result_counts_as_failed(tmp_path: Path) -> None:
     folder = made.write_sweep(tmp_path / "sweep", [made.made_run(LABELS), made.made_run(LABELS, rank=2)])
     path = folder / "0" / RESULT
     path.write_text(path.read_text()[:500])
-    frame = load_sweep(folder)
+    frame = read_sweep(folder).frame
     assert frame["status"].tolist() == ["failed", "finished"]
     assert RESULT in frame["error"].iloc[0]
 
@@ -112,7 +112,7 @@ def test_a_folder_without_runs_is_refused_in_one_line(tmp_path: Path, content: s
     if content is not None:
         (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(ValueError, match=tmp_path.name) as caught:
-        load_sweep(tmp_path)
+        read_sweep(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
 
 

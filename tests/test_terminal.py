@@ -19,8 +19,9 @@ from lora_exp.report.terminal import next_text
 from lora_exp.storage.sweep_folder import read_sweep
 
 FEW = made.pictures_and_labels()[1][:500]
-PRINT = "import sys; from lora_exp import load_sweep; from lora_exp.report.terminal import sweep_text; "
-PRINT += "print(sweep_text(load_sweep(sys.argv[1]), sys.stdout.isatty()), end='')"
+PRINT = "import sys; from lora_exp.storage.sweep_folder import read_sweep; "
+PRINT += "from lora_exp.report.terminal import sweep_text; "
+PRINT += "print(sweep_text(read_sweep(sys.argv[1]).frame, sys.stdout.isatty()), end='')"
 
 
 def test_a_terminal_gets_colours_and_a_pipe_gets_the_same_text_without(tmp_path: Path) -> None:
