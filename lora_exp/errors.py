@@ -50,6 +50,11 @@ def in_words(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def installing(extra: str) -> str:
+    """How the libraries of one of the package's extras are installed; the package itself is in no index."""
+    return f"in the checkout of lora-exp: pip install -e '.[{extra}]'"
+
+
 @contextlib.contextmanager
 def writable_folder(key: str, folder: Path) -> Iterator[None]:
     """Make the folder that a setting names. An OSError then or in the block becomes a LoraExpError with its name."""

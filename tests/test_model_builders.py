@@ -180,7 +180,9 @@ def test_our_transformer_has_each_product_as_a_layer_of_its_own() -> None:
 
 def test_without_timm_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(LoraExpError, match=r"^model=timm: needs the library: pip install 'lora-exp\[timm\]'$"):
+    with pytest.raises(
+        LoraExpError, match=r"^model=timm: needs the library; in the checkout of lora-exp: pip install -e '\.\[timm\]'$"
+    ):
         build(ModelSpec(kind="timm", name="resnet18"), MNIST)
 
 

@@ -21,7 +21,7 @@ from lora_exp.config.settings import CACHE, Settings
 from lora_exp.config.spec import BaseSpec, spec_from
 from lora_exp.data.embedded import MNIST_SHA256, damaged_embedded_files, damaged_unpacked_files
 from lora_exp.data.prepared import is_damaged
-from lora_exp.errors import LoraExpError
+from lora_exp.errors import LoraExpError, installing
 from lora_exp.storage.provenance import processor
 from lora_exp.storage.pruning import GIB, activity, damage, entries
 from lora_exp.storage.result import RESULT, read_run, whole_adapter
@@ -146,7 +146,7 @@ def _executor(settings: Settings) -> Iterator[Finding]:
     executor(settings, torch_device(settings.device.name)).check()
     extras = {"ray": "ray", "slurm": "submitit"}
     absent = [name for name, library in extras.items() if importlib.util.find_spec(library) is None]
-    hints = [f"{name} needs pip install 'lora-exp[{name}]'" for name in absent]
+    hints = [f"{name} is not installed; {installing(name)}" for name in absent]
     yield Finding("; ".join([f"executor={settings.executor.kind} can be used", *hints]))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_exp.config.settings import ExecutorSettings
-from lora_exp.errors import LoraExpError
+from lora_exp.errors import LoraExpError, installing
 from lora_exp.training.executor import Ended, Files, Pack, PackTask, Work
 from lora_exp.training.loop import Progress
 
@@ -50,7 +50,7 @@ def loaded(library: str, extra: str) -> Any:
         return importlib.import_module(library)
     except ImportError as error:
         problem = "is not installed" if error.name == library else f"can't be loaded ({error})"
-        raise LoraExpError(f"executor={extra}: {library} {problem}; pip install 'lora-exp[{extra}]'") from error
+        raise LoraExpError(f"executor={extra}: {library} {problem}; {installing(extra)}") from error
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.images import ImageFacts
 from lora_exp.config.models import MODULE, VIT, ModelSpec
-from lora_exp.errors import LoraExpError, in_words
+from lora_exp.errors import LoraExpError, in_words, installing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,7 +105,7 @@ def _of_torchvision(name: str, facts: ImageFacts) -> dict[str, Any]:
 
 def _of_timm(name: str, facts: ImageFacts) -> dict[str, Any]:
     if importlib.util.find_spec("timm") is None:
-        raise LoraExpError("model=timm: needs the library: pip install 'lora-exp[timm]'")
+        raise LoraExpError(f"model=timm: needs the library; {installing('timm')}")
     import timm
 
     _check_name(name, timm.list_models())

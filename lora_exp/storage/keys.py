@@ -12,7 +12,7 @@ from pathlib import Path
 from lora_exp import numerics
 from lora_exp.config.models import LIBRARIES, ModelSpec
 from lora_exp.config.spec import RunSpec, digest
-from lora_exp.errors import LoraExpError
+from lora_exp.errors import LoraExpError, installing
 from lora_exp.storage.provenance import code_version
 
 # On Linux no accelerator works without one of these: NVIDIA's driver, the same under WSL, on Tegra, and AMD's driver.
@@ -43,7 +43,7 @@ def _version(library: str) -> str:
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError as error:
-        raise LoraExpError(f"model={library}: needs the library: pip install 'lora-exp[{library}]'") from error
+        raise LoraExpError(f"model={library}: needs the library; {installing(library)}") from error
 
 
 def only_device(name: str) -> str | None:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from lora_exp.config.compose import one_line_errors
 from lora_exp.config.spec import DataSpec
-from lora_exp.errors import LoraExpError
+from lora_exp.errors import LoraExpError, installing
 from lora_exp.storage.sweep_file import SWEEP, note, read_about
 from lora_exp.sweeps.job import finished_run, open_laboratory
 from lora_exp.sweeps.job_configs import JobConfigs, job_configs
@@ -45,7 +45,7 @@ def search(context: HydraContext, config: DictConfig, launcher: Launcher, given:
     at the end when jobs failed.
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise LoraExpError(f"hydra/sweeper=optuna: needs {' and '.join(missing)}; pip install 'lora-exp[search]'")
+        raise LoraExpError(f"hydra/sweeper=optuna: needs {' and '.join(missing)}; {installing('search')}")
     with one_line_errors():
         overrides = OverridesParser.create(config_loader=context.config_loader).parse_overrides(given)
     # Overrides of `search` are kept out of the jobs, so that a search can be continued with more trials.
