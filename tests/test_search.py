@@ -369,7 +369,8 @@ def test_without_the_extra_there_is_one_line_that_says_how_to_get_it(
     monkeypatch.setattr("lora_exp.sweeps.search.PACKAGES", ("json", "no_such_package"))
     code, told = command(*SEARCH, *TASK, *SPACE)
     assert code == 2
-    assert told == "lora-exp: hydra/sweeper=optuna: needs no_such_package; pip install 'lora-exp[search]'"
+    line = "hydra/sweeper=optuna: needs no_such_package; in the checkout of lora-exp: pip install -e '.[search]'"
+    assert told == f"lora-exp: {line}"
 
 
 @pytest.mark.parametrize("kind", ["search", "grid"])
