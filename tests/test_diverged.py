@@ -21,9 +21,10 @@ from lora_exp.model.data import ImageData
 from lora_exp.report.terminal import sweep_text
 from lora_exp.report.verdict import verdict
 from lora_exp.report.write import write_report
+from lora_exp.storage.recommendation import representative
 from lora_exp.storage.result import RunResult, read
 from lora_exp.storage.sweep_folder import Sweep, read_sweep
-from lora_exp.storage.table import COLUMNS, pareto_front, representative
+from lora_exp.storage.table import COLUMNS, pareto_front
 from lora_exp.tracking.recorder import Recorder, Ticket
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.

@@ -13,8 +13,9 @@ from made_results import made_run, pictures_and_labels, write_sweep
 
 from lora_exp.config.models import ModelSpec
 from lora_exp.config.spec import SPECS, AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
+from lora_exp.storage.recommendation import representative
 from lora_exp.storage.sweep_folder import Sweep, read_sweep
-from lora_exp.storage.table import pareto_front, representative
+from lora_exp.storage.table import pareto_front
 from lora_exp.tracking.facts import FRONT_LIMIT, Links, description_of_sweep, metrics_of_sweep
 
 LABELS = pictures_and_labels()[1]

@@ -40,9 +40,10 @@ ASIDE = {name: ORDER[: ORDER.index("data")] for name in ("report", "tracking")}
 USERS_OF_ASIDE = ("sweeps", "commands", "__main__")
 # What other packages may import of a package.
 FACES = {
-    "config": "fields images methods models spec settings compose hydra_rules",
-    "measures": "class_errors logits measured gains paired",
-    "storage": "ownership result words table sweep_file sweep_folder store keys pruning promises provenance",
+    "config": "fields images methods models spec settings compose names hydra_rules",
+    "measures": "class_errors intervals logits measured gains paired",
+    "storage": "ownership recommendation result varied words table sweep_file sweep_folder store keys pruning promises "
+    "provenance",
     "data": "header prepared embedded",
     "model": "data architecture base weights builders module swapped",
     "adapters": "plan pack adapted peft initialisation",
@@ -51,7 +52,7 @@ FACES = {
     "report": "write verdict terminal figures search_section",
     "tracking": "connection recorder reader delivery registry",
     "sweeps": "job sweep search launcher recording application",
-    "commands": "",  # the package itself holds the table of commands
+    "commands": "help",  # the package itself holds the table of commands
 }
 # The only places that know a large library.
 KNOW = {
@@ -62,8 +63,8 @@ KNOW = {
     "submitit": "executors.slurm",
     "omegaconf": "config.compose config.hydra_rules sweeps.job_configs sweeps.job sweeps.launcher sweeps.sweep "
     "sweeps.search sweeps.application",
-    "hydra": "config.compose config.hydra_rules sweeps.job_configs sweeps.job sweeps.launcher sweeps.sweep "
-    "sweeps.search sweeps.search_space sweeps.application sweeps.session",
+    "hydra": "config.compose config.hydra_rules config.names sweeps.job_configs sweeps.job sweeps.launcher "
+    "sweeps.sweep sweeps.search sweeps.search_space sweeps.application sweeps.session",
     "matplotlib": "report.figures report.sweep_figures report.claims.figure report.write",
 }
 

@@ -20,10 +20,10 @@ from lora_exp.config.settings import TrackingSettings
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.measures.class_errors import ClassErrors
+from lora_exp.storage.recommendation import representative
 from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_file import FailedJob, Stopped
 from lora_exp.storage.sweep_folder import read_sweep
-from lora_exp.storage.table import representative
 from lora_exp.tracking.facts import CURVE_POINTS, metrics_of_sweep
 from lora_exp.tracking.recorder import Recorder, Ticket
 

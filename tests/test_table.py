@@ -17,18 +17,16 @@ from lora_exp.config.spec import AdapterSpec
 from lora_exp.measures.logits import Logits
 from lora_exp.measures.measured import gains
 from lora_exp.measures.shift import halves
+from lora_exp.storage.recommendation import representative
 from lora_exp.storage.result import IMPORTED_FROM
-from lora_exp.storage.table import COLUMNS, frame_of, pareto_front, representative, row_of
+from lora_exp.storage.table import COLUMNS, frame_of, pareto_front, row_of
 
 RATES = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.2, 0.3]), st.sampled_from([-0.1, 0.0, 0.1, 0.2])), max_size=30)
 
 
 def table(rates: list[tuple[float, float]], status: str = "finished") -> pd.DataFrame:
-    frame = pd.DataFrame(rates, columns=["target_error", "forgetting"], dtype=float)
-    gained = -frame["target_error"] - 2 * frame["forgetting"]
-    return frame.assign(
-        job=range(len(rates)), status=status, chosen_gained=gained.round(9), chosen_forgetting=frame["forgetting"]
-    )
+    rows = [{"target_error": error, "forgetting": cost} for error, cost in rates]
+    return frame_of([row | {"job": job, "status": status} for job, row in enumerate(rows)], {})
 
 
 @given(RATES)
@@ -49,9 +47,11 @@ def test_a_run_without_errors_stands_out_nowhere() -> None:
     assert representative(lost) is None
 
 
-def test_the_run_to_show_gained_most_balanced_accuracy_and_then_forgot_least() -> None:
-    assert representative(table([(0.3, 0.0), (0.1, 0.0), (0.0, 0.2)])) == 1
-    assert representative(table([(0.3, 0.1), (0.5, 0.0), (0.5, 0.0)])) == 1  # as much gained, less forgotten; the first
+def test_a_front_is_of_one_class_and_never_across_several() -> None:
+    rows = [("1", 0.1, 0.1), ("2", 0.2, 0.2), ("1", 0.2, 0.2), ("2", 0.3, 0.1)]
+    own = [{"target": name, "target_error": error, "forgetting": cost} for name, error, cost in rows]
+    frame = frame_of([row | {"job": job, "status": "finished"} for job, row in enumerate(own)], {})
+    assert pareto_front(frame) == [0, 1, 3]
 
 
 def test_the_run_to_show_is_not_chosen_by_the_images_that_it_is_judged_on() -> None:

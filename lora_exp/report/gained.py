@@ -10,9 +10,10 @@ import pandas as pd
 
 from lora_exp.measures.gains import Gains, beyond_words
 from lora_exp.report.document import Block, Grid, Section
-from lora_exp.report.tables import NONE, percent, points
+from lora_exp.report.tables import percent, points
 from lora_exp.storage.result import RunResult
 from lora_exp.storage.table import finished
+from lora_exp.storage.varied import NONE
 
 Row = Mapping[Any, Any]
 

@@ -19,11 +19,13 @@ from lora_exp.measures.paired import wilson
 from lora_exp.report import gained
 from lora_exp.report.figures import changes, spread
 from lora_exp.report.shown import folded, is_dark, shown_classes, shown_names, thumbnails
-from lora_exp.report.tables import ALWAYS, MEASURES, differing, heading, runs_table, setting_text, values_of
+from lora_exp.report.tables import ALWAYS, MEASURES, runs_table, values_of
+from lora_exp.storage.recommendation import representative
 from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.storage.sweep_folder import Sweep
-from lora_exp.storage.table import finished, representative
+from lora_exp.storage.table import finished
+from lora_exp.storage.varied import heading, setting_text, varied
 from lora_exp.storage.words import kind_label
 
 FEW_RUNS = 100  # with more, the page holds less of each, so that it stays small and fast
@@ -36,7 +38,7 @@ SPRITE_COLUMNS = 100
 def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -> dict[str, Any]:
     """Collect the data; `pictures` (uint8 [N, C, H, W]) and `labels` [N] are the test images of the evaluation."""
     runs = finished(sweep.frame)
-    names = list(dict.fromkeys([*ALWAYS, *differing(runs)]))
+    names = list(dict.fromkeys([*ALWAYS, *varied(runs)]))
     results = {int(job): sweep.results[int(job)] for job in runs["job"]}
     bases = {result.outcome.base_sha256_before: result for result in results.values()}
     charts = {

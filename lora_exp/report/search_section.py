@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_exp.report.document import Code, Grid, Section, Table
-from lora_exp.report.tables import MEASURES, errors_text, percent, points, setting_text
+from lora_exp.report.tables import MEASURES, errors_text, percent, points
 from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import unbeaten
+from lora_exp.storage.varied import setting_text
 
 LOWEST = 5  # trials shown of a search with one objective
 # Objective -> its name with its unit, and how its numbers are written.

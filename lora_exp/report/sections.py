@@ -14,20 +14,17 @@ from lora_exp.report.document import Block, Code, Grid, Heading, Listing, Sectio
 from lora_exp.report.seeds import CONTESTANTS, MEASURE_NAMES, Comparison, Setting
 from lora_exp.report.statistics import Interval
 from lora_exp.report.tables import (
-    NONE,
-    differing,
-    heading,
     means_table,
     percent,
     points,
     runs_table,
-    setting_text,
 )
-from lora_exp.report.verdict import choice, verdict
+from lora_exp.report.verdict import verdict
 from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import finished
+from lora_exp.storage.varied import NONE, heading, setting_text, varied
 from lora_exp.storage.words import kind_label
 
 # Provenance that other sections show.
@@ -55,8 +52,6 @@ def verdict_section(frame: pd.DataFrame, comparison: Comparison | None) -> Secti
     """Whether anything beat doing nothing and a moved threshold, the chosen run, and the significant differences."""
     runs = finished(frame)
     sentences = [verdict(frame)]
-    if len(runs) > 1:
-        sentences.append(choice(frame))
     sentences += comparison.sentences() if comparison is not None else []
     if 1 < len(runs) < len(frame):
         sentences.append("The means leave out jobs without errors, so they may cover different settings.")
@@ -122,7 +117,7 @@ def halving_section(sweep: Sweep) -> list[Section]:
 def means_section(frame: pd.DataFrame) -> Section:
     """Means by rank, and by every other setting in which the runs differ."""
     blocks: list[Block] = []
-    for name in dict.fromkeys(["rank", *differing(finished(frame))]):
+    for name in dict.fromkeys(["rank", *varied(finished(frame))]):
         blocks += [Heading(f"By {heading(name)}"), Grid(means_table(frame, [name]))]
     return Section("Means of the finished runs", blocks)
 

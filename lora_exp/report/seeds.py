@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lora_exp.report.statistics import CHANCE, Interval, interval
-from lora_exp.report.tables import differing, points, setting_text
+from lora_exp.report.tables import points
 from lora_exp.storage.table import finished
+from lora_exp.storage.varied import SEEDS, label, varied
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-REPLICATES = ("seed", "base_seed")
 LEAST_SEEDS = 3  # for a test; with two, a difference that is the same twice by chance would seem certain
 MEASURE_NAMES = {
     "balanced_accuracy_gained": "gain in balanced accuracy",
@@ -58,7 +58,7 @@ class Setting:
     @property
     def label(self) -> str:
         """`rank 4, alpha 1`."""
-        return ", ".join(f"{name.replace('_', ' ')} {setting_text(value)}" for name, value in self.values.items())
+        return label(self.values, list(self.values))
 
     @property
     def with_errors(self) -> str:
@@ -143,7 +143,7 @@ def compare(frame: pd.DataFrame) -> Comparison | None:
         replicate=frame["base_seed"] if over_bases else frame["seed"],
     )
     runs = finished(every)
-    names = [name for name in differing(runs) if name not in ("target", *REPLICATES)]
+    names = [name for name in varied(runs) if name not in ("target", *SEEDS)]
     groups = list(runs.groupby(names, sort=False, dropna=False)) if names else [((), runs)]
     lost = every[~every["status"].isin(["finished", "stopped"])]
     settings = [_setting(dict(zip(names, keys, strict=True)), group, lost) for keys, group in groups]
@@ -152,12 +152,12 @@ def compare(frame: pd.DataFrame) -> Comparison | None:
     shared = pd.concat(cells, axis=1, join="inner", keys=range(len(cells)))  # the seeds and targets of all settings
     means = shared.groupby(level="replicate").mean()
     count = len(means)
-    varied = f"{count} bases" if over_bases else f"{count} orders of images over one base, which say nothing of others"
+    seeds = f"{count} bases" if over_bases else f"{count} orders of images over one base, which say nothing of others"
     if len(settings) < 2:
-        return Comparison(tuple(settings), count, varied, (), "")
+        return Comparison(tuple(settings), count, seeds, (), "")
     why_not = _why_not(runs["replicate"].nunique(), count)
     rankings = () if why_not else _rankings(settings, means)
-    return Comparison(tuple(settings), count, varied, rankings, why_not)
+    return Comparison(tuple(settings), count, seeds, rankings, why_not)
 
 
 def _setting(values: dict[str, Any], group: pd.DataFrame, lost: pd.DataFrame) -> Setting:

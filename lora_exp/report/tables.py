@@ -9,16 +9,10 @@ import pandas as pd
 
 from lora_exp.report.document import Table
 from lora_exp.storage.table import finished, target_order
+from lora_exp.storage.varied import NONE, heading, setting_text, varied
 from lora_exp.storage.words import adapted, in_a_sentence
 
-NONE = "–"
-
-# Columns of settings: the first three are always shown, the others where they differ.
-ALWAYS = ("target", "rank", "alpha")
-SETTINGS = (
-    *(*ALWAYS, "method", "origin", "seed", "learning_rate", "steps", "epochs", "batch_size", "replay"),
-    *("layers", "hidden", "data", "base_seed"),
-)
+ALWAYS = ("target", "rank", "alpha")  # columns of settings that are shown even where they do not vary
 
 
 def percent(rate: float) -> str:
@@ -45,18 +39,10 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def differing(frame: pd.DataFrame) -> list[str]:
-    """Return the settings with more than one value in `frame`; `steps` do not count where `epochs` set them."""
-    columns = [str(name) for name in frame]
-    further = columns[columns.index("epochs") + 1 : columns.index("status")]
-    given = frame.assign(steps=frame["steps"].where(frame["epochs"].isna()))
-    return [name for name in (*SETTINGS, *further) if given[name].nunique() > 1]
-
-
 def runs_table(frame: pd.DataFrame) -> Table:
     """Make a table with one row a finished run: job, settings, errors before and after, forgetting, parameters."""
     rows = finished(frame)
-    names = list(dict.fromkeys([*ALWAYS, *differing(rows)]))
+    names = list(dict.fromkeys([*ALWAYS, *varied(rows)]))
     headings = ["job", *(heading(name) for name in names), *(title for title, _ in MEASURES.values())]
     cells = [
         [str(row["job"]), *(setting_text(row[name]) for name in names), *_measured(row)]
@@ -78,18 +64,6 @@ def means_table(frame: pd.DataFrame, by: Sequence[str]) -> Table:
         means = groups[keys][list(MEASURES)].mean().to_dict()
         cells.append([*map(setting_text, keys), str(len(groups[keys])), *_measured(means)])
     return headings, cells
-
-
-def setting_text(value: Any) -> str:
-    """Write a setting as a user would type it."""
-    if pd.isna(value):
-        return NONE
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def heading(setting: str) -> str:
-    """Return the heading of a setting's column."""
-    return setting.replace("_", " ")
 
 
 def values_of(column: pd.Series[Any]) -> list[str]:

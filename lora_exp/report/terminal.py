@@ -13,8 +13,9 @@ from rich.table import Table as RichTable
 from lora_exp.config.models import MODULE
 from lora_exp.report.document import Table
 from lora_exp.report.tables import MEASURES, means_table, runs_table
+from lora_exp.storage.recommendation import representative
 from lora_exp.storage.sweep_folder import Sweep
-from lora_exp.storage.table import finished, pareto_front, representative
+from lora_exp.storage.table import finished, pareto_front
 
 ROWS = 64  # a longer table is replaced by one of means
 REASONS = 10

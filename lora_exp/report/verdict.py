@@ -8,10 +8,7 @@ import pandas as pd
 
 from lora_exp.measures.gains import Estimate, beyond_words
 from lora_exp.report.tables import percent, points, run_text
-from lora_exp.storage.table import finished, representative
-
-# Where a run that is chosen on these images is judged.
-JUDGED_ON = {"validation images": "the test images", "half of the test images": "the other half"}
+from lora_exp.storage.table import finished
 
 
 def verdict(frame: pd.DataFrame) -> str:
@@ -37,28 +34,12 @@ def verdict(frame: pd.DataFrame) -> str:
     return f"{standing}Mean of {len(runs)} finished runs{besides}: {errors}.{_mixed(runs)}"
 
 
-def choice(frame: pd.DataFrame) -> str:
-    """Name the run that is chosen among all, the images on which it is chosen, and what it achieves on others."""
-    job = representative(frame)
-    assert job is not None, "called for finished runs"
-    row = frame.iloc[job]
-    on = row["chosen_on"]
-    elsewhere = JUDGED_ON.get(on, "the same images")
-    result = (
-        f"on {elsewhere} balanced accuracy changed by {points(row['elsewhere_gained'])} points, "
-        f"with {points(row['elsewhere_forgetting'])} points of forgetting"
-    )
-    if row["chosen_gained"] > 0:
-        return f"Chosen on {on}: job {job} ({run_text(row)}) gained most balanced accuracy there; {result}."
-    return f"On {on} no run gained balanced accuracy; job {job} ({run_text(row)}) lost least; {result}."
-
-
 def _mixed(runs: pd.DataFrame) -> str:
     """A warning where the runs are on several data sets, whose errors are hardly to be compared."""
     sets = runs["data"].unique()
     if len(sets) == 1:
         return ""
-    return f" They are on {len(sets)} data sets ({', '.join(sets)}): means, front and choice go across all of them."
+    return f" They are on {len(sets)} data sets ({', '.join(sets)}): the means go across all of them."
 
 
 def _one(row: Any) -> str:

@@ -26,10 +26,12 @@ from lora_exp.report.html import html
 from lora_exp.report.page_data import page_data
 from lora_exp.report.search_section import search_section
 from lora_exp.report.seeds import compare
-from lora_exp.report.tables import differing, errors_text
+from lora_exp.report.tables import errors_text
+from lora_exp.storage.recommendation import representative
 from lora_exp.storage.sweep_file import check_report_place
 from lora_exp.storage.sweep_folder import Sweep
-from lora_exp.storage.table import finished, representative, row_of
+from lora_exp.storage.table import finished, row_of
+from lora_exp.storage.varied import varied
 
 
 def write_report(
@@ -154,5 +156,5 @@ def _of_cells(runs: pd.DataFrame) -> str:
     most = int(runs.groupby(["target", "rank"]).size().max())
     if most == 1:
         return "Each cell is one run."
-    names = [name.replace("_", " ") for name in differing(runs) if name not in ("target", "rank")]
+    names = [name.replace("_", " ") for name in varied(runs) if name not in ("target", "rank")]
     return f"A cell is the mean of up to {most} runs" + (f", which differ in {', '.join(names)}." if names else ".")

@@ -3,7 +3,9 @@
 - `result`: what a run yields, and its `result.json`
 - `words`: what runs, methods and values are called
 - `schema`: whether what was read has the declared types
+- `varied`: which settings vary among runs, and what runs are called by them
 - `table`: the columns of a summary
+- `recommendation`: which setting to use, for each class and for all
 - `sweep_file`: `sweep.json` and `failure.json`
 - `ownership`: which sweeps this user began on this machine
 - `sweep_folder`: a sweep's folder as one table

@@ -44,12 +44,16 @@ COMPUTING = {
         "storage.result.Outcome",
     ),
 }
-# Exceptions: code that only schedules, finds a stored base or converts adapters of other libraries, and the parts of
-# `config.spec` that no base depends on.
+# Exceptions: code that only schedules, that uses what is stored (a base, a classifier), or that converts adapters of
+# other libraries; and the parts of `config.spec` that no base depends on.
 NOT_COMPUTING = {
-    "bases": ("config.spec.AdapterSpec", "config.spec.FinetuneSpec", "training.base.load_base"),
+    "bases": (
+        *("config.spec.AdapterSpec", "config.spec.FinetuneSpec"),
+        *("training.base.load_base", "training.base.load_classifier"),
+    ),
     "results": (
-        *("adapters.peft", "training.base.load_base"),
+        *("adapters.peft", "adapters.adapted.AdaptedClassifier"),
+        *("training.base.load_base", "training.base.load_classifier"),
         *("training.laboratory", "training.packing", "training.halving", "training.executor"),
     ),
 }

@@ -17,6 +17,7 @@ from lora_exp.config.images import MANY_CLASSES
 from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.measures.gains import NUMBERS
 from lora_exp.storage.result import RunResult
+from lora_exp.storage.varied import task_names, varied
 
 # Types of columns. An absent text is None in every pandas; nullable integers keep 4 a 4 beside a failed job.
 TEXT, WHOLE, NUMBER, TRUTH = "object", "Int64", "float64", "boolean"
@@ -150,20 +151,16 @@ def finished(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["status"] == "finished"]
 
 
-def representative(frame: pd.DataFrame) -> int | None:
-    """Return the job to show in detail: the finished one that gained most balanced accuracy, then forgot least.
-
-    Both on the images on which runs are chosen (`Choice`), not on those on which they are judged; the first of equals.
-    """
-    runs = finished(frame)
-    order = runs.sort_values(["chosen_gained", "chosen_forgetting"], ascending=[False, True], kind="stable")
-    return None if runs.empty else int(order["job"].iloc[0])
-
-
 def pareto_front(frame: pd.DataFrame) -> list[int]:
-    """Return the finished jobs that none beats in target error and forgetting, as `unbeaten` does."""
-    runs = finished(frame)[["job", "target_error", "forgetting"]]
-    return unbeaten({int(job): errors for job, *errors in runs.itertuples(index=False)})
+    """The finished jobs that no other of the same task beats in target error and forgetting, as `unbeaten` does."""
+    runs = finished(frame)
+    task = task_names(varied(runs))
+    groups = runs.groupby(task, sort=False, dropna=False) if task else [((), runs)]
+    front: list[int] = []
+    for _, own in groups:
+        errors = own[["job", "target_error", "forgetting"]].itertuples(index=False)
+        front += unbeaten({int(job): values for job, *values in errors})
+    return front
 
 
 def unbeaten(values: Mapping[int, Sequence[float]]) -> list[int]:

@@ -184,7 +184,8 @@ def description_of_sweep(sweep: Sweep, links: Links) -> str:
 
     The links come first, because MLflow folds all but the first lines of a description.
     """
-    from lora_exp.storage.table import pareto_front, representative
+    from lora_exp.storage.recommendation import representative
+    from lora_exp.storage.table import pareto_front
 
     frame = sweep.frame
     counts = ", ".join(f"{count} {status}" for status, count in frame["status"].value_counts().items())

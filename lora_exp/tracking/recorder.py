@@ -110,7 +110,7 @@ class Recorder:
                 self.client.set_terminated(parent, status, time)
 
     def _summary(self, parent: str, sweep: Sweep, runs: Mapping[int, str], report: Path | None) -> dict[str, str]:
-        from lora_exp.storage.table import representative
+        from lora_exp.storage.recommendation import representative
 
         pages = [f"report/{name}" for name in REPORT_PAGES if report is not None and (report / name).is_file()]
         links = facts.Links(
@@ -140,8 +140,10 @@ class Recorder:
         encoded = urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
         return f"#/experiments/{self.experiment_id}/runs?{VIEW}&{encoded}"
 
-    def record_run(self, result: RunResult, folder: Path, parent: str | None, ticket: Ticket) -> str:
-        """Record a result whose files are in `folder`; return the run's id.
+    def record_run(
+        self, result: RunResult, folder: Path, parent: str | None, ticket: Ticket, name: str | None = None
+    ) -> str:
+        """Record a result whose files are in `folder`, as `name` or else by its own; return the run's id.
 
         A diverged run is FAILED and has no errors: MLflow stores NaN as 0, which filters would find. The duration in
         MLflow is the job's share of fine-tuning and evaluation.
@@ -154,7 +156,7 @@ class Recorder:
             tags["cut"] = f"{', '.join(cut)}: the first {PARAMETER_LIMIT} characters; config.yaml has all of it"
         points = [(key, value, 0) for key, value in facts.metrics_of(result).items()]
         points += [("loss", loss, step) for step, loss in facts.curve_of(result)]
-        with self._run(result.name, tags, start, parent, ticket) as run:
+        with self._run(name or result.name, tags, start, parent, ticket) as run:
             self.client.log_batch(
                 run.info.run_id,
                 metrics=[Metric(key, value, ticket.time, step) for key, value, step in points if math.isfinite(value)],
@@ -166,7 +168,9 @@ class Recorder:
             self.client.set_terminated(run.info.run_id, "FAILED" if result.diverged else "FINISHED", ticket.time)
         return str(run.info.run_id)
 
-    def record_failure(self, failure: FailedJob, folder: Path, parent: str | None, ticket: Ticket) -> str:
+    def record_failure(
+        self, failure: FailedJob, folder: Path, parent: str | None, ticket: Ticket, name: str | None = None
+    ) -> str:
         """Record a job without a result from its `failure.json` and the logs in `folder`; return the run's id.
 
         Its status is FAILED, or KILLED when successive halving stopped it.
@@ -174,7 +178,7 @@ class Recorder:
         command, status = shlex.join(failure.overrides), "failed" if failure.stopped is None else "stopped"
         note = f"**{status.capitalize()}:** {failure.error}\n\n```\nlora-exp {command}\n```"
         tags = {"kind": "run", "status": status, "error": failure.error, "overrides": command, facts.NOTE: note}
-        with self._run(failure.name, tags, ticket.time, parent, ticket) as run:
+        with self._run(name or failure.name, tags, ticket.time, parent, ticket) as run:
             self._attach(run, sorted(folder.glob("*.log")))
             self.client.set_terminated(run.info.run_id, "KILLED" if status == "stopped" else "FAILED", ticket.time)
         return str(run.info.run_id)

@@ -1,0 +1,114 @@
+"""The recommendation in words and as a table: what to use for each class, its gain and its price, and how sure it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lora_exp.report.document import Strong, Table
+from lora_exp.report.tables import percent, points
+from lora_exp.storage.recommendation import Recommendation
+from lora_exp.storage.varied import NONE
+
+ROWS = 12  # of the table; further classes are folded
+CLOSE = 3  # labels listed of settings that the same bases do not tell apart
+HEADINGS = [
+    *("for", "recommended", "balanced accuracy (%)", "gained (points)", "target recall (%)"),
+    *("price: forgetting (points)", "forgets less than a moved threshold (points)", "parameters", "how sure"),
+]
+KEEP = "the base as it is"
+NOTE = (
+    "A setting is chosen by the balanced accuracy that it gains on {chosen}, and reported on {judged}. {seeds}"
+    "Where no setting gains there, the base as it is is recommended, and the row shows the setting that lost least."
+)
+JUDGED_ON = {"validation images": "the test images", "half of the test images": "the other half"}
+
+
+def headline(found: Sequence[Recommendation]) -> str:
+    """One sentence: what to use, what it gains, at what price, and how sure that is."""
+    first, *classes = found
+    many = len(classes) > 0 and len(first.classes) > 1
+    who = f"For {first.task_label}: " if many or first.task else ""
+    gained, forgetting = points(first.means["elsewhere_gained"]), points(first.means["elsewhere_forgetting"])
+    what = first.setting_label or ("this setting" if len(first.jobs) > 1 else "this run")
+    effect = f"balanced accuracy {gained} points, forgetting {forgetting} points{_against_shift(first)}"
+    if first.is_gain:
+        text = f"{who}use {what}: {effect} ({how_sure(first)})."
+    else:
+        nearest = f"the nearest, {what}" if first.others else what
+        text = f"{who}keep {KEEP}: {'no setting gains' if first.others else 'nothing is gained'}; {nearest}: {effect}."
+        text += f" How sure: {how_sure(first)}." if len(first.gained) > 1 else f" Seen on {how_sure(first)}."
+    if many:
+        better = sum(one.is_gain for one in classes if len(one.classes) == 1)
+        total = sum(len(one.classes) == 1 for one in classes)
+        text += f" Class by class, {better} of {total} gain from some setting."
+    return text[0].upper() + text[1:]
+
+
+def recommended_table(found: Sequence[Recommendation]) -> Table:
+    """A row a recommendation, below HEADINGS; with a further column where other settings are as good."""
+    with_close = any(one.close is not None for one in found)
+    headings = [*HEADINGS, *(["no difference shown from"] if with_close else [])]
+    return headings, [[*_cells(one), *([_close(one)] if with_close else [])] for one in found]
+
+
+def note(found: Sequence[Recommendation]) -> str:
+    """On which images settings are chosen and judged."""
+    on = found[0].chosen_on
+    count, noun = len(found[0].gained), _noun(found[0])
+    over = f"Means are over {count} {noun}, with Student's 95 % interval. " if count > 1 else ""
+    return NOTE.format(chosen=on, judged=JUDGED_ON.get(on, "the same images"), seeds=over)
+
+
+def how_sure(one: Recommendation) -> str:
+    """`5 bases, +0.90 to +1.86: decided`, `3 bases, ...: 4 more would decide`, `1 base: at least 2 more ...`."""
+    count, noun = len(one.gained), _noun(one)
+    _, low, high = one.interval
+    if count < 2:
+        return f"1 {noun[:-1]}: at least 2 more would decide"
+    start = f"{count} {noun}, {points(low)} to {points(high)}"
+    if one.further == 0:
+        return f"{start}: decided"
+    return f"{start}: {'over 100' if one.further is None else one.further} more would decide"
+
+
+def _noun(one: Recommendation) -> str:
+    return "bases" if one.over_bases or len(one.gained) < 2 else "seeds"
+
+
+def _cells(one: Recommendation) -> list[str]:
+    means = one.means
+    chosen = one.setting_label or ("all runs alike" if len(one.jobs) > 1 else "the run")
+    before = percent(1 - means["target_error_before"])
+    return [
+        one.task_label,
+        Strong(chosen) if one.is_gain else f"{KEEP} (next: {chosen})",
+        _pair(means["balanced_accuracy_before"], means["balanced_accuracy"]),
+        points(means["elsewhere_gained"]),
+        f"{before} → {percent(1 - means['target_error'])}",
+        points(means["elsewhere_forgetting"]),
+        points(means["beyond_shift"]) if one.beyond else NONE,
+        f"{means['parameters_adapter']:,.0f}",
+        how_sure(one),
+    ]
+
+
+def _pair(before: float, after: float) -> str:
+    return NONE if math.isnan(before) else f"{percent(before)} → {percent(after)}"
+
+
+def _close(one: Recommendation) -> str:
+    if one.close is None:
+        return NONE
+    if not one.close:
+        return "none"
+    more = len(one.close) - CLOSE
+    return "; ".join(one.close[:CLOSE]) + (f"; {more} more" if more > 0 else "")
+
+
+def _against_shift(one: Recommendation) -> str:
+    """Whether it forgets less than a moved threshold, in the mean."""
+    if not one.beyond:
+        return ""
+    beyond = one.means["beyond_shift"]
+    return f", {percent(abs(beyond))} points {'less' if beyond > 0 else 'more'} than a moved threshold"

@@ -1,0 +1,79 @@
+"""What varies among the runs of a sweep, which is what tables, charts and names show of them.
+
+A *task* is what the runs are judged by: the class, and the data set and the classifier where these vary. Errors of
+different tasks are not compared. A *setting* is all else but the seeds, which only repeat it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lora_exp.storage.words import in_a_sentence
+
+NONE = "–"
+# Columns of settings in the order of tables; settings without a column of their own follow (`table.frame_of`).
+SETTINGS = (
+    *("target", "method", "rank", "alpha", "origin", "learning_rate", "steps", "epochs", "batch_size", "replay"),
+    *("layers", "hidden", "data", "seed", "base_seed"),
+)
+SEEDS = ("seed", "base_seed")
+TASK, TASK_GROUPS = ("target", "hidden", "data"), ("model_", "data_", "base_")
+# Columns whose heading is another word, and those whose values say enough without it.
+HEADINGS = {"hidden": "model", "target": "class"}
+WITHOUT_NAME = ("method", "data", "origin")
+
+
+def distinct(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows without repeats of a spec: a job that was asked for twice counts once. Unknown specs all count."""
+    return frame[~frame.duplicated("spec_key") | frame["spec_key"].isna()]
+
+
+def varied(frame: pd.DataFrame) -> list[str]:
+    """The settings with more than one value in `frame`; `steps` do not count where `epochs` set them."""
+    columns = [str(name) for name in frame]
+    further = columns[columns.index("epochs") + 1 : columns.index("status")]
+    given = frame.assign(steps=frame["steps"].where(frame["epochs"].isna()))
+    return [name for name in (*SETTINGS, *further) if given[name].nunique() > 1]
+
+
+def is_of_task(name: str) -> bool:
+    """Whether a setting's column is part of the task."""
+    return name in TASK or (name.startswith(TASK_GROUPS) and name not in SEEDS)
+
+
+def task_names(names: Sequence[str]) -> list[str]:
+    """Those of the varied columns that make tasks."""
+    return [name for name in names if is_of_task(name)]
+
+
+def setting_names(names: Sequence[str]) -> list[str]:
+    """Those of the varied columns that make settings."""
+    return [name for name in names if not is_of_task(name) and name not in SEEDS]
+
+
+def label(row: Mapping[Any, Any], names: Sequence[str]) -> str:
+    """What a run, or a setting, is called among others that differ in `names`: `class 3, dora, rank 4`."""
+    return ", ".join(value_label(name, row[name]) for name in names if not pd.isna(row[name]))
+
+
+def value_label(name: str, value: Any) -> str:
+    """A setting's value with its name, where it needs one: `rank 4`, `dora`, `class 3`, `shirt`."""
+    if name == "target":
+        return in_a_sentence(str(value))
+    text = setting_text(value)
+    return text if name in WITHOUT_NAME else f"{heading(name)} {text}"
+
+
+def setting_text(value: Any) -> str:
+    """Write a setting as a user would type it."""
+    if pd.isna(value):
+        return NONE
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def heading(setting: str) -> str:
+    """Return the heading of a setting's column."""
+    return HEADINGS.get(setting, setting).replace("_", " ")
