@@ -6,16 +6,18 @@ import json
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, MakeJob, TrainPack, constants_of
 
 from lora_exp.adapters.adapted import AdaptedClassifier
-from lora_exp.config.images import MNIST
+from lora_exp.config.images import MNIST, ImageFacts
+from lora_exp.config.models import ModelSpec
 from lora_exp.config.spec import AdapterSpec, FinetuneSpec
 from lora_exp.model.base import BaseModel, network
 from lora_exp.model.base import assemble as assemble_base
-from lora_exp.model.data import ImageData
+from lora_exp.model.data import ImageData, Images
 from lora_exp.training.evaluation import predict_pack
 
 SPEC = AdapterSpec(rank=3, alpha=2.0, init_std=0.3)
@@ -29,12 +31,60 @@ def trained(make_job: MakeJob, train_pack: TrainPack, small_base: BaseModel, mni
     pack = train_pack([make_job(SPEC, FinetuneSpec((4,), steps=30))]).pack
     [factors] = pack.factors(network(SMALL, MNIST).layers)
     [predictions] = predict_pack(small_base, pack, mnist.test, constants_of(small_base, mnist.test.images))
-    return AdaptedClassifier(small_base, factors, SCALING), factors, predictions.predicted
+    return AdaptedClassifier(small_base, factors, SCALING, MNIST), factors, predictions.predicted
 
 
 def test_it_predicts_what_the_pack_that_trained_it_predicts(trained: Trained, mnist: ImageData) -> None:
     adapted, _, predicted = trained
     assert torch.equal(adapted.logits(mnist.test.images[:]).argmax(1).to(torch.uint8), predicted)
+
+
+def test_bytes_and_normalised_floats_in_any_order_of_axes_are_classified_alike(
+    trained: Trained, mnist: ImageData
+) -> None:
+    adapted, _, predicted = trained
+    pixels = mnist.test.images.pixels
+    names = np.array(MNIST.classes)[predicted.numpy()]
+    for form in ((28, 28), (1, 28, 28), (28, 28, 1), (784,)):
+        assert (adapted.predict(pixels.view(-1, *form)) == names).all()
+        assert (adapted.predict(pixels.view(-1, *form).numpy()) == names).all()
+        assert (adapted.predict(mnist.test.images[:].view(-1, *form)) == names).all()
+    assert torch.equal(adapted(pixels.view(-1, 28, 28)).argmax(1), predicted)
+    assert (adapted.predict(mnist.test.images[:].double().numpy()) == names).all()
+    assert adapted.predict(pixels[:0]).shape == (0,) and adapted(pixels[:0]).shape == (0, 10)
+
+
+def test_channels_come_first_or_last() -> None:
+    facts = ImageFacts((3, 4, 5), ("cat", "dog"), (0.4, 0.5, 0.6), (0.2, 0.2, 0.2))
+    spec = ModelSpec(())
+    base = assemble_base(spec, facts, network(spec, facts).initial(0))
+    adapted = AdaptedClassifier(base, {}, {}, facts)
+    pixels = torch.randint(0, 256, (40, 3, 4, 5), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    found = adapted(pixels)
+    assert torch.equal(found, adapted.logits(Images(pixels.flatten(1), facts)[:]))
+    assert torch.equal(adapted(pixels.movedim(1, -1)), found)
+    assert set(adapted.predict(pixels)) == {"cat", "dog"}
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (np.zeros((28, 28), np.uint8), r"the shape \[28, 28\].* one image is image\[None\]"),
+        (np.zeros((2, 27, 28), np.uint8), r"the shape \[2, 27, 28\]; must be \[N, 1, 28, 28\] or .* \[N, 28, 28\]"),
+        (np.zeros((2, 28, 28), np.int64), "are int64; must be uint8"),
+        (np.full((2, 28, 28), 255.0), "have values of 255; floats must be normalised"),
+        (np.full((2, 28, 28), np.nan), "have values of nan; floats must be normalised"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused_in_one_line(trained: Trained, given: object, line: str) -> None:
+    with pytest.raises(ValueError, match=line) as caught:
+        trained[0].predict(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_facts_of_its_images_it_classifies_none(trained: Trained, small_base: BaseModel) -> None:
+    with pytest.raises(ValueError, match="facts: missing"):
+        AdaptedClassifier(small_base, trained[1], SCALING).predict(np.zeros((2, 28, 28), np.uint8))
 
 
 def test_disabled_it_is_the_base_and_enabled_it_is_not(

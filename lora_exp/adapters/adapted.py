@@ -1,6 +1,8 @@
-"""One adapted classifier, for use after an experiment: switch, merge, save and load its adapter.
+"""One adapted classifier, for use after an experiment: classify images; switch, merge, save and load its adapter.
 
 `adapter.safetensors` holds the factors of one adapter, their scaling, and the hash of the base it was trained on.
+
+Shapes: N images, channels C, height H, width W, and I = C*H*W values of an image.
 """
 
 from __future__ import annotations
@@ -10,8 +12,11 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -19,8 +24,10 @@ from lora_exp.adapters.initialisation import Factors
 from lora_exp.adapters.pack import AdapterPack
 from lora_exp.adapters.plan import AdapterPlan, LayerPlan
 from lora_exp.adapters.updates import UPDATES, part_shapes
+from lora_exp.config.images import ImageFacts
 from lora_exp.model.architecture import Layer
 from lora_exp.model.base import BaseModel
+from lora_exp.model.data import Images
 
 # One key holds all metadata: safetensors writes several keys in varying order, and equal adapters must be equal files.
 METADATA = "lora_exp"
@@ -41,13 +48,23 @@ class StoredAdapter:
 class AdaptedClassifier:
     """A frozen base with one adapter. It computes with a pack of one, so its outputs equal those of the training pack.
 
-    `factors` and `scaling` (by layer) are those of a run's `adapter.safetensors`. Nothing writes to the tensors of the
-    base, so `unmerge` restores exactly the weights from before `merge`.
+    `factors` and `scaling` (by layer) are those of a run's `adapter.safetensors`, `facts` those of its images, which
+    `predict` needs. Nothing writes to the tensors of the base, so `unmerge` restores exactly the weights from before
+    `merge`.
     """
 
-    def __init__(self, base: BaseModel, factors: Mapping[str, torch.Tensor], scaling: Mapping[str, float]) -> None:
+    _BATCH = 1000  # images that are classified at a time, as floats
+    _FAR_OUT = 10  # a value so many times as far from zero as any normalised pixel is none
+
+    def __init__(
+        self,
+        base: BaseModel,
+        factors: Mapping[str, torch.Tensor],
+        scaling: Mapping[str, float],
+        facts: ImageFacts | None = None,
+    ) -> None:
         """Raises ValueError when a factor fits no layer, or its shape, type or values are wrong."""
-        self._base = base
+        self.base, self.facts = base, facts
         self.factors = {name: factors[name] for name in sorted(factors)}
         self.scaling = dict(scaling)
         self._merged: BaseModel | None = None
@@ -59,13 +76,33 @@ class AdaptedClassifier:
         """Whether the update is merged into the weights."""
         return self._merged is not None
 
+    def predict(self, images: Any) -> NDArray[np.str_]:
+        """Return the name of each image's class, [N] text.
+
+        Images are an array or a tensor: uint8 as they are in a file, or floats that are normalised as the run's were;
+        [N, C, H, W] or [N, H, W, C], or [N, H, W] where they are grey. Raises ValueError for any other.
+        """
+        labels = self(images).argmax(dim=1).cpu().numpy()
+        names: NDArray[np.str_] = np.array(self._known_facts().classes)[labels]
+        return names
+
+    def __call__(self, images: Any) -> torch.Tensor:
+        """Compute logits [N, classes] of images, which `predict` describes."""
+        facts, device = self._known_facts(), self.base.layers[0].weight.device
+        rows = self._rows(images, facts).to(device)
+        if not len(rows):
+            return torch.empty(0, len(facts.classes), device=device)
+        parts = torch.split(rows, self._BATCH)
+        floats = (part if part.is_floating_point() else Images(part, facts)[:] for part in parts)
+        return torch.cat([self.logits(part) for part in floats])
+
     def logits(self, images_NI: torch.Tensor) -> torch.Tensor:
         """Compute logits [N, C] of normalised images [N, I]; those of the base while the adapter is disabled."""
         with torch.no_grad():
-            plain = self._merged if self.enabled else self._base
+            plain = self._merged if self.enabled else self.base
             if plain is not None:
                 return plain.forward.logits(images_NI)
-            return self._pack.logits(self._base, images_NI[None])[0]
+            return self._pack.logits(self.base, images_NI[None])[0]
 
     def enable(self) -> None:
         """Use the adapter."""
@@ -77,8 +114,8 @@ class AdaptedClassifier:
 
     def merge(self) -> BaseModel:
         """Merge the update into a copy of the weights, use that copy from now on, and return it."""
-        merged = (_merged(layer, self.factors, self.scaling.get(layer.name, 1.0)) for layer in self._base.layers)
-        self._merged = self._base.with_layers(dict(own for own in merged if own is not None))
+        merged = (_merged(layer, self.factors, self.scaling.get(layer.name, 1.0)) for layer in self.base.layers)
+        self._merged = self.base.with_layers(dict(own for own in merged if own is not None))
         return self._merged
 
     def unmerge(self) -> None:
@@ -87,10 +124,10 @@ class AdaptedClassifier:
 
     def save(self, path: Path) -> None:
         """Write the adapter in the format of a run's `adapter.safetensors`."""
-        path.write_bytes(encode_adapter(self.factors, self.scaling, self._base.sha256()))
+        path.write_bytes(encode_adapter(self.factors, self.scaling, self.base.sha256()))
 
     @staticmethod
-    def load(base: BaseModel, path: Path) -> AdaptedClassifier:
+    def load(base: BaseModel, path: Path, facts: ImageFacts | None = None) -> AdaptedClassifier:
         """Load an adapter that `save`, or a run, wrote.
 
         Raises ValueError, in one line, when the file is damaged or the adapter was trained on another base.
@@ -99,9 +136,35 @@ class AdaptedClassifier:
         if stored.base_sha256 != base.sha256():
             raise ValueError(f"{path}: was trained on another base ({stored.base_sha256})")
         try:
-            return AdaptedClassifier(base, stored.factors, stored.scaling)
+            return AdaptedClassifier(base, stored.factors, stored.scaling, facts)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+    def _known_facts(self) -> ImageFacts:
+        if self.facts is None:
+            raise ValueError("facts: missing; lora_exp.load_run(FOLDER).classifier() knows shape and classes")
+        return self.facts
+
+    def _rows(self, images: Any, facts: ImageFacts) -> torch.Tensor:
+        """Images as rows [N, I], uint8 or float32. Raises ValueError for those that are no images of this form."""
+        given = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
+        channels, height, width = facts.shape
+        first, last = (channels, height, width), (height, width, channels)
+        allowed, own = [first, last, *([(height, width)] if channels == 1 else [])], tuple(given.shape[1:])
+        if own not in (*allowed, (facts.pixels,)):
+            forms = " or ".join(f"[N, {', '.join(map(str, form))}]" for form in allowed)
+            raise ValueError(f"images: have the shape {list(given.shape)}; must be {forms}; one image is image[None]")
+        rows = (given.movedim(-1, 1) if own == last != first else given).detach().flatten(1)
+        if rows.dtype == torch.uint8 or not len(rows):
+            return rows
+        if not rows.is_floating_point():
+            kind = str(rows.dtype).removeprefix("torch.")
+            raise ValueError(f"images: are {kind}; must be uint8, from 0 to 255, or floats that are normalised")
+        most = max(max(mean, 1 - mean) / std for mean, std in zip(facts.mean, facts.std, strict=True))
+        if not (found := float(rows.abs().max())) <= self._FAR_OUT * most:  # nor is NaN
+            how = f"(pixel / 255 - mean) / deviation, with mean {facts.mean} and deviation {facts.std}"
+            raise ValueError(f"images: have values of {found:g}; floats must be normalised, {how}; or give uint8")
+        return rows.to(torch.float32)
 
 
 def encode_adapter(factors: Mapping[str, torch.Tensor], scaling: Mapping[str, float], base_sha256: str) -> bytes:

@@ -15,12 +15,11 @@ from lora_exp.config.methods import METHODS
 from lora_exp.config.models import MODULE, STACK, VIT
 from lora_exp.errors import LoraExpError
 from lora_exp.numerics import request_portable_kernels
-from lora_exp.storage.result import RunResult, read_run, whole_adapter
+from lora_exp.storage.result import RunResult, read_run
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_exp.adapters.adapted import AdaptedClassifier
     from lora_exp.config.settings import Settings
     from lora_exp.model.base import BaseModel
 
@@ -65,10 +64,10 @@ def export_peft(folder: Path, out: Path | None, overrides: Sequence[str]) -> Pat
     from safetensors.torch import save
 
     from lora_exp.adapters.peft import ADAPTER_CONFIG, peft_files
-    from lora_exp.training.base import load_base
+    from lora_exp.training.base import load_classifier
 
-    base = load_base(folder, overrides)
-    adapted = adapted_classifier(base, folder, result)
+    adapted = load_classifier(folder, overrides)
+    base = adapted.base
     layers = base.network.layers
     try:
         files = peft_files(adapted.factors, adapted.scaling, layers, adapter.dropout)
@@ -97,17 +96,17 @@ def merge(folder: Path, out: Path | None, overrides: Sequence[str]) -> Path:
     from safetensors.torch import save
 
     from lora_exp.adapters.adapted import METADATA
-    from lora_exp.training.base import load_base
+    from lora_exp.training.base import load_classifier
 
-    base = load_base(folder, overrides)
+    adapted = load_classifier(folder, overrides)
     about = {
         "model": dataclasses.asdict(result.spec.model),
-        "base_sha256": base.sha256(),
+        "base_sha256": adapted.base.sha256(),
         "adapter_sha256": result.outcome.adapter_sha256,
         "run": result.name,
         "folder": str(folder.absolute()),
     }
-    merged = _state_dict(adapted_classifier(base, folder, result).merge())
+    merged = _state_dict(adapted.merge())
     out = folder / "merged.safetensors" if out is None else out
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(save(merged, metadata={METADATA: json.dumps(about, sort_keys=True)}))
@@ -123,16 +122,6 @@ def settings_with_kernels(result: RunResult, overrides: Sequence[str]) -> Settin
     if settings.device.portable:
         request_portable_kernels()
     return settings
-
-
-def adapted_classifier(base: BaseModel, folder: Path, result: RunResult) -> AdaptedClassifier:
-    """The classifier of the run in `folder`. Raises LoraExpError when its adapter can't be read or is damaged."""
-    from lora_exp.adapters.adapted import AdaptedClassifier
-
-    try:
-        return AdaptedClassifier.load(base, whole_adapter(folder, result))
-    except ValueError as error:
-        raise LoraExpError(str(error)) from error
 
 
 def _state_dict(model: BaseModel) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.commands.arguments import add_overrides, add_run, parse
-from lora_exp.commands.export import VIT_FILE, adapted_classifier, settings_with_kernels
+from lora_exp.commands.export import VIT_FILE, settings_with_kernels
 from lora_exp.config.fields import is_name
 from lora_exp.config.images import ImageFacts
 from lora_exp.config.models import MODULE, STACK, VIT, ModelSpec
@@ -66,13 +66,13 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
 
     from lora_exp.data.prepared import prepare, test_pictures
     from lora_exp.model.base import plain_module
-    from lora_exp.training.base import load_base
+    from lora_exp.training.base import load_classifier
 
     try:
         stored = load_file(folder / PREDICTIONS)
     except (OSError, SafetensorError) as error:
         raise LoraExpError(f"{folder / PREDICTIONS}: can't be read ({in_words(error)})") from error
-    module = plain_module(adapted_classifier(load_base(folder, overrides), folder, result).merge())
+    module = plain_module(load_classifier(folder, overrides).merge())
     recorder = Recorder.open(settings.tracking)
     made_of = _made_of(result.spec.model, result.facts, module)
     images, _ = test_pictures(prepare(result.spec.data, settings.data))

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from lora_exp.adapters.adapted import AdaptedClassifier
 from lora_exp.config.images import ImageFacts
 from lora_exp.config.models import ModelSpec
 from lora_exp.config.spec import RunSpec
@@ -20,7 +21,7 @@ from lora_exp.errors import LoraExpError
 from lora_exp.model.base import BaseModel, assemble, train
 from lora_exp.model.data import ImageData, Split
 from lora_exp.model.weights import read_weights
-from lora_exp.storage.result import read_run
+from lora_exp.storage.result import read_run, whole_adapter
 from lora_exp.storage.store import Store
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.training.evaluation import Predictions, predict_base
@@ -103,6 +104,19 @@ def load_base(folder: str | Path, overrides: Sequence[str] = ()) -> BaseModel:
         f"{folder}: its base {sha256[:12]} is not in {store.root}; name the store with store.folder=FOLDER, or make "
         f"run and base again: {command}"
     )
+
+
+def load_classifier(folder: str | Path, overrides: Sequence[str] = ()) -> AdaptedClassifier:
+    """The classifier of the run in `folder`: its base, found as `load_base` does, with its adapter.
+
+    Raises LoraExpError as `load_base` does, and when the adapter can't be read or is damaged.
+    """
+    base, result = load_base(folder, overrides), read_run(Path(folder))
+    path = whole_adapter(Path(folder), result)
+    try:
+        return AdaptedClassifier.load(base, path, result.facts)
+    except ValueError as error:
+        raise LoraExpError(str(error)) from error
 
 
 def read_base(spec: RunSpec, data: ImageData, files: Mapping[str, bytes], device: torch.device) -> TrainedBase:
