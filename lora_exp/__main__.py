@@ -1,10 +1,9 @@
-"""The command line: `lora-exp [overrides]` is the Hydra application, `lora-exp ui` and others are sub-commands."""
+"""The command line: `lora-exp OVERRIDES` is the Hydra application, `lora-exp ui` and others are sub-commands."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import io
 import logging
 import os
@@ -13,15 +12,19 @@ import sys
 import time
 from pathlib import Path
 
+from lora_exp import __version__
 from lora_exp.child import INTERRUPTIONS
 from lora_exp.commands import COMMANDS
 from lora_exp.config.fields import is_text
-from lora_exp.errors import LoraExpError, explained
+from lora_exp.errors import LoraExpError, closest, did_you_mean, explained
 from lora_exp.sweeps.recording import recording
 
 # Commands with these compute nothing, and runs with those record nothing.
-ASKING = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+HELP = {"--help", "-h"}
+ASKING = HELP | {"--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 PLANNING = "sweep.plan=true"
+# Flags that take no value: Hydra wants the overrides side by side, so these may not stand among them.
+FLAGS = {"-m", "--multirun", "-r", "--run", "--resolve"}
 NO_TRACKING = {"tracking=off", "tracking.kind=off"}
 SECONDS_TO_END = 10.0
 
@@ -66,16 +69,34 @@ def _do(arguments: list[str]) -> int:
         raise LoraExpError("the working folder does not exist any more") from error
     if not is_text(here):
         raise LoraExpError(f"the working folder {here!a}: its name is not text in this locale; try LC_ALL=C.UTF-8")
-    if arguments[:1] and arguments[0] in COMMANDS:
-        module, _, function = COMMANDS[arguments[0]].partition(":")
-        command = getattr(importlib.import_module(f"lora_exp.commands.{module}"), function or "main")
-        outcome: int | list[str] = command(arguments[1:])
-        return outcome if isinstance(outcome, int) else _do(outcome)
+    first = arguments[0] if arguments else "help"
+    if first in COMMANDS:
+        outcome = COMMANDS[first].run(arguments[1:])
+        return outcome if isinstance(outcome, int) else _run(outcome)
+    if "--version" in arguments:
+        print(f"lora-exp {__version__}")
+        return 0
+    if "=" not in first and not first.startswith(("-", "~")):
+        meant = did_you_mean(closest(first, COMMANDS)) or "; lora-exp help lists the commands"
+        raise LoraExpError(f"{first or ascii(first)}: must be a command, or an override KEY=VALUE{meant}")
+    return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the Hydra application; the exit code."""
+    given = list(map(_for_hydra, arguments))
     # Hydra's own parser reads sys.argv and knows only its own flags.
-    sys.argv[1:] = list(map(_for_hydra, arguments))
-    if not any(argument.partition("=")[0] in ASKING or argument == PLANNING for argument in sys.argv):
-        # It imports MLflow while this process imports Hydra and torch.
-        recording().start(with_mlflow=not NO_TRACKING & set(sys.argv))
+    sys.argv[1:] = sorted(given, key=lambda argument: argument not in FLAGS)
+    if HELP & set(given):
+        from lora_exp.commands.help import ABOUT, command_lines
+
+        print(f"{ABOUT}\n{command_lines()}\n")
+    elif not any(argument.partition("=")[0] in ASKING for argument in given):
+        with contextlib.suppress(OSError):  # seconds before the first log
+            print(f"{time.strftime('%H:%M:%S')} starting; libraries take seconds to load", file=sys.stderr, flush=True)
+        if PLANNING not in given:
+            # It imports MLflow while this process imports Hydra and torch.
+            recording().start(with_mlflow=not NO_TRACKING & set(given))
     from lora_exp.sweeps.application import run_application
 
     run_application()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 # No space on the disk, none in the quota, or a file larger than this process may write.
@@ -48,6 +49,16 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def closest(given: str, names: Iterable[str]) -> list[str]:
+    """The one name that is most like a mistyped one; none where none is like it."""
+    return difflib.get_close_matches(given, list(names), 1)
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """The end of a message on a mistyped name, with the names that may have been meant; empty where there are none."""
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def installing(extra: str) -> str:

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_exp.config.compose import PRESETS
-from lora_exp.config.settings import SETTINGS
-from lora_exp.config.spec import SPECS
-from lora_exp.errors import LoraExpError
-
-OVERRIDE_GROUPS = (*SPECS, *SETTINGS, "experiment", "hydra")
+from lora_exp.config.names import OVERRIDE_GROUPS, meant
+from lora_exp.errors import LoraExpError, did_you_mean
 
 
 def is_override(argument: str) -> bool:
@@ -44,6 +41,6 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
     options = parser.parse_args([argument for argument in arguments if not is_override(argument)])
     if options.overrides:
         form = f"an override GROUP.KEY=VALUE, with GROUP one of {', '.join(OVERRIDE_GROUPS)}"
-        raise LoraExpError(f"{options.overrides[0]}: must be {form}")
+        raise LoraExpError(f"{options.overrides[0]}: must be {form}{did_you_mean(meant(options.overrides[0]))}")
     options.overrides = overrides
     return options

@@ -9,6 +9,7 @@ In reading order:
 - `weights`: a file of trained weights, checked and hashed
 - `spec`: everything that determines the numbers of a run, as frozen dataclasses
 - `settings`: where a run is computed and recorded, which changes no number
+- `names`: the names of groups and keys, and what a mistyped one may mean
 - `compose`: Hydra and OmegaConf to spec and settings, and their errors to one line
 - `hydra_rules`: which of Hydra's own keys may be set, so that no config can run code
 """

@@ -20,13 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasToken, YAMLError, scan
 
-from lora_exp.config.settings import SETTINGS, DataFolder, Settings, settings_from
+from lora_exp.config.names import GROUPS, needs_a_sweep, no_such_key
+from lora_exp.config.settings import SETTINGS, Settings, settings_from
 from lora_exp.config.spec import DIGITS, NOT_SPEC, SPECS, RunSpec, spec_from
-from lora_exp.errors import LoraExpError
+from lora_exp.errors import LoraExpError, closest, did_you_mean
 
-# Top-level config group -> dataclasses of its keys.
-GROUPS: dict[str, tuple[type[Any], ...]] = {name: (cls,) for name, cls in (SPECS | SETTINGS).items()}
-GROUPS["data"] += (DataFolder,)
 # The option that names a folder of one's own presets. In records it stands before the overrides of a run.
 PRESETS = "--config-dir="
 
@@ -83,7 +81,7 @@ def read(config: DictConfig) -> tuple[RunSpec, Settings]:
     """
     values = plain(config)
     for unknown in sorted(set(values) - set(GROUPS)):
-        raise LoraExpError(_no_such_group(unknown))
+        raise LoraExpError(no_such_key(unknown))
     return spec_from(values), settings_from(values)
 
 
@@ -103,11 +101,14 @@ def compose_config(arguments: Sequence[str], multirun: bool = False) -> DictConf
     folders = [argument.removeprefix(PRESETS) for argument in arguments if argument.startswith(PRESETS)]
     with one_line_errors():
         register()
-        check_overrides(overrides)
+        parsed = check_overrides(overrides)
         with initialize_config_dir(str(config_folder()), version_base="1.3"), _presets(folders):
-            if multirun:
+            lists = [own.input_line or "" for own in parsed if own.is_sweep_override()]
+            if multirun or lists:
                 load = GlobalHydra.instance().config_loader().load_configuration
                 config = load("config", overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
+                if not multirun and config.hydra.mode != RunMode.MULTIRUN:  # else a preset makes it a sweep
+                    raise LoraExpError(needs_a_sweep(lists[0]))
             else:
                 config = compose("config", overrides, return_hydra_config=True)
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
@@ -223,7 +224,9 @@ def error_line(error: BaseException) -> str:
         chain.append(walk)
         walk = walk.__cause__ or walk.__context__
     if isinstance(error, OverrideParseException):
-        name, _, value = error.override.partition("=")
+        name, equals, value = error.override.partition("=")
+        if not equals:
+            return f"{error.override}: must be KEY=VALUE, such as adapter.rank=4"
         form = f"""'{name}="{value or "text"}"'"""
         why = "text with signs, or letters other than a to z, needs quotes within those of the shell"
         return f"{error.override}: can't be parsed; {why}, such as {form}"
@@ -232,17 +235,17 @@ def error_line(error: BaseException) -> str:
     key = next((str(e.full_key) for e in chain if isinstance(e, OmegaConfBaseException) and e.full_key), None)
     for missing in chain:
         if isinstance(missing, MissingConfigException) and missing.missing_cfg_file:
-            option = missing.missing_cfg_file.replace("/", "=", 1)
-            return f"{option}: no such option; allowed: {', '.join(missing.options or [])}"
+            group, _, option = missing.missing_cfg_file.partition("/")
+            meant = [f"{group}={name}" for name in closest(option, missing.options or [])]
+            allowed = ", ".join(missing.options or [])
+            return f"{group}={option}: no such option; allowed: {allowed}{did_you_mean(meant)}"
     whole = " ".join(str(error).split())
     if key is None or "interpolation" in type(chain[-1]).__name__.lower():
         return whole or type(error).__name__
     group, _, name = key.partition(".")
     known = {f.name: f.metadata["allowed"] for cls in GROUPS.get(group, ()) for f in dataclasses.fields(cls)}
-    if name and known and name not in known:
-        return f"{key}: no such key; allowed in {group}: {', '.join(known)}"
-    if not name and group not in GROUPS:
-        return _no_such_group(key)
+    if (name and known and name not in known) or (not name and group not in GROUPS):
+        return no_such_key(key)
     text = known.get(name)
     given = next((str(e).split("override ", 1)[1].split("\n")[0] for e in chain if "merging override " in str(e)), key)
     return f"{given}: must be {text}" if text else whole
@@ -272,10 +275,6 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def _plain_value(value: Any) -> Any:
     is_config = OmegaConf.is_config(value)
     return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if is_config else value
-
-
-def _no_such_group(key: str) -> str:
-    return f"{key}: no such key; allowed: {', '.join([*GROUPS, 'experiment', 'hydra'])}"
 
 
 def _omega_default(default: Any) -> Any:

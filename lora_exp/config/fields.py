@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from typing import Any
 
+from lora_exp.errors import LoraExpError, closest, did_you_mean
+
 SMALLEST, LARGEST = 1e-37, 3e38  # of the numbers that single precision holds with all its digits
 POSITIVE = f"a number above 0, from {SMALLEST:g} to {LARGEST:g}"
 
@@ -77,6 +79,13 @@ def allow(text: str, check: Callable[[Any], bool], **default: Any) -> Any:
     return field(metadata={"allowed": text, "check": check}, **default)
 
 
+def refusal(key: str, shown: str, allowed: str) -> LoraExpError:
+    """The error for a value that is not allowed; it ends with one of the allowed names that may have been meant."""
+    names = allowed.rpartition("one of ")[2].split(", ") if "one of " in allowed and shown != "null" else []
+    meant = [f"{key}={name}" for name in closest(shown, names)]
+    return LoraExpError(f"{key}={shown}: must be {allowed}{did_you_mean(meant)}")
+
+
 def integer(least: int, **default: Any) -> Any:
     """A field for integers of at least `least`."""
     return allow(f"an integer of at least {least}", lambda v: is_int(v) and v >= least, **default)
@@ -94,7 +103,8 @@ def flag(**default: Any) -> Any:
 
 def one_of(names: Iterable[str], **default: Any) -> Any:
     """A field for one of these names."""
-    return allow("one of " + ", ".join(names), lambda v: v in tuple(names), **default)
+    known = tuple(names)
+    return allow("one of " + ", ".join(known), lambda v: v in known, **default)
 
 
 def optional(text: str, check: Callable[[Any], bool], null: str = "null") -> Any:

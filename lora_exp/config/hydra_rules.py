@@ -7,23 +7,48 @@ Hydra calls code and sets environment variables that its `hydra` node names. So 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.config.fields import is_text
+from lora_exp.config.names import check_name
 from lora_exp.config.spec import SPECS
-from lora_exp.errors import LoraExpError
+from lora_exp.errors import LoraExpError, closest, did_you_mean
 
-OPEN = ("hydra.mode", "hydra.verbose", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.params")
+# Key -> what it does.
+OPEN = {
+    "hydra.mode": "MULTIRUN makes a preset a sweep, without -m",
+    "hydra.verbose": "true, or a list of the names of loggers: log more",
+    "hydra.run.dir": "folder of a single run",
+    "hydra.sweep.dir": "folder of a sweep; the same command with the folder of an earlier one goes on with it",
+    "hydra.sweeper.params": "in a preset: the keys that vary and their values, as on the command line",
+}
+# Group -> option -> what it does.
 OPTIONS = {
-    "hydra/sweeper": ("grid", "optuna"),
-    "hydra/launcher": ("packed", "basic"),
-    "hydra/job_logging": ("default", "disabled", "none", "stdout"),
-    "hydra/hydra_logging": ("default", "disabled", "none"),
+    "hydra/sweeper": {
+        "grid": "every combination of the values",
+        "optuna": "a search, as the keys of search say",
+    },
+    "hydra/launcher": {
+        "packed": "jobs train in packs",
+        "basic": "jobs run one by one, with the same bits",
+    },
+    "hydra/job_logging": {
+        "default": "log lines on the terminal and in a file of the run",
+        "stdout": "on the terminal alone",
+        "none": "warnings on the terminal alone",
+        "disabled": "no log lines",
+    },
+    "hydra/hydra_logging": {
+        "default": "Hydra's own log lines on the terminal",
+        "none": "its warnings alone",
+        "disabled": "none of them",
+    },
 }
 # Keys that Hydra itself fills in for a run.
 FILLED_IN = ("hydra.overrides", "hydra.runtime", "hydra.job.override_dirname", "hydra.job.id", "hydra.job.num")
@@ -32,20 +57,24 @@ CLOSED_RESOLVERS = ("oc.env", "oc.create", "oc.decode", "oc.deprecated")
 SAME_FOR_ALL_JOBS = re.compile(r"\$\{(now:[^{}]*|unique:)\}")
 
 
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Reject overrides of closed keys, and those that leave a group out, before composing: a search path alone makes
-    Hydra import packages.
+def check_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Reject overrides of unknown and of closed keys, and those that leave a group out, before composing: a search
+    path alone makes Hydra import packages.
 
-    Raises LoraExpError, or what Hydra's parser raises for an override that it can't parse.
+    Returns them as Hydra's parser reads them. Raises LoraExpError, or what that parser raises for an override that it
+    can't parse.
     """
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for override in parsed:
         key = override.key_or_group
         if override.is_delete() and key in SPECS:  # whose defaults alone would be another run
             raise LoraExpError(f"{override.input_line}: a run needs this group; choose an option of it")
+        check_name(override)
         if key.partition("/")[0].partition(".")[0] != "hydra" or _is_under(key, OPEN):
             continue
         if key not in OPTIONS or override.package is not None or override.value() not in OPTIONS[key]:
             raise LoraExpError(_closed(override.input_line or key))
+    return parsed
 
 
 def own_choices(config: DictConfig) -> list[str]:
@@ -98,10 +127,12 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _is_under(key: str, names: Sequence[str]) -> bool:
+def _is_under(key: str, names: Iterable[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _closed(given: str) -> str:
     options = ", ".join(f"{group}={'|'.join(names)}" for group, names in OPTIONS.items())
-    return f"{given}: can't be chosen; of Hydra's keys only these can: {', '.join(OPEN)}, {options}"
+    every = [*OPEN, *(f"{group}={name}" for group, names in OPTIONS.items() for name in names)]
+    allowed = f"of Hydra's keys only these can: {', '.join(OPEN)}, {options}"
+    return f"{given}: can't be chosen; {allowed}{did_you_mean(closest(given, every))}"

@@ -30,6 +30,7 @@ from lora_exp.config.fields import (
     one_of,
     optional,
     positive,
+    refusal,
 )
 from lora_exp.config.methods import METHODS
 from lora_exp.config.models import ModelSpec
@@ -101,7 +102,7 @@ class BaseSpec:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """How the base is adapted: the method and its options. `methods.py` names the sources.
+    """How the base is adapted: the method and its options. docs/methods.md names the sources.
 
     `rank_pattern` and `alpha_pattern` set rank and alpha by layer; the last pattern that matches a layer counts.
     """
@@ -229,7 +230,7 @@ def checked(cls: type[T], group: str, values: Mapping[str, Any]) -> T:
     for name, known in fields.items():
         if name in values:
             if not known.metadata["check"](values[name]):
-                raise LoraExpError(f"{group}.{name}={_shown(values[name])}: must be {known.metadata['allowed']}")
+                raise refusal(f"{group}.{name}", _shown(values[name]), known.metadata["allowed"])
             clean[name] = _normal(name, known.type, values[name])
         elif known.default is dataclasses.MISSING:
             raise LoraExpError(f"{group}.{name}: missing; needs {known.metadata['allowed']}")

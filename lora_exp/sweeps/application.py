@@ -25,7 +25,7 @@ from lora_exp.config.compose import (
     register,
 )
 from lora_exp.config.hydra_rules import check_overrides
-from lora_exp.errors import LoraExpError
+from lora_exp.errors import LoraExpError, closest, did_you_mean
 
 
 def run_application() -> None:
@@ -77,9 +77,11 @@ def _given() -> argparse.Namespace:
     with one_line_errors():
         unknown = parser.parse_known_args(namespace=given)[1]
     if unknown:
-        raise LoraExpError(
-            f"{unknown[0]}: no such option, or an override separated from the others; --help lists the options"
-        )
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        meant = did_you_mean(closest(unknown[0], [*known, "--plan"])) or "; lora-exp --help lists them"
+        if unknown[0].startswith("-"):
+            raise LoraExpError(f"{unknown[0]}: no such flag{meant}")
+        raise LoraExpError(f"{unknown[0]}: overrides must stand side by side, after the flags")
     for name in ("config_name", "config_path", "experimental_rerun"):
         if getattr(given, name) is not None:
             raise LoraExpError(f"--{name.replace('_', '-')}: can't be chosen; configs are those in {config_folder()}")

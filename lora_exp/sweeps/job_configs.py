@@ -23,8 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_exp.config.compose import GROUPS, one_line_errors, plain, read, without_hydra
+from lora_exp.config.compose import one_line_errors, plain, read, without_hydra
 from lora_exp.config.hydra_rules import check_hydra
+from lora_exp.config.names import GROUPS
 from lora_exp.config.settings import Settings, settings_from
 from lora_exp.config.spec import SPECS, RunSpec, spec_from
 from lora_exp.errors import LoraExpError
