@@ -1,4 +1,4 @@
-"""The recommendation in words and as a table: what to use for each class, its gain and its price, and how sure it is."""
+"""The recommendation in words and as a table: what to use for each class, its gain and price, and how sure that is."""
 
 from __future__ import annotations
 
