@@ -36,7 +36,7 @@ TERMS = {
     "override": "KEY=VALUE on the command line, in place of the value in the config",
     "pack": "jobs that train together as one batched computation; each has the same bits as alone",
     "price": "what a gain on the target costs: forgetting, and parameters",
-    "rank": "columns of LoRA's A and rows of its B; the rank of the update of a layer is at most that",
+    "rank": "rows of LoRA's A and columns of its B; the rank of the update of a layer is at most that",
     "recall": "share of the images of a class that are classified as that class; 1 minus the error on it",
     "replay": "share of the fine-tuning images that are of other classes than the target",
     "rung": "a number of steps after which halving compares jobs and stops the worse ones",
