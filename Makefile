@@ -8,7 +8,7 @@ TESTS := python -m pytest --numprocesses 2 --dist worksteal --durations 25
 # Threads that wait actively would take the core that the other half of the tests needs.
 test test-long minimum: export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: sweep test test-reference test-long minimum audit setup browser example clean
+.PHONY: sweep test test-reference test-long minimum audit setup browser example docs site clean
 
 sweep: setup
 	$(BIN)/lora-exp experiment=rank_by_digit
@@ -63,5 +63,14 @@ browser:
 example: setup
 	$(BIN)/lora-exp experiment=rank_by_digit device.portable=true report.name=example
 
+# The pages that are written from the code; tests hold them to it.
+docs: setup
+	$(BIN)/python docs/reference.py
+	$(BIN)/lora-exp glossary --markdown > docs/glossary.md
+
+# docs/ as a site in site/; a link that leads nowhere is an error, in tests/test_site.py too.
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(MINIMUM) $(AUDIT) cache runs mlflow.db mlartifacts .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(MINIMUM) $(AUDIT) site cache runs mlflow.db mlartifacts .pytest_cache .mypy_cache .ruff_cache

@@ -88,6 +88,29 @@ def test_the_walk_from_a_state_dict_to_a_rank_works_as_it_stands(tmp_path: Path)
     assert read_sweep(folder).frame["status"].eq("finished").all()
 
 
+def test_the_first_sweep_works_as_it_stands_and_shows_what_the_text_says(
+    tmp_path: Path, data_root: Path, mnist: ImageData
+) -> None:
+    text = (ROOT / "docs" / "first_sweep.md").read_text()
+    place = prepared(tmp_path, data_root)
+    commands = [shlex.split(block)[1:] for block in re.findall(r"```bash\n(.*?)```", text, re.S)]
+    planned, swept, repeated, reproduced, exported = (place.run(*command)[0] for command in commands)
+    assert "12 jobs: 0 in the store already, 12 to run" in planned
+    assert f"report   {tmp_path}/multirun_reports/first/report.html" in swept and "base.seed" in swept
+    assert place.made_once() == 12 + 4 and "multirun_reports/bases" in repeated  # two were in the store
+    assert "have the same bits" in reproduced and (tmp_path / exported.strip()).is_dir()
+    frame = read_sweep(tmp_path / "runs" / "first").frame
+    means = frame.groupby("replay")[["forgetting", "target_error", "balanced_accuracy_gained"]].mean()
+    assert means.loc[0.0, "forgetting"] > 0.5 and means.loc[0.0, "target_error"] < 0.01
+    assert (means["balanced_accuracy_gained"] > 0).tolist() == [False, False, True]
+    [last] = frame[frame["job"] == 11].to_dict("records")
+    assert (last["target"], last["rank"], last["replay"]) == ("8", 4, 0.8)
+    [code] = re.findall(r"```python\n(.*?)```", text, re.S)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^8 +1 +-0\.\d+ ", done.stdout, re.MULTILINE), done.stdout
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Place:
     """A sweep in MLflow, and one of its runs in the model registry, as docs/mlflow.md assumes."""
