@@ -53,7 +53,7 @@ def place(root: Path, name: str) -> Path:
 
 def bits(folder: Path) -> tuple[pd.DataFrame, list[bytes]]:
     """The numbers and the tensors of a sweep, without times and places."""
-    table = lora_exp.load_sweep(folder / RUNS)
+    table = lora_exp.load_sweep(folder / RUNS).frame
     away = [name for name in table if name.startswith("seconds_") or name in ("folder", "sweep", "overrides")]
     names = ("adapter.safetensors", "predictions.safetensors")
     return table.drop(columns=away), [(folder / RUNS / str(job) / n).read_bytes() for job in range(4) for n in names]

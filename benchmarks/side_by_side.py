@@ -71,7 +71,7 @@ def ours(folder: Path, ranks: list[int]) -> tuple[float, float, dict[tuple[int, 
         seconds.append(timed(command, folder)[0])
         (folder / "store" / "results").rename(folder / f"results-{time.time_ns()}")
     newest = max(folder.glob("runs/*/*/sweep.json"), key=lambda path: path.stat().st_mtime).parent
-    table = lora_exp.load_sweep(newest)
+    table = lora_exp.load_sweep(newest).frame
     errors = {(int(row["rank"]), int(row["target"])): float(row["target_error"]) for row in table.to_dict("records")}
     return seconds[0], seconds[1], errors
 

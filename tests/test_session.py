@@ -30,7 +30,7 @@ def made():
     return sum(line.startswith("results ") for line in lines)
 
 def seen(name, sweep):
-    told[name] = {"folder": str(sweep.folder), "made": made(), "keys": [one.spec.key for one in sweep.results.values()],
+    told[name] = {"folder": str(sweep.folder), "made": made(), "keys": [run.spec.key for run in sweep.runs],
                   "status": list(sweep.frame["status"]), "jobs": len(sweep.frame)}
     return sweep
 
@@ -144,7 +144,7 @@ def test_a_job_that_fails_is_a_row_and_no_error(told: dict[str, Any], place: Pla
 
 def test_blanks_quotes_and_commas_reach_the_spec_as_they_are(told: dict[str, Any], place: Place) -> None:
     folder = place.folder / "runs" / "names, of 'all'"
-    assert told["names"]["folder"] == str(folder.relative_to(place.folder))
+    assert told["names"]["folder"] == str(folder)
     assert [read(folder / str(job)).spec.finetune.target for job in range(len(NAMES))] == [(name,) for name in NAMES]
     assert set(read_sweep(folder).frame["target"]) == set(NAMES)
 

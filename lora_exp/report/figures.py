@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib import colormaps
@@ -213,7 +213,7 @@ def short(text: str, most: int = 13) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path | BinaryIO) -> None:
     """Write a figure. Fonts lack some letters of names, and layouts room; neither is for users to be warned of."""
     log = logging.getLogger("matplotlib")
     level = log.level

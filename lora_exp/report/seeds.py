@@ -133,7 +133,7 @@ class Comparison:
 
 
 def compare(frame: pd.DataFrame) -> Comparison | None:
-    """Compare the settings of a sweep, `frame` from `load_sweep`; None without a finished run."""
+    """Compare the settings of a sweep, `frame` from `read_sweep`; None without a finished run."""
     runs = finished(frame)
     if runs.empty:
         return None

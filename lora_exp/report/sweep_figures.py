@@ -29,7 +29,7 @@ STACKED_RANKS = 8  # heat maps with more ranks stand above each other
 def heat_maps(frame: pd.DataFrame) -> Figure:
     """Draw target error (%), forgetting and balanced accuracy gained (percentage points) by target class and rank.
 
-    `frame` comes from `load_sweep`. A cell shows the mean of its finished runs; one without any is grey. What no run
+    `frame` comes from `read_sweep`. A cell shows the mean of its finished runs; one without any is grey. What no run
     has, as in sweeps of older versions, is left out.
     """
     ran = frame[frame["rank"].notna()]

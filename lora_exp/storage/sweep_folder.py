@@ -45,28 +45,24 @@ class Sweep:
 
     def logits(self, job: int) -> Logits:
         """Read the logits of job `job` for the test images. Raises ValueError when its file is absent or damaged."""
-        try:
-            tensors = load_file(Path(self.frame["folder"].iloc[job]) / PREDICTIONS)
-        except (OSError, SafetensorError) as error:
-            raise ValueError("its predictions can't be read") from error
-        return from_tensors(tensors)[0]
+        return read_logits(Path(self.frame["folder"].iloc[job]))[0]
 
 
-def load_sweep(folder: str | Path) -> pd.DataFrame:
-    """Return a table with one row per job of the sweep (or the one run) in `folder`, in job order.
-
-    Columns: `job`, `sweep`, settings, `status`, errors (rates from 0 to 1), parameters, times, `error`, `folder`,
-    `overrides`. Before `status` stands every further setting in which the runs differ, such as `dropout`.
-    `status` is "finished", "diverged", "stopped" (by halving), "failed" or "missing". Only finished rows have errors;
-    failed and missing ones have no numbers at all. Raises LoraExpError when the folder holds no run.
-    """
-    return read_sweep(folder).frame
+def read_logits(folder: Path) -> tuple[Logits, Logits | None]:
+    """Read the logits of a run for the test and the validation images. Raises ValueError as `Sweep.logits` does."""
+    try:
+        tensors = load_file(folder / PREDICTIONS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError("its predictions can't be read") from error
+    return from_tensors(tensors)
 
 
 def read_sweep(folder: str | Path) -> Sweep:
     """Read the sweep (or the one run) in `folder`, with its results.
 
-    Raises LoraExpError when the folder holds no run or its `sweep.json` can't be read.
+    `status` in the frame is "finished", "diverged", "stopped" (by halving), "failed" or "missing". Only finished rows
+    have errors; failed and missing ones have no numbers at all. Raises LoraExpError when the folder holds no run or its
+    `sweep.json` can't be read.
     """
     folder = Path(folder)
     if (folder / SWEEP).is_file():

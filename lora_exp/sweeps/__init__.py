@@ -3,7 +3,6 @@
 In reading order:
 
 - `application`: from the command line to a run or a sweep
-- `session`: a sweep from Python, and a module of one's own as its model
 - `job`: one job, from a config to a result in its folder
 - `recording`: what is recorded of runs, by two processes beside the launching one
 - `records`: what these do: runs in MLflow, figures, the report of a sweep

@@ -25,7 +25,7 @@ Judge = Callable[[Runs], Finding]
 
 
 def judged(name: str, frame: pd.DataFrame) -> Verdict:
-    """Judge claim `name` on a sweep, given `frame` from `load_sweep`."""
+    """Judge claim `name` on a sweep, given `frame` from `read_sweep`."""
     claim = REGISTRY[name]
     try:
         found = claim.judge(evidence(frame))

@@ -128,7 +128,7 @@ class Runs:
 
 
 def evidence(frame: pd.DataFrame) -> Runs:
-    """Collect all runs of a sweep, `frame` from `load_sweep`, with the measures.
+    """Collect all runs of a sweep, `frame` from `read_sweep`, with the measures.
 
     Raises Undecided when jobs failed or are missing, since their numbers are unknown.
     """

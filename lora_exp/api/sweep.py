@@ -1,0 +1,202 @@
+"""A sweep from Python: its table, its figures, its runs, and the best of them."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import pandas as pd
+
+from lora_exp.api.run import Run
+from lora_exp.api.shown import for_notebooks, page
+from lora_exp.errors import LoraExpError
+from lora_exp.report.recommended import headline, recommended_table
+from lora_exp.report.tables import runs_table
+from lora_exp.storage.recommendation import Recommendation, recommendations
+from lora_exp.storage.sweep_folder import Sweep as Stored
+from lora_exp.storage.sweep_folder import read_sweep
+from lora_exp.storage.table import CLASS_ERRORS, finished, target_order
+from lora_exp.storage.varied import heading, varied
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CHOSEN = "chosen_gained"
+# Parts of the names of columns of which less is better.
+LESS = ("error", "forgetting", "loss", "parameters", "overhead", "seconds", "broken")
+IMAGES = "images_"  # starts the columns of how many test images a class has
+
+
+def load_sweep(folder: str | Path) -> Sweep:
+    """Read the sweep in `folder`; a single run reads as a sweep of one job. Raises LoraExpError where there is none."""
+    return Sweep(read_sweep(Path(folder).absolute()))
+
+
+@final
+class Sweep:
+    """A sweep, as it was when it was read from its folder: a sequence of its jobs.
+
+    `command` is the command line that ran it, `started` when, `search` holds the settings of a search; None for a grid.
+    """
+
+    def __init__(self, stored: Stored) -> None:
+        self._stored = stored
+        self.folder, self.name = stored.folder, stored.name
+        self.command, self.started, self.search = stored.command, stored.started, stored.search
+
+    @functools.cached_property
+    def frame(self) -> pd.DataFrame:
+        """A table with one row a job, in job order.
+
+        Columns: `job`, `sweep`, settings, `status`, errors (rates from 0 to 1), parameters, times, `error`, `folder`,
+        `overrides`. Before `status` stands every further setting in which the runs differ, such as `dropout`. `status`
+        is "finished", "diverged", "stopped" (by halving), "failed" or "missing". Only finished rows have errors; failed
+        and missing ones have no numbers at all. `target` is an integer where every target is one number. Of each class
+        there are counts of test images: `errors_before_3`, `errors_3` and, of all its images, `images_3`.
+        """
+        return _typed(self._stored)
+
+    @property
+    def runs(self) -> list[Run]:
+        """The finished runs, in job order."""
+        return [self[int(job)] for job in finished(self._stored.frame)["job"]]
+
+    def __len__(self) -> int:
+        return len(self._stored.frame)
+
+    def __getitem__(self, job: int) -> Run:
+        if not -len(self) <= job < len(self):
+            raise IndexError(f"job {job}: this sweep has jobs 0 to {len(self) - 1}")
+        return Run(self._stored, range(len(self))[job])
+
+    def __iter__(self) -> Iterator[Run]:
+        return (self[job] for job in range(len(self)))
+
+    def best(self, by: str = CHOSEN, target: str | int | Sequence[str | int] | None = None) -> Run:
+        """A run of the setting that is recommended, for all classes or for `target`: chosen on held-out images.
+
+        With another column as `by`, the finished run with the best value there, which is the lowest of errors, losses
+        and costs. Such a value is of the test images: it says too much of new images once it was chosen by. Raises
+        LoraExpError where there is no such column or run, and where runs on different data or models compete.
+        """
+        frame = self._stored.frame if target is None else self._of(target)
+        if by != CHOSEN:
+            return self[self._best_by(by, finished(frame))]
+        first: dict[str, Recommendation] = {}  # of each data set and model
+        for one in recommendations(frame):
+            first.setdefault(str({name: value for name, value in one.task.items() if name != "target"}), one)
+        if not first:
+            raise LoraExpError(f"{self.folder}: has no finished run")
+        if len(first) > 1:
+            tasks = "; ".join(one.task_label for one in first.values())
+            raise LoraExpError(f"{self.folder}: has no best run of several tasks, which are not compared: {tasks}")
+        [chosen] = first.values()
+        return self[chosen.jobs[0]]
+
+    @property
+    def recommended(self) -> pd.DataFrame:
+        """What is recommended for all classes and for each: the setting, its gain and its price, one a row.
+
+        The setting is chosen on the images of `chosen_on`; `gained` (balanced accuracy) and `forgetting` are of others.
+        `low` to `high` is a 95 % interval over bases or seeds. Where nothing gains, `gains` is false: keep the base.
+        """
+        found = recommendations(self._stored.frame)
+        return pd.DataFrame(
+            {
+                "task": [one.task_label for one in found],
+                "setting": [one.setting_label for one in found],
+                "gains": [one.is_gain for one in found],
+                **{name: [one.interval[at] for one in found] for at, name in enumerate(("gained", "low", "high"))},
+                "forgetting": [one.means["elsewhere_forgetting"] for one in found],
+                "beyond_shift": [one.means["beyond_shift"] for one in found],
+                "parameters": [one.means["parameters_adapter"] for one in found],
+                "chosen_on": [one.chosen_on for one in found],
+                "jobs": [list(one.jobs) for one in found],
+            }
+        )
+
+    def plot_heat_maps(self) -> Figure:
+        """Draw target error, forgetting and balanced accuracy gained by target class and rank."""
+        from lora_exp.report.sweep_figures import heat_maps
+
+        return for_notebooks(heat_maps(self._with("rank")))
+
+    def plot_parameters(self) -> Figure:
+        """Draw the errors on the target and on the other classes against the number of adapter parameters."""
+        from lora_exp.report.sweep_figures import parameters_against_error
+
+        frame = self._with("parameters_adapter")
+        if not (frame["parameters_adapter"] > 0).any():
+            raise LoraExpError(f"{self.folder}: no adapter of its runs has parameters")
+        return for_notebooks(parameters_against_error(frame))
+
+    def plot_loss_curves(self) -> Figure:
+        """Draw the loss of every run by step."""
+        from lora_exp.report.figures import loss_curves
+
+        trained = [result for result in self._stored.results.values() if not result.imported]
+        if not any(result.outcome.diverged_at != 1 for result in trained):
+            raise LoraExpError(f"{self.folder}: no run has a loss to draw")
+        return for_notebooks(loss_curves(trained))
+
+    def __repr__(self) -> str:
+        return f"<Sweep {self.folder}: {self._said()}>"
+
+    def _repr_html_(self) -> str:
+        frame = self._stored.frame
+        if not (found := recommendations(frame)):
+            return page(self.name, [self._said(), str(self.folder)])
+        lines = [self._said(), str(self.folder), headline(found)]
+        return page(self.name, lines, recommended_table(found), runs_table(frame))
+
+    def _said(self) -> str:
+        """`40 jobs (39 finished, 1 failed) over class, rank`."""
+        frame = self._stored.frame
+        counts = ", ".join(f"{count:,} {status}" for status, count in Counter(frame["status"]).items())
+        names = ", ".join(map(heading, varied(frame)))
+        return f"{len(frame):,} job{'s' if len(frame) != 1 else ''} ({counts}){f' over {names}' if names else ''}"
+
+    def _of(self, target: str | int | Sequence[str | int]) -> pd.DataFrame:
+        """The rows with this target."""
+        frame = self._stored.frame
+        name = str(target) if isinstance(target, str | int) else ",".join(map(str, target))
+        if not (frame["target"] == name).any():
+            known = ", ".join(sorted(frame["target"].dropna().unique(), key=target_order))
+            raise LoraExpError(f"target={name}: no run of this sweep has it; targets are {known}")
+        return frame[frame["target"] == name]
+
+    def _best_by(self, by: str, runs: pd.DataFrame) -> int:
+        names = [str(name) for name in runs.select_dtypes("number")]
+        names = [name for name in names if list(runs).index(name) > list(runs).index("status")]
+        if by not in names:
+            raise LoraExpError(f"by={by}: no such measure; allowed: {', '.join(names)}")
+        runs = runs[runs[by].notna()].sort_values(by, ascending=any(part in by for part in LESS), kind="stable")
+        if runs.empty:
+            raise LoraExpError(f"by={by}: no finished run has a value of it")
+        return int(runs["job"].iloc[0])
+
+    def _with(self, name: str) -> pd.DataFrame:
+        """The whole frame, for a figure over a column. Raises LoraExpError where no finished run has a value there."""
+        if finished(self._stored.frame)[name].isna().all():
+            raise LoraExpError(f"{self.folder}: no finished run has a value of {name} to draw")
+        return self._stored.frame
+
+
+def _typed(stored: Stored) -> pd.DataFrame:
+    """The frame of a sweep with numbers for targets that are numbers, and with the numbers of images of each class."""
+    frame = stored.frame.copy()
+    known = frame["target"].dropna()
+    if len(known) and all(name.isdecimal() and name == str(int(name)) for name in known):
+        frame["target"] = frame["target"].astype("Int64")
+    counts: dict[str, dict[int, int]] = {}
+    for job, result in stored.results.items():
+        for name, count in zip(result.facts.classes, result.outcome.before.counts, strict=True):
+            counts.setdefault(name, {})[job] = count
+    for name, own in counts.items():
+        if f"{CLASS_ERRORS}{name}" in frame:
+            values = pd.Series([own.get(int(job)) for job in frame["job"]], dtype="Int64")
+            frame.insert(list(frame).index(f"{CLASS_ERRORS}{name}") + 1, f"{IMAGES}{name}", values)
+    return frame
