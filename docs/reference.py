@@ -218,7 +218,9 @@ def hydra() -> Iterator[str]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table and an empty line; nothing without rows."""
+    """A Markdown table and an empty line, without a last column that is empty; nothing without rows."""
+    if rows and not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
     if rows:
         for row in (header, ["---"] * len(header), *rows):
             yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"

@@ -93,7 +93,8 @@ def test_the_first_sweep_works_as_it_stands_and_shows_what_the_text_says(
 ) -> None:
     text = (ROOT / "docs" / "first_sweep.md").read_text()
     place = prepared(tmp_path, data_root)
-    commands = [shlex.split(block)[1:] for block in re.findall(r"```bash\n(.*?)```", text, re.S)]
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    commands = [shlex.split(block.replace("\\\n", " "))[1:] for block in blocks]
     planned, swept, repeated, reproduced, exported = (place.run(*command)[0] for command in commands)
     assert "12 jobs: 0 in the store already, 12 to run" in planned
     assert f"report   {tmp_path}/multirun_reports/first/report.html" in swept and "base.seed" in swept
