@@ -88,6 +88,14 @@ def test_the_walk_from_a_state_dict_to_a_rank_works_as_it_stands(tmp_path: Path)
     assert read_sweep(folder).frame["status"].eq("finished").all()
 
 
+def test_the_python_of_the_readme_works(tmp_path: Path, data_root: Path, mnist: ImageData) -> None:
+    folder = prepared(tmp_path, data_root).folder
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^3 +8 +4 +-?0\.\d+$", done.stdout, re.MULTILINE), done.stdout
+
+
 def test_the_first_sweep_works_as_it_stands_and_shows_what_the_text_says(
     tmp_path: Path, data_root: Path, mnist: ImageData
 ) -> None:
