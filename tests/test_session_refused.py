@@ -86,7 +86,7 @@ REFUSED = {
     "rank": "adapter.rank=0: must be an integer of at least 1",
     "key": "adapter.rnk: no such key; allowed in adapter: method, rank,",
     "data": "data=digit: no such option; allowed: cifar10,",
-    "group": "tune: no such key; allowed: model, data,",
+    "group": "tune.steps: no such key; allowed: model, data,",
     "target": "finetune.target=an 'elf', or \"two\": no such class",
     "size": "model.name=Flat-*: can't take images of 9 x 9 with 1 channel",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -120,15 +121,17 @@ class Run:
         ]
         return pd.concat(parts, ignore_index=True)
 
-    def classifier(self) -> AdaptedClassifier:
+    def classifier(self, overrides: Sequence[str] = ()) -> AdaptedClassifier:
         """The fine-tuned classifier on the CPU: `predict(images)` names classes, calling it computes logits.
 
-        Raises LoraExpError when adapter or base can't be read; a torch module of one's own must be in this session.
+        `overrides` are of the run's settings, such as `store.folder=elsewhere` where the store is not below the working
+        folder. Raises LoraExpError when adapter or base can't be read. A run over a torch module of one's own needs a
+        session that `run` or `sweep` was given that module in.
         """
         from lora_exp.training.base import load_classifier
 
         self._sound()
-        return load_classifier(self.folder)
+        return load_classifier(self.folder, overrides)
 
     def images(self) -> NDArray[np.uint8]:
         """The test images, in the order of `predictions`: [N, H, W] where they are grey, else [N, H, W, C]."""

@@ -44,8 +44,11 @@ def run(module: nn.Module | Overrides | None = None, overrides: Overrides | None
     Raises LoraExpError for what the command line refuses.
     """
     arguments = _arguments(module, overrides, groups)
-    if swept := [key for key, value in arguments.items() if isinstance(value, list)]:
-        raise LoraExpError(f"{swept[0]}: a list sweeps, and a run has one value; use lora_exp.sweep, or a tuple")
+    for key, value in arguments.items():
+        if isinstance(value, list):
+            raise LoraExpError(
+                f"{key}={value}: a list is swept, and a run has one value; use lora_exp.sweep, or a tuple"
+            )
     if {"experiment", "hydra.mode"} & arguments.keys() and _is_sweep(list(map(_argument, arguments.items()))):
         raise LoraExpError("experiment: this preset is a sweep; use lora_exp.sweep, or a preset of one run")
     return load_run(_ran([], arguments, "hydra.run.dir"))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CHOSEN = "chosen_gained"
 # Parts of the names of columns of which less is better.
 LESS = ("error", "forgetting", "loss", "parameters", "overhead", "seconds", "broken")
+COUNTS = ("mended", "broken", "target_mended", "target_broken")
 IMAGES = "images_"  # starts the columns of how many test images a class has
 
 
@@ -186,8 +187,8 @@ class Sweep:
 
 
 def _typed(stored: Stored) -> pd.DataFrame:
-    """The frame of a sweep with numbers for targets that are numbers, and with the numbers of images of each class."""
-    frame = stored.frame.copy()
+    """The frame of a sweep with integers where a column holds nothing else, and the numbers of images of each class."""
+    frame = stored.frame.astype(dict.fromkeys(COUNTS, "Int64"))
     known = frame["target"].dropna()
     if len(known) and all(name.isdecimal() and name == str(int(name)) for name in known):
         frame["target"] = frame["target"].astype("Int64")
