@@ -106,7 +106,8 @@ def test_the_first_sweep_works_as_it_stands_and_shows_what_the_text_says(
     planned, swept, repeated, reproduced, exported = (place.run(*command)[0] for command in commands)
     assert "12 jobs: 0 in the store already, 12 to run" in planned
     assert f"report   {tmp_path}/multirun_reports/first/report.html" in swept and "base.seed" in swept
-    assert place.made_once() == 12 + 4 and "multirun_reports/bases" in repeated  # two were in the store
+    assert "multirun_reports/bases" in repeated
+    assert len(list(tmp_path.glob("cache/store/results/*/*/entry.json"))) == 12 + 4  # two were there
     assert "have the same bits" in reproduced and (tmp_path / exported.strip()).is_dir()
     frame = read_sweep(tmp_path / "runs" / "first").frame
     means = frame.groupby("replay")[["forgetting", "target_error", "balanced_accuracy_gained"]].mean()
