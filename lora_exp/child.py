@@ -34,8 +34,8 @@ def signals_held_back() -> Iterator[None]:
             signal.raise_signal(which)
 
 
-def end_with(parent: int) -> None:
-    """In a child: end without a word when `parent`, its process, ends, whatever ends that.
+def end_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """In a child: end without a word, by that signal, when `parent`, its process, ends, whatever ends that.
 
     Ctrl-C, and the end of the terminal, are the parent's matter.
     """
@@ -46,7 +46,7 @@ def end_with(parent: int) -> None:
     if sys.platform == "linux":  # elsewhere it ends when it next reads or writes
         import ctypes
 
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:  # it has ended already
         os._exit(1)
 

@@ -20,12 +20,13 @@ from lora_exp.config.settings import TrackingSettings
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.errors import LoraExpError
 from lora_exp.measures.class_errors import ClassErrors
-from lora_exp.storage.recommendation import representative
+from lora_exp.storage.recommendation import recommendations, representative
 from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_file import FailedJob, Stopped
 from lora_exp.storage.sweep_folder import read_sweep
-from lora_exp.tracking.facts import CURVE_POINTS, metrics_of_sweep
+from lora_exp.tracking.facts import CURVE_POINTS
 from lora_exp.tracking.recorder import Recorder, Ticket
+from lora_exp.tracking.summary import metrics_of_sweep
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 will remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -245,7 +246,7 @@ def test_a_sweep_is_open_until_it_gets_its_summary(recorder: Recorder, tmp_path:
     run = recorder.client.get_run(parent)
     assert (run.info.status, run.info.end_time) == (status, 1_800_000_000_000)
     assert run.data.params == {"jobs": "3"}
-    assert run.data.metrics == metrics_of_sweep(sweep.frame)
+    assert run.data.metrics == metrics_of_sweep(sweep.frame, recommendations(sweep.frame))
     assert len(recorder.client.get_metric_history(parent, "mean_target_error")) == 1
     assert run.data.tags["command"] == "lora-exp -m adapter.rank=1,2"
     lowest = {0: "a0", 1: "b1"}[representative(sweep.frame) or 0]

@@ -14,8 +14,6 @@ from lora_exp.config.compose import compose_settings, saved_settings
 from lora_exp.errors import LoraExpError
 from lora_exp.storage.ownership import is_own
 from lora_exp.storage.sweep_file import SWEEP, alone_in, read_about, start_folder
-from lora_exp.tracking.connection import check
-from lora_exp.tracking.delivery import Delivery
 
 
 def main(arguments: Sequence[str]) -> list[str]:
@@ -48,6 +46,8 @@ def sync_main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     folder = options.folder.absolute()
     from lora_exp.storage.sweep_folder import read_sweep
+    from lora_exp.tracking.connection import check
+    from lora_exp.tracking.delivery import Delivery
 
     sweep = read_sweep(folder)
     is_sweep = (folder / SWEEP).is_file()

@@ -12,7 +12,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from lora_exp.storage.result import RESULT, read
 from lora_exp.storage.sweep_file import FAILURE, note, read_about, read_failure, write_json
 from lora_exp.tracking.connection import settle
 from lora_exp.tracking.recorder import ACTIVE, DELETED, Recorder, Ticket, now
+from lora_exp.tracking.run_names import run_name, varied_keys, varied_words
 
 if TYPE_CHECKING:
     from lora_exp.storage.sweep_folder import Sweep
@@ -43,6 +44,7 @@ class Delivery:
         self._settings = settings
         self._paused_until = 0.0
         self._parents: dict[Path, str] = {}
+        self._varied: dict[Path, list[str]] = {}  # by the folder of a sweep
         self._is_parent_deleted = False
 
     @property
@@ -61,7 +63,7 @@ class Delivery:
             return True
         if not self._is_paused():
             with self._logged_errors():
-                _deliver(self.recorder, folder, parent)
+                _deliver(self.recorder, folder, parent, self._varied_in(folder.parent) if parent else [])
                 return True
         return False
 
@@ -86,13 +88,21 @@ class Delivery:
         ticket = Ticket(about["ticket"], now(), is_retry=bool(about.get("parent_asked")))
         note(folder, parent_asked=True)
         # A search has no jobs yet when its parent is opened.
-        jobs = {"jobs": str(about.get("search", {}).get("trials") or len(about["jobs"]))}
+        parameters = {"jobs": str(about.get("search", {}).get("trials") or len(about["jobs"]))}
+        if words := varied_words(varied_keys(about)):
+            parameters["varied"] = words
         parent = None
         with self._logged_errors():
-            parent = self.recorder.start_sweep(about["name"], about["command"], jobs, ticket)
+            parent = self.recorder.start_sweep(about["name"], about["command"], parameters, ticket)
         if parent is not None:
             note(folder, parent_run=parent)
         return parent
+
+    def _varied_in(self, sweep: Path) -> list[str]:
+        """The keys in which the jobs of the sweep in that folder differ. Raises LoraExpError."""
+        if sweep not in self._varied:
+            self._varied[sweep] = varied_keys(read_about(sweep))
+        return self._varied[sweep]
 
     def compare(self, folders: Iterable[Path], sweep: Path | None, restore: bool = False) -> int | None:
         """Ask the store for what the folders of jobs, and of their sweep, say that it has.
@@ -191,8 +201,8 @@ def is_delivered(folder: Path) -> bool:
     return kind is None or (recorded_run(folder) is not None and _ticket(folder).get("kind") == kind)
 
 
-def _deliver(recorder: Recorder, folder: Path, parent: str | None) -> None:
-    """Raises LoraExpError."""
+def _deliver(recorder: Recorder, folder: Path, parent: str | None, varied: Sequence[str]) -> None:
+    """Record a job of a sweep in which these keys vary, or a single run. Raises LoraExpError."""
     if is_delivered(folder):
         return
     kind, known = _kind(folder), _ticket(folder)
@@ -204,9 +214,13 @@ def _deliver(recorder: Recorder, folder: Path, parent: str | None) -> None:
     if not known:
         write_json(folder / TICKET, about)
     if kind == RESULT:
-        run = recorder.record_run(read(folder), folder, parent, ticket)
+        result = read(folder)
+        name = run_name(varied, result.provenance["overrides"], folder, result.target_text)
+        run = recorder.record_run(result, folder, parent, ticket, name)
     else:
-        run = recorder.record_failure(read_failure(folder), folder, parent, ticket)
+        failure = read_failure(folder)
+        name = run_name(varied, failure.overrides, folder)
+        run = recorder.record_failure(failure, folder, parent, ticket, name)
     write_json(folder / TICKET, about | {"run": run})
 
 

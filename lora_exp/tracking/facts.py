@@ -1,4 +1,4 @@
-"""The facts that MLflow records of a run and of a sweep: parameters, metrics, data sets, loss curve, tags, description.
+"""The facts that MLflow records of a run: parameters, metrics, data sets, loss curve, tags, description.
 
 MLflow's compare page sorts metrics by name and groups them at slashes. So what users compare has a plain name, and the
 rest is `gains/...`, `error_before/shirt`, `error_after/shirt`, `adapter/...` and `seconds/...`.
@@ -10,30 +10,20 @@ import json
 import math
 import re
 import shlex
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from lora_exp.config.images import MANY_CLASSES
 from lora_exp.measures.gains import beyond_words
 from lora_exp.storage.result import RunResult
 from lora_exp.storage.words import as_text
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from lora_exp.storage.sweep_folder import Sweep
-
 # Recording takes 0.1 ms a point, and a chart on a screen shows no more points.
 CURVE_POINTS = 200
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
-# MLflow limits a description to 8,000 characters: runs of a Pareto front that are listed, characters of the command.
-FRONT_LIMIT, COMMAND_LIMIT = 20, 1000
 ERRORS = ("target_error", "other_error")
 # Of the numbers of a run's gains, those with a plain name, which users compare; the others are `gains/...`.
 COMPARED = ("balanced_accuracy", "balanced_accuracy_before", "balanced_accuracy_gained", "beyond_shift")
-SWEEP_HEADER = ["run", "target error before", "after", "other classes before", "after", "forgetting (points)"]
 
 
 def metrics_of(result: RunResult) -> dict[str, float]:
@@ -149,71 +139,8 @@ def _description(result: RunResult) -> str:
         for name in ("balanced_accuracy", "precision", "f1"):
             rows[name.replace("_", " ")] = (getattr(out.gains.before, name), getattr(out.gains.after, name))
         end = f"Judged beside a moved threshold: {beyond_words(out.gains.beyond)}. {end}"
-    lines = [[name, _percent(a), _percent(b), f"{100 * (b - a):+.2f}"] for name, (a, b) in rows.items()]
+    lines = [[name, percent(a), percent(b), f"{100 * (b - a):+.2f}"] for name, (a, b) in rows.items()]
     return f"{markdown_table(['', 'before', 'after', 'points'], lines)}\n\n{end}"
-
-
-@dataclass(frozen=True)
-class Links:
-    """Addresses in MLflow's UI: the run of each job, the list of all runs of the sweep, and its report, if any."""
-
-    runs: Mapping[int, str]
-    all_runs: str
-    report: str | None
-
-
-def metrics_of_sweep(frame: pd.DataFrame) -> dict[str, float]:
-    """`jobs_<status>`, and of the finished runs `mean_*`, `lowest_*` and `pareto_runs`. Errors are rates, 0 to 1."""
-    from lora_exp.storage.table import finished, pareto_front
-
-    found = {f"jobs_{status}": float(count) for status, count in frame["status"].value_counts().items()}
-    runs = finished(frame)
-    if runs.empty:
-        return found
-    columns = {name: runs[name] for name in (*ERRORS, *(f"{name}_before" for name in ERRORS), "forgetting")}
-    found |= {f"mean_{name}": float(values.mean()) for name, values in columns.items()}
-    for name in ("balanced_accuracy_gained", "beyond_shift"):
-        if runs[name].notna().any():
-            found |= {f"mean_{name}": float(runs[name].mean()), f"highest_{name}": float(runs[name].max())}
-    found |= {f"lowest_{name}": float(runs[name].min()) for name in (*ERRORS, "forgetting")}
-    return found | {"pareto_runs": float(len(pareto_front(frame)))}
-
-
-def description_of_sweep(sweep: Sweep, links: Links) -> str:
-    """The sweep in Markdown: the jobs by status, the best trade-offs with links to their runs, and the command.
-
-    The links come first, because MLflow folds all but the first lines of a description.
-    """
-    from lora_exp.storage.recommendation import representative
-    from lora_exp.storage.table import pareto_front
-
-    frame = sweep.frame
-    counts = ", ".join(f"{count} {status}" for status, count in frame["status"].value_counts().items())
-    pages = f"[All runs of this sweep]({links.all_runs})"
-    if links.report is not None:
-        pages += f", [its report]({links.report})"
-    parts = [f"{len(frame)} jobs: {counts}. {pages}."]
-    chosen = representative(frame)
-    if chosen is not None:
-        name, before, after, others_before, others, forgetting = _sweep_row(frame, chosen, links)
-        front = pareto_front(frame)
-        shown = f" (the first {FRONT_LIMIT} of {len(front)})" if len(front) > FRONT_LIMIT else ""
-        parts += [
-            f"Chosen by balanced accuracy on {frame['chosen_on'].iloc[chosen]}: {name}, error on the target {before} "
-            f"to {after}, on the other classes {others_before} to {others} (forgetting {forgetting} points).",
-            "Pareto front of target error and forgetting: no other run has less of one without more of the other"
-            f"{shown}.",
-            markdown_table(SWEEP_HEADER, [_sweep_row(frame, job, links) for job in front[:FRONT_LIMIT]]),
-        ]
-    command = textwrap.shorten(sweep.command, COMMAND_LIMIT, placeholder=" …")
-    return "\n\n".join([*parts, f"```\n{command}\n```"])
-
-
-def _sweep_row(frame: pd.DataFrame, job: int, links: Links) -> list[str]:
-    """The cells of a job below SWEEP_HEADER."""
-    row = frame[frame["job"] == job].iloc[0]
-    errors = [_percent(row[error + when]) for error in ERRORS for when in ("_before", "")]
-    return [f"[{row['name']}]({links.runs[job]})", *errors, f"{100 * row['forgetting']:+.2f}"]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -233,5 +160,5 @@ def _array(shape: tuple[int, ...]) -> str:
     return json.dumps([{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": shape}}])
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.2f} %"

@@ -7,12 +7,10 @@ the parent run of a sweep stays open while the sweep goes on.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import shlex
 import tempfile
 import time
-import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.settings import TrackingSettings
 from lora_exp.storage.result import ADAPTER, RESULT, RunResult
-from lora_exp.tracking import facts
+from lora_exp.tracking import facts, summary, views
 from lora_exp.tracking.connection import connect, translated_errors
 
 if TYPE_CHECKING:
@@ -32,12 +30,6 @@ if TYPE_CHECKING:
 NAME_LIMIT, PARAMETER_LIMIT, TAG_LIMIT = 250, 6000, 8000
 ACTIVE, DELETED = "active", "deleted"  # MLflow's lifecycle stages
 REPORT_PAGES = ("report.html", "report.md")
-# Part of addresses in MLflow's UI. Without it the UI opens its view for language models, which hides most of a run.
-VIEW = "workflowType=machine_learning"
-# Columns of the table of runs, which shows no number by default, and the name of the view that MLflow keeps them in.
-UI_COLUMNS = [f"params.`{name}`" for name in ("target", "rank", "alpha", "seed")]
-UI_COLUMNS += [f"metrics.`{name}`" for name in ("target_error", "other_error", "forgetting")]
-UI_VIEW_KEY = "lora_exp"
 
 
 @dataclass(frozen=True)
@@ -96,8 +88,11 @@ class Recorder:
         with translated_errors(self.settings.uri):
             try:
                 if sweep is not None:
-                    points = facts.metrics_of_sweep(sweep.frame).items()
-                    tags = self._summary(parent, sweep, runs, report)
+                    from lora_exp.storage.recommendation import recommendations
+
+                    found = recommendations(sweep.frame)
+                    points = summary.metrics_of_sweep(sweep.frame, found).items()
+                    tags = summary.tags_of_sweep(sweep, found, self._links(parent, runs, report), runs)
                     self.client.log_batch(
                         parent,
                         metrics=[Metric(key, value, time, 0) for key, value in points if math.isfinite(value)],
@@ -109,36 +104,22 @@ class Recorder:
             finally:
                 self.client.set_terminated(parent, status, time)
 
-    def _summary(self, parent: str, sweep: Sweep, runs: Mapping[int, str], report: Path | None) -> dict[str, str]:
-        from lora_exp.storage.recommendation import representative
-
+    def _links(self, parent: str, runs: Mapping[int, str], report: Path | None) -> summary.Links:
         pages = [f"report/{name}" for name in REPORT_PAGES if report is not None and (report / name).is_file()]
-        links = facts.Links(
+        return summary.Links(
             runs={job: self.page(run) for job, run in runs.items()},
-            all_runs=self.children_page(parent),
+            all_runs=views.children_page(self.experiment_id, parent),
             report=self.page(parent, pages[0]) if pages else None,
         )
-        tags, chosen = {facts.NOTE: facts.description_of_sweep(sweep, links)}, representative(sweep.frame)
-        return tags if chosen is None else tags | {"chosen_run": runs[chosen]}
 
-    def runs_page(self) -> str:
-        """The address of the table of runs below MLflow's, with UI_COLUMNS, which are saved in MLflow for it."""
+    def save_views(self) -> dict[str, str]:
+        """Save the views of the experiment in MLflow's UI; return their addresses below MLflow's, by `sweep`, `run`."""
         with translated_errors(self.settings.uri):
-            columns = json.dumps({"selectedColumns": UI_COLUMNS})
-            self.client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{UI_VIEW_KEY}", columns)
-        return f"#/experiments/{self.experiment_id}/runs?{VIEW}&viewStateShareKey={UI_VIEW_KEY}"
+            return views.save_views(self.client, self.experiment_id, now())
 
     def page(self, run: str, artifact: str = "") -> str:
         """The address of a run, or of one of its artifacts, as descriptions link to it."""
-        path = f"{run}/artifacts/{artifact}" if artifact else run
-        return f"#/experiments/{self.experiment_id}/runs/{path}?{VIEW}"
-
-    def children_page(self, parent: str) -> str:
-        """The address of the list of a sweep's runs. It is sorted, because MLflow folds an unsorted list by parent."""
-        query = {"searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'"}
-        query |= {"orderByKey": "metrics.`target_error`", "orderByAsc": "true"}
-        encoded = urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
-        return f"#/experiments/{self.experiment_id}/runs?{VIEW}&{encoded}"
+        return views.run_page(self.experiment_id, run, artifact)
 
     def record_run(
         self, result: RunResult, folder: Path, parent: str | None, ticket: Ticket, name: str | None = None
