@@ -92,8 +92,9 @@ def _run(arguments: list[str]) -> int:
 
         print(f"{ABOUT}\n{command_lines()}\n")
     elif not any(argument.partition("=")[0] in ASKING for argument in given):
-        with contextlib.suppress(OSError):  # seconds before the first log
-            print(f"{time.strftime('%H:%M:%S')} starting; libraries take seconds to load", file=sys.stderr, flush=True)
+        if PLANNING not in given or sys.stdout.isatty():  # else the plan alone is asked for
+            with contextlib.suppress(OSError):
+                print(f"{time.strftime('%H:%M:%S')} starting; libraries take seconds to load", flush=True)
         if PLANNING not in given:
             # It imports MLflow while this process imports Hydra and torch.
             recording().start(with_mlflow=not NO_TRACKING & set(given))

@@ -9,7 +9,7 @@ import functools
 import io
 import itertools
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -86,7 +86,7 @@ class Kept:
 
 def train(pool: Pool) -> Iterator[tuple[RunSpec, Files | None, str]]:
     work = Kept()
-    return train_in_parts(deque([SPECS[:4], SPECS[4:]]), pool, work, work.find, 80, "jobs")
+    return train_in_parts([SPECS[:4], SPECS[4:]], pool, work, work.find, lambda _: 10, "jobs")
 
 
 def test_a_pack_that_fails_is_retried_in_halves_until_the_failing_job_is_alone() -> None:
@@ -109,6 +109,14 @@ def test_a_job_counts_once_in_the_progress_however_often_its_pack_is_tried(monke
     assert len(list(train(Pool({"4", "6"})))) == 8
     counts = [int(count) for count in re.findall(r"(\d+)/8 jobs", told.getvalue())]
     assert list(dict.fromkeys(counts)) == list(range(9))
+
+
+def test_a_log_line_tells_of_each_pack_that_ended_well(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="lora_exp.training.executor"):
+        assert len(list(train(Pool({"6"})))) == 8
+    told = [re.sub(r", [\d.]+ s$", "", one.getMessage()) for one in caplog.records if one.levelname == "INFO"]
+    # The second pack, which is taken first here, fails at 6; of what is left of it, 6 fails alone.
+    assert told == ["pack 3 of 4: 1 job, 10 steps", "pack 4 of 4: 4 jobs, 10 steps"]
 
 
 def test_a_single_job_whose_worker_is_lost_is_tried_several_times() -> None:

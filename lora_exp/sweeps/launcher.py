@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import logging.config
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,29 +97,37 @@ def _returning(overrides: Sequence[str]) -> Iterator[JobReturn]:
 
 
 class Logs:
-    """The logs of a sweep: `hydra.hydra_logging`, and `hydra.job_logging` while a job is put into its folder."""
+    """The logs of jobs: what `hydra.job_logging` says goes to a file in each job's folder.
+
+    The terminal has a line for each pack. With `hydra.verbose` it has those of the jobs too.
+    """
 
     def __init__(self, config: DictConfig) -> None:
-        """Read them from the config of the sweep; those of jobs differ only in the file."""
-        self._between: Any = OmegaConf.to_container(config.hydra.hydra_logging, resolve=True)
-        self._own: Any = OmegaConf.to_container(config.hydra.job_logging)
+        """Read them from the config of the sweep."""
+        own: Any = OmegaConf.to_container(config.hydra.job_logging)
+        self._level = (own["root"] or {}).get("level")
+        self._formatter = None
+        if "file" in own.get("handlers", ()):
+            how = own["formatters"][own["handlers"]["file"]["formatter"]]
+            self._formatter = logging.Formatter(how["format"], how.get("datefmt"))
         self._name = f"{config.hydra.job.name}.log"
-        self._is_verbose = config.hydra.verbose is True
+        self._is_verbose = bool(config.hydra.verbose)
 
     @contextlib.contextmanager
     def in_folder(self, folder: Path) -> Iterator[None]:
         """A block whose log is that of the job in `folder`."""
-        if "file" in self._own.get("handlers", ()):
-            self._own["handlers"]["file"]["filename"] = str(folder / self._name)
-        self._configure(self._own)
-        try:
+        with contextlib.ExitStack() as after:
+            if not self._is_verbose:
+                if self._level is not None:
+                    after.callback(logging.root.setLevel, logging.root.level)
+                    logging.root.setLevel(self._level)
+                for handler in logging.root.handlers:
+                    after.callback(handler.setLevel, handler.level)
+                    handler.setLevel(max(handler.level, logging.WARNING))
+            if self._formatter is not None:
+                file = logging.FileHandler(folder / self._name, encoding="utf-8")
+                file.setFormatter(self._formatter)
+                logging.root.addHandler(file)
+                after.callback(file.close)
+                after.callback(logging.root.removeHandler, file)
             yield
-        finally:
-            self._configure(self._between)
-
-    def _configure(self, logs: dict[str, Any]) -> None:
-        """Do what Hydra's `configure_log` does; the levels of single loggers stay as they are."""
-        if logs["root"] is not None:
-            logging.config.dictConfig(logs)
-        if self._is_verbose:
-            logging.getLogger().setLevel(logging.DEBUG)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -101,27 +102,51 @@ class Executor(Protocol):
         """
 
 
+class _Waiting(deque[Pack]):
+    """Packs that wait for an executor, and when each was taken."""
+
+    def __init__(self, packs: Iterable[Pack]) -> None:
+        super().__init__(packs)
+        self._taken: dict[int, float] = {}
+
+    def popleft(self) -> Pack:
+        pack = super().popleft()
+        self._taken[id(pack)] = time.monotonic()
+        return pack
+
+    def seconds(self, pack: Pack) -> float:
+        """The seconds since a pack was taken."""
+        return time.monotonic() - self._taken.pop(id(pack))
+
+
 def train_in_parts(
-    packs: deque[Pack],
+    packs: Iterable[Pack],
     executor: Executor,
     work: Work,
     find: Callable[[RunSpec], Made | None],
-    steps: int,
+    steps: Callable[[RunSpec], int],
     what: str,
 ) -> Iterator[tuple[RunSpec, Made | None, str]]:
     """Train packs; yield each job with what `find` returns for it, or with None and the reason why it failed.
 
-    A pack that fails is retried in halves, until the failing job is alone. The progress bar counts `steps` job-steps,
-    and jobs, which it calls `what`.
+    A pack that fails is retried in halves, until the failing job is alone. `steps` is how many a job makes. The
+    progress bar counts them, and jobs, which it calls `what`; a log line, which stands above it, tells of each pack.
     """
-    done, count = 0, sum(map(len, packs))
+    waiting = _Waiting(packs)
+    done, count, ended_packs, pack_count = 0, sum(map(len, waiting)), 0, len(waiting)
+    total = sum(steps(spec) for pack in waiting for spec in pack)
     with (
         logging_redirect_tqdm(),
-        tqdm(total=steps, disable=None, unit="step") as bar,
-        contextlib.closing(executor.train(packs, work, bar.update)) as ended,
+        tqdm(total=total, disable=None, unit="step") as bar,
+        contextlib.closing(executor.train(waiting, work, bar.update)) as ended,
     ):
         bar.set_description(f"0/{count} {what}")
         for pack, why in ended:
+            seconds, ended_packs = waiting.seconds(pack), ended_packs + 1
+            if why is None:
+                jobs = _counted(len(pack), what)
+                lengths = _lengths([steps(spec) for spec in pack])
+                log.info("pack %d of %d: %s, %s, %.1f s", ended_packs, pack_count, jobs, lengths, seconds)
             left = []
             for spec in pack:
                 made = find(spec)
@@ -134,4 +159,15 @@ def train_in_parts(
             if left:
                 log.warning("a pack of %d jobs failed (%s); its jobs are retried in smaller packs", len(pack), why)
                 half = -(-len(left) // 2)
-                packs.extendleft(part for part in (left[half:], left[:half]) if part)
+                parts = [part for part in (left[half:], left[:half]) if part]
+                waiting.extendleft(parts)
+                pack_count += len(parts)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count > 1 else f"1 {what.replace('jobs', 'job', 1)}"
+
+
+def _lengths(steps: list[int]) -> str:
+    low, high = min(steps), max(steps)
+    return f"{low} steps" if low == high else f"{low} to {high} steps"

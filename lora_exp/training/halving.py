@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,14 +186,13 @@ class HalvingTrainer:
         """Train the jobs that have not reached a rung yet; return the objective of every job there."""
         found = {spec: files for spec in reached if (files := self._find(spec, step)) is not None}
         missing = [spec for spec in reached if spec not in found]
-        packs: deque[list[RunSpec]] = deque()
+        packs: list[list[RunSpec]] = []
         for last in sorted(set(reached.values())):  # the jobs of a pack continue from the same step
             packs += self.packs([spec for spec in missing if reached[spec] == last])
 
         work = RungWork(self.trainer, self.store, self.describe, reached, step)
-        job_steps = sum(step - reached[spec] for spec in missing)
-        find, what = functools.partial(self._find, step=step), f"jobs at step {step}"
-        for spec, files in self.train_packs(packs, work, find, job_steps, what):
+        find, what = functools.partial(self._find, step=step), f"jobs to step {step}"
+        for spec, files in self.train_packs(packs, work, find, lambda spec: step - reached[spec], what):
             if isinstance(files, Mapping):
                 found[spec] = files
         predictions, split = self.base.validation, self.data.validation

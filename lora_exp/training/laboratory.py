@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,11 +165,17 @@ class Laboratory:
         self, specs: Sequence[RunSpec], work: ResultWork, done: int = 0
     ) -> Iterator[tuple[RunSpec, Files | Failure]]:
         """Train and judge jobs that share a base, of which `done` steps each are already made."""
-        steps = sum(work.jobs[spec].size.steps - done for spec in specs)
-        return self._train(deque(self.packs(specs, work.jobs)), work, self._stored, steps, "jobs")
+        return self._train(
+            self.packs(specs, work.jobs), work, self._stored, lambda spec: work.jobs[spec].size.steps - done, "jobs"
+        )
 
     def _train(
-        self, packs: deque[Pack], work: Work, find: Callable[[RunSpec], Files | None], steps: int, what: str
+        self,
+        packs: Sequence[Pack],
+        work: Work,
+        find: Callable[[RunSpec], Files | None],
+        steps: Callable[[RunSpec], int],
+        what: str,
     ) -> Iterator[tuple[RunSpec, Files | Failure]]:
         """Train packs; yield each job with what `find` returns for it, or with its failure."""
         try:
