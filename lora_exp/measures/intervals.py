@@ -17,7 +17,7 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tu
     mean, count = math.fsum(values) / len(values), len(values)
     if count < 2:
         return mean, math.nan, math.nan
-    half = _quantile(count, confidence) * deviation(values) / math.sqrt(count)
+    half = t_quantile(count, confidence) * deviation(values) / math.sqrt(count)
     return mean, mean - half, mean + half
 
 
@@ -37,12 +37,12 @@ def further_values(values: Sequence[float]) -> int | None:
         return 2
     mean, spread = abs(math.fsum(values) / len(values)), deviation(values)
     for count in range(len(values), MOST_VALUES + 1):
-        if mean > _quantile(count, CONFIDENCE) * spread / math.sqrt(count):
+        if mean > t_quantile(count) * spread / math.sqrt(count):
             return count - len(values)
     return None
 
 
-def _quantile(count: int, confidence: float) -> float:
+def t_quantile(count: int, confidence: float = CONFIDENCE) -> float:
     """The quantile of Student's t with `count` - 1 degrees of freedom that a two-sided interval needs."""
     from scipy.special import stdtrit
 

@@ -61,10 +61,11 @@ Block = str | tuple[str, ...] | Heading | Grid | Listing | Picture
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report under a title; the first one has none."""
+    """A part of the report under a title; the first one has none. The page shows a `folded` one closed."""
 
     title: str
     blocks: Sequence[Block]
+    folded: bool = False
 
 
 def on_one_line(heading: str) -> str:

@@ -81,12 +81,12 @@ def gained_section(frame: pd.DataFrame, results: Mapping[int, RunResult]) -> lis
         [row] = measured.to_dict("records")
         gains = results[int(row["job"])].outcome.gains
         assert gains is not None, "its columns come from them"
-        return [Section("What was gained", _blocks(row, gains))]
+        return [Section("What was gained", _blocks(row, gains), folded=True)]
     matched = measured[measured["shift_recall"].notna()]
     means, shifted = (own.select_dtypes("float64").mean().to_dict() for own in (measured, matched))
     rows = [[measure.title, *_change(measure, means), *_shifted(measure, shifted)] for measure in MEASURES]
     note = f"{_runs_text(len(runs), len(measured), len(matched))} {SHIFT_NOTE}"
-    return [Section("What was gained", [note, Grid((list(MEANS_HEADINGS), rows), words=1)])]
+    return [Section("What was gained", [note, Grid((list(MEANS_HEADINGS), rows), words=1)], folded=True)]
 
 
 def _blocks(row: Row, gains: Gains) -> list[Block]:

@@ -1,70 +1,109 @@
-"""The data of the interactive page: one row a finished run, with its errors, gains, loss curve and images.
+"""The data of the interactive page: one row a finished run, with its settings, measures, loss curve and images.
 
 Numbers are those of the table; their text comes from `tables.py`.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from lora_exp.measures.class_errors import ClassErrors
-from lora_exp.measures.logits import probabilities
+from lora_exp.measures.intervals import MOST_VALUES, t_quantile
 from lora_exp.measures.paired import wilson
-from lora_exp.report import gained
-from lora_exp.report.figures import changes, spread
+from lora_exp.report import gained, recommended
+from lora_exp.report.importance import importances
+from lora_exp.report.page_images import CHANGES, gallery, sprite
 from lora_exp.report.shown import folded, is_dark, shown_classes, shown_names, thumbnails
-from lora_exp.report.tables import ALWAYS, MEASURES, runs_table, values_of
+from lora_exp.report.tables import MEASURES, runs_table, shown_settings, values_of
 from lora_exp.storage.recommendation import representative
 from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import finished
-from lora_exp.storage.varied import heading, setting_text, varied
-from lora_exp.storage.words import kind_label
+from lora_exp.storage.varied import SEEDS, distinct, heading, is_of_task, label, setting_names, setting_text
 
 FEW_RUNS = 100  # with more, the page holds less of each, so that it stays small and fast
 CURVE_POINTS = {True: 60, False: 25}  # of a loss curve, with few or many runs
 IMAGES = {True: (14, 28), False: (8, 12)}  # mended and broken images of a run, with few or many runs
-CHANGES = ("mended", "broken")
-SPRITE_COLUMNS = 100
+MOST_SETTINGS = 60  # of the key that holds a whole setting; more are no axis to read
+SETTING = "setting"
+
+
+@dataclass(frozen=True)
+class Charted:
+    """A measure that charts can show: its unit, and whether more (1) or less (-1) of it is better; 0 for neither."""
+
+    title: str
+    unit: str
+    better: int
+
+
+CHARTED = {
+    "balanced_accuracy_gained": Charted("balanced accuracy gained", "points", 1),
+    "forgetting": Charted("forgetting", "points", -1),
+    "target_error": Charted("error on the target", "%", -1),
+    "other_error": Charted("error on the other classes", "%", -1),
+    "beyond_shift": Charted("forgetting below a moved threshold", "points", 1),
+    "balanced_accuracy": Charted("balanced accuracy", "%", 1),
+    "accuracy": Charted("accuracy", "%", 1),
+    "worst_class_error": Charted("worst class error", "%", -1),
+    "auroc": Charted("AUROC of the target", "%", 1),
+    "f1": Charted("F1 of the target", "%", 1),
+    "calibration_error": Charted("calibration error", "%", -1),
+    "final_loss": Charted("last loss", "nats", -1),
+    "parameters_adapter": Charted("adapter parameters", "", -1),
+    "overhead_percent": Charted("overhead", "% of the base", -1),
+    "seconds_fine_tuning": Charted("fine-tuning", "s", -1),
+}
+EXPLAINED = ("balanced_accuracy_gained", "forgetting", "target_error")
+# Of the recommendation, besides those of charts.
+FURTHER = (
+    *("target_error_before", "other_error_before", "balanced_accuracy_before"),
+    *("chosen_gained", "chosen_forgetting", "elsewhere_gained", "elsewhere_forgetting"),
+)
 
 
 def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -> dict[str, Any]:
     """Collect the data; `pictures` (uint8 [N, C, H, W]) and `labels` [N] are the test images of the evaluation."""
     runs = finished(sweep.frame)
-    names = list(dict.fromkeys([*ALWAYS, *varied(runs)]))
+    names = shown_settings(runs)
+    own = setting_names(names)
+    whole = {int(row["job"]): label(row, own) for row in runs.to_dict("records")} if len(own) > 1 else {}
+    if len(set(whole.values())) > MOST_SETTINGS:
+        whole = {}
     results = {int(job): sweep.results[int(job)] for job in runs["job"]}
     bases = {result.outcome.base_sha256_before: result for result in results.values()}
     charts = {
         sha256: _charted([own for own in results.values() if own.outcome.base_sha256_before == sha256])
         for sha256 in bases
     }
-    kinds = sorted({result.kind for result in results.values()}, key=lambda kind: (kind[0], kind[1] or 0))
     few = len(runs) <= FEW_RUNS
-    galleries = {job: _gallery(sweep, job, labels, IMAGES[few]) for job in results}
-    images = [image for gallery in galleries.values() for part in CHANGES for image in gallery.get(part, [])]
-    shown = sorted({image[0] for image in images})
+    galleries = {job: gallery(sweep, job, labels, IMAGES[few]) for job in results}
+    shown = sorted({image[0] for own in galleries.values() for part in CHANGES for image in own.get(part, [])})
     classes = next(iter(results.values())).facts.classes if results else ()
     cells = {int(row[0]): row for row in runs_table(sweep.frame)[1]}
+    numbers = [name for name in CHARTED if runs[name].notna().any()] if not runs.empty else []
+    once = set(distinct(runs)["job"])
     rows = [
         {
             "job": job,
-            "what": result.description,
+            "label": label(row, names),
+            "repeats": job not in once,
             "measured": cells[job][-len(MEASURES) :],
             "command": run_command(row["overrides"]),
-            "settings": {name: setting_text(row[name]) for name in names},
-            "kind": kinds.index(result.kind),
-            **{name: row[name] for name in ("target_error", "other_error", "forgetting")},
+            "settings": {name: setting_text(row[name]) for name in names} | ({SETTING: whole[job]} if whole else {}),
+            "target": row["target"],
+            "seeds": [None if pd.isna(row[name]) else int(row[name]) for name in SEEDS],
+            "numbers": {name: _number(row[name]) for name in (*numbers, *FURTHER)},
             **_gains(row, result),
-            "overhead": row["overhead_percent"],
             "base": list(bases).index(base),
-            "targets": [at for at, label in enumerate(charts[base]) if label in result.target],
+            "targets": [at for at, shown_label in enumerate(charts[base]) if shown_label in result.target],
             "after": _class_errors(result.outcome.after, charts[base]),
             "losses": _thinned(result.outcome.loss_curve, CURVE_POINTS[few]),
             "gallery": galleries[job],
@@ -73,8 +112,8 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
         for base in [result.outcome.base_sha256_before]
     ]
     return {
-        "settings": {name: {"title": heading(name), "values": values_of(runs[name])} for name in names},
-        "kinds": [kind_label(kind) for kind in kinds],
+        "settings": _settings(runs, names) | ({SETTING: _whole(runs, own, whole)} if whole else {}),
+        "charted": {name: vars(CHARTED[name]) for name in numbers},
         "measures": list(MEASURES),
         "gains": {
             "measures": [gained.HEADINGS, gained.TITLES],
@@ -84,6 +123,13 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
             "none": gained.NO_GAINS,
         },
         "runs": rows,
+        "lost": _lost(sweep.frame, names),
+        "quantiles": [t_quantile(count) for count in range(2, MOST_VALUES + 1)],
+        "keep": recommended.KEEP,
+        "importance": {
+            name: {"explained": one.explained, "keys": [[heading(key), *own] for key, own in one.keys.items()]}
+            for name, one in importances(sweep.frame, EXPLAINED).items()
+        },
         "bases": [
             {**_class_errors(own.outcome.before, charts[base]), "names": shown_names(own.facts.classes, charts[base])}
             for base, own in bases.items()
@@ -96,26 +142,56 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
             ]
         ),
         "chosen": representative(sweep.frame),
-        "sprite": _sprite(thumbnails(pictures[shown], is_dark(pictures))) if shown else "",
+        "sprite": sprite(thumbnails(pictures[shown], is_dark(pictures))) if shown else "",
         "images": {str(image): [place, classes[labels[image]]] for place, image in enumerate(shown)},
     }
 
 
-def _gains(row: dict[Any, Any], result: RunResult) -> dict[str, Any]:
-    """The gain in balanced accuracy, how the run compares with a moved threshold, and the cells of its tables."""
+def _settings(runs: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
+    """Of each shown setting: its title, its values as text in their order, whether they are numbers, and its part."""
+    return {
+        name: {
+            "title": heading(name),
+            "values": values_of(runs[name]),
+            "numeric": name != "target" and pd.api.types.is_numeric_dtype(runs[name]),
+            "part": "seed" if name in SEEDS else "task" if is_of_task(name) else "setting",
+        }
+        for name in names
+    }
+
+
+def _whole(runs: pd.DataFrame, names: Sequence[str], whole: Mapping[int, str]) -> dict[str, Any]:
+    """The key whose values are whole settings, in the order of their parts."""
+    keys = [values_of(runs[name]) for name in names]
+    order = {
+        whole[row["job"]]: [own.index(setting_text(row[name])) for name, own in zip(names, keys, strict=True)]
+        for row in runs.to_dict("records")
+    }
+    return {"title": SETTING, "values": sorted(order, key=lambda text: order[text]), "numeric": False, "part": "whole"}
+
+
+def _lost(frame: pd.DataFrame, names: Sequence[str]) -> list[dict[str, str]]:
+    """The settings of the jobs that ended without errors to compare, but for those that halving stopped."""
+    rows = distinct(frame)
+    rows = rows[~rows["status"].isin(["finished", "stopped"])]
+    return [{name: setting_text(row[name]) for name in names} for row in rows.to_dict("records")]
+
+
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) else float(f"{value:.12g}")
+
+
+def _gains(row: Mapping[Any, Any], result: RunResult) -> dict[str, Any]:
+    """How the run compares with a moved threshold, and the cells of its tables."""
     gains = result.outcome.gains
     if gains is None:
-        return {"balanced_accuracy_gained": None, "said": "", "gains": None}
+        return {"said": "", "gains": None}
     cells = {
         "measures": gained.run_cells(row),
         "tests": gained.mcnemar_cells(gains),
         "shift": gained.shift_cells(gains),
     }
-    return {
-        "balanced_accuracy_gained": row["balanced_accuracy_gained"],
-        "said": gained.said_of(gains),
-        "gains": cells,
-    }
+    return {"said": gained.said_of(gains), "gains": cells}
 
 
 def _charted(runs: Sequence[RunResult]) -> list[int]:
@@ -147,37 +223,3 @@ def _thinned(losses: Sequence[float], most: int) -> list[list[float]]:
         return [[], []]
     steps, means = (np.array_split(own, min(most, len(losses))) for own in (np.arange(len(losses)) + 1, losses))
     return [[round(part.mean(), 1) for part in steps], [float(f"{part.mean():.4g}") for part in means]]
-
-
-def _gallery(sweep: Sweep, job: int, labels: NDArray[Any], most: tuple[int, int]) -> dict[str, Any]:
-    """Images [index, prediction before, after, confidence before, after], and how many there are of each part."""
-    found: dict[str, Any] = {}
-    try:
-        logits = sweep.logits(job)
-        changed = changes(sweep.results[job], logits, labels)
-    except ValueError as error:
-        return {"why_not": f"No images: {error}."}
-    for part, shown in zip(CHANGES, most, strict=True):
-        chosen = spread(changed[part], shown)
-        both = logits.before[chosen], logits.after[chosen]
-        names = np.array(sweep.results[job].facts.classes)
-        columns = [chosen, *(names[own.argmax(axis=1)] for own in both)]
-        columns += [probabilities(own).max(axis=1).round(3) for own in both]
-        found[f"{part}_count"] = len(changed[part])
-        found[part] = [list(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-    return found
-
-
-def _sprite(pictures: NDArray[np.uint8]) -> str:
-    """All pictures [N, S, S, 3] as one PNG in base64, SPRITE_COLUMNS in a row."""
-    from PIL import Image
-
-    rows, side = -(-len(pictures) // SPRITE_COLUMNS), pictures.shape[1]
-    sheet = np.full((rows * SPRITE_COLUMNS, side, side, 3), 255, np.uint8)
-    sheet[: len(pictures)] = pictures
-    tiles = sheet.reshape(rows, SPRITE_COLUMNS, side, side, 3).swapaxes(1, 2)
-    file = io.BytesIO()
-    whole = Image.fromarray(tiles.reshape(rows * side, SPRITE_COLUMNS * side, 3))
-    is_grey = bool((pictures == pictures[..., :1]).all())
-    (whole.convert("L") if is_grey else whole).save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()

@@ -19,7 +19,7 @@ HEADINGS = [
 KEEP = "the base as it is"
 NOTE = (
     "A setting is chosen by the balanced accuracy that it gains on {chosen}, and reported on {judged}. {seeds}"
-    "Where no setting gains there, the base as it is is recommended, and the row shows the setting that lost least."
+    "Where it does not gain on both, the base as it is is recommended, and the row shows what came nearest."
 )
 JUDGED_ON = {"validation images": "the test images", "half of the test images": "the other half"}
 
@@ -27,22 +27,18 @@ JUDGED_ON = {"validation images": "the test images", "half of the test images": 
 def headline(found: Sequence[Recommendation]) -> str:
     """One sentence: what to use, what it gains, at what price, and how sure that is."""
     first, *classes = found
-    many = len(classes) > 0 and len(first.classes) > 1
-    who = f"For {first.task_label}: " if many or first.task else ""
-    gained, forgetting = points(first.means["elsewhere_gained"]), points(first.means["elsewhere_forgetting"])
+    many = len(first.classes) > 1
+    who = f"For {first.task_label}, " if many or first.task else ""
     what = first.setting_label or ("this setting" if len(first.jobs) > 1 else "this run")
-    effect = f"balanced accuracy {gained} points, forgetting {forgetting} points{_against_shift(first)}"
+    gained, forgetting = (points(first.means[f"elsewhere_{name}"]) for name in ("gained", "forgetting"))
+    effect = f"{gained} points of balanced accuracy, at {forgetting} points of forgetting{_against_shift(first)}"
     if first.is_gain:
-        text = f"{who}use {what}: {effect} ({how_sure(first)})."
+        text = f"{who}use {what}: {effect}."
     else:
-        nearest = f"the nearest, {what}" if first.others else what
-        text = f"{who}keep {KEEP}: {'no setting gains' if first.others else 'nothing is gained'}; {nearest}: {effect}."
-        text += f" How sure: {how_sure(first)}." if len(first.gained) > 1 else f" Seen on {how_sure(first)}."
-    if many:
-        better = sum(one.is_gain for one in classes if len(one.classes) == 1)
-        total = sum(len(one.classes) == 1 for one in classes)
-        text += f" Class by class, {better} of {total} gain from some setting."
-    return text[0].upper() + text[1:]
+        text = f"{who}keep {KEEP}: {'the nearest, ' if first.others else ''}{what}, has {effect}."
+    of_class = [one for one in classes if len(one.classes) == 1]
+    better = f" Class by class, {sum(one.is_gain for one in of_class)} of {len(of_class)} gain." if many else ""
+    return f"{text[0].upper()}{text[1:]} {how_sure(first)}.{better}"
 
 
 def recommended_table(found: Sequence[Recommendation]) -> Table:
@@ -61,15 +57,15 @@ def note(found: Sequence[Recommendation]) -> str:
 
 
 def how_sure(one: Recommendation) -> str:
-    """`5 bases, +0.90 to +1.86: decided`, `3 bases, ...: 4 more would decide`, `1 base: at least 2 more ...`."""
+    """`5 bases, +0.90 to +1.86: decided`, `3 bases, ...: 4 more to decide`, `1 base: 2 more at least`."""
     count, noun = len(one.gained), _noun(one)
     _, low, high = one.interval
     if count < 2:
-        return f"1 {noun[:-1]}: at least 2 more would decide"
+        return "1 base: 2 more at least"
     start = f"{count} {noun}, {points(low)} to {points(high)}"
     if one.further == 0:
         return f"{start}: decided"
-    return f"{start}: {'over 100' if one.further is None else one.further} more would decide"
+    return f"{start}: {'over 100' if one.further is None else one.further} more to decide"
 
 
 def _noun(one: Recommendation) -> str:
@@ -111,4 +107,4 @@ def _against_shift(one: Recommendation) -> str:
     if not one.beyond:
         return ""
     beyond = one.means["beyond_shift"]
-    return f", {percent(abs(beyond))} points {'less' if beyond > 0 else 'more'} than a moved threshold"
+    return f" ({percent(abs(beyond))} points {'less' if beyond > 0 else 'more'} than a moved threshold)"

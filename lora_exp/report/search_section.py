@@ -57,7 +57,7 @@ def search_section(sweep: Sweep, search: Mapping[str, Any]) -> Section:
     )
     searched = [(Code(key), ": ", Code(space)) for key, space in search["space"].items()]
     table = [Grid(_table(sweep, search, values))] if values else []
-    return Section("Search", [facts, *searched, chosen, search_verdict(sweep, search), *table])
+    return Section("Search", [facts, *searched, chosen, search_verdict(sweep, search), *table], folded=True)
 
 
 def _table(sweep: Sweep, search: Mapping[str, Any], values: Mapping[int, Sequence[float]]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from lora_exp.report.document import Block, Code, Grid, Heading, Listing, Section
+from lora_exp.report.recommended import headline, note, recommended_table
 from lora_exp.report.seeds import CONTESTANTS, MEASURE_NAMES, Comparison, Setting
 from lora_exp.report.statistics import Interval
 from lora_exp.report.tables import (
@@ -18,18 +20,21 @@ from lora_exp.report.tables import (
     percent,
     points,
     runs_table,
+    shown_settings,
 )
 from lora_exp.report.verdict import verdict
+from lora_exp.storage.recommendation import recommendations
 from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import finished
-from lora_exp.storage.varied import NONE, heading, setting_text, varied
+from lora_exp.storage.varied import NONE, SEEDS, heading, setting_text, varied
 from lora_exp.storage.words import kind_label
 
 # Provenance that other sections show.
 SHOWN_ELSEWHERE = ("overrides", "config", "started")
 SIZE_COLUMNS = 8  # of the model table; more methods and ranks are thinned to these
+STATUSES = ("finished", "stopped", "diverged", "failed", "missing")
 VARIANTS = 10  # values listed of a setting or fact in which the runs differ
 OVER_SEEDS = ("balanced_accuracy_gained", "target_error", "forgetting", "beyond_shift")
 IN_POINTS = ("balanced_accuracy_gained", "forgetting", "beyond_shift")
@@ -39,23 +44,43 @@ HOW_OVER_SEEDS = (
 )
 
 
+def title(sweep: Sweep) -> str:
+    """What the sweep is about: its preset, or the report's own name, and what varies; never a time stamp."""
+    runs = finished(sweep.frame)
+    given = dict(part.partition("=")[::2] for part in shlex.split(sweep.command))
+    names = [heading(name) for name in varied(runs) if name not in SEEDS] if len(runs) else []
+    own = given.get("report.name") or given.get("experiment") or ""
+    what = " by ".join(names) if names else ""
+    if not own and not what:
+        return next(iter(sweep.results.values())).description.capitalize() if len(runs) == 1 else sweep.name
+    return ": ".join(part for part in (own, what) if part)
+
+
 def head(sweep: Sweep) -> Section:
-    """The command, its time, and the number of jobs by status."""
+    """The number of jobs by status, the time, and the command."""
     counts = Counter(sweep.frame["status"])
-    statuses = ("finished", *(("stopped",) if sweep.stopped else ()), "diverged", "failed", "missing")
-    jobs = ", ".join(f"{counts[status]} {status}" for status in statuses)
-    started = f"Started {sweep.started}; jobs: {jobs}." if sweep.started else f"Jobs: {jobs}."
-    return Section("", [Listing([sweep.command]), started])
+    jobs = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+    started = f" Started {sweep.started}." if sweep.started else ""
+    return Section("", [f"{len(sweep.frame)} jobs: {jobs}.{started}", Listing([sweep.command])])
+
+
+def recommendation_section(frame: pd.DataFrame) -> Section:
+    """Which setting to use for each class and for all, what it gains and costs, and how sure that is."""
+    found = recommendations(frame)
+    if not found:
+        return Section("Recommendation", [verdict(frame)])
+    headings, rows = recommended_table(found)
+    return Section("Recommendation", [headline(found), Grid((headings, rows), words=2), note(found)])
 
 
 def verdict_section(frame: pd.DataFrame, comparison: Comparison | None) -> Section:
-    """Whether anything beat doing nothing and a moved threshold, the chosen run, and the significant differences."""
+    """Whether anything beat doing nothing and a moved threshold, and the significant differences."""
     runs = finished(frame)
     sentences = [verdict(frame)]
     sentences += comparison.sentences() if comparison is not None else []
     if 1 < len(runs) < len(frame):
         sentences.append("The means leave out jobs without errors, so they may cover different settings.")
-    return Section("Verdict", sentences)
+    return Section("Verdict", sentences, folded=True)
 
 
 def over_seeds(comparison: Comparison | None) -> list[Section]:
@@ -81,7 +106,7 @@ def over_seeds(comparison: Comparison | None) -> list[Section]:
         if highest:
             row.append(f"{chances[id(setting)]:.2g}" if id(setting) in chances else "highest")
         rows.append(row)
-    return [Section("Settings over seeds", [HOW_OVER_SEEDS, Grid((headings, rows))])]
+    return [Section("Settings over seeds", [HOW_OVER_SEEDS, Grid((headings, rows))], folded=True)]
 
 
 def _interval_cells(setting: Setting, measure: str) -> list[str]:
@@ -111,13 +136,13 @@ def halving_section(sweep: Sweep) -> list[Section]:
         f"Jobs competed by their {objective} on validation images, never on test images. "
         f"{made:,} of {whole:,} job-steps were run, which saved {100 * (1 - made / whole):.1f} %."
     )
-    return [Section("Successive halving", [text, Grid((["after step", "jobs", "stopped", "went on"], rows))])]
+    return [Section("Successive halving", [text, Grid((["after step", "jobs", "stopped", "went on"], rows))], True)]
 
 
 def means_section(frame: pd.DataFrame) -> Section:
-    """Means by rank, and by every other setting in which the runs differ."""
+    """Means by each setting in which the runs differ."""
     blocks: list[Block] = []
-    for name in dict.fromkeys(["rank", *varied(finished(frame))]):
+    for name in shown_settings(finished(frame)):
         blocks += [Heading(f"By {heading(name)}"), Grid(means_table(frame, [name]))]
     return Section("Means of the finished runs", blocks)
 
@@ -136,7 +161,7 @@ def unfinished_section(sweep: Sweep) -> list[Section]:
             reason = f"the loss stopped being finite at step {sweep.results[row['job']].outcome.diverged_at}"
         rows.append([str(row["job"]), row["status"], Code(row["overrides"]), reason])
     grid = Grid((["job", "status", "overrides", "reason"], rows), words=4)
-    return [Section("Jobs without errors to compare", [grid])] if rows else []
+    return [Section("Jobs without errors to compare", [grid], folded=True)] if rows else []
 
 
 def model_section(results: Sequence[RunResult]) -> Section:
@@ -166,7 +191,7 @@ def model_section(results: Sequence[RunResult]) -> Section:
         blocks.append(Grid((headings, rows), words=2))
         if len(by_size) > len(sizes):
             blocks.append(f"{len(sizes)} of {len(by_size)} methods and ranks.")
-    return Section("Model: parameters", blocks)
+    return Section("Model: parameters", blocks, folded=True)
 
 
 def proof_section(sweep: Sweep) -> Section:
@@ -179,13 +204,14 @@ def proof_section(sweep: Sweep) -> Section:
         f"With the adapter off, every prediction equals the base's: {len(off)} of {total} runs."
     )
     broken = sorted(set(sweep.results) - (same & off))
-    return Section("Proof", [text + (f" It does not hold for jobs {', '.join(map(str, broken))}." if broken else "")])
+    said = text + (f" It does not hold for jobs {', '.join(map(str, broken))}." if broken else "")
+    return Section("Proof", [said], folded=not broken)
 
 
 def commands_section(frame: pd.DataFrame) -> Section:
     """The command that reproduces each run."""
     lines = [f"{run_command(row['overrides'])}  # job {row['job']}" for row in frame.to_dict("records")]
-    return Section("Reproduce a run", [Listing(lines)])
+    return Section("Reproduce a run", [Listing(lines)], folded=True)
 
 
 def provenance_section(results: Sequence[RunResult]) -> Section:
@@ -199,7 +225,7 @@ def provenance_section(results: Sequence[RunResult]) -> Section:
         values = list(dict.fromkeys(fact.get(name, NONE) for fact in facts))
         text = ", ".join(values[:VARIANTS])
         rows.append([name, Code(f"{len(values)} values: {text}, ..." if len(values) > VARIANTS else text)])
-    return Section("Settings and provenance", [Grid((["what", "value"], rows), words=2)])
+    return Section("Settings and provenance", [Grid((["what", "value"], rows), words=2)], folded=True)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:

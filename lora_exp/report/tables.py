@@ -12,8 +12,6 @@ from lora_exp.storage.table import finished, target_order
 from lora_exp.storage.varied import NONE, heading, setting_text, varied
 from lora_exp.storage.words import adapted, in_a_sentence
 
-ALWAYS = ("target", "rank", "alpha")  # columns of settings that are shown even where they do not vary
-
 
 def percent(rate: float) -> str:
     """Write a rate from 0 to 1 in percent."""
@@ -21,8 +19,8 @@ def percent(rate: float) -> str:
 
 
 def points(difference: float) -> str:
-    """Write a difference of two rates in percentage points, with its sign."""
-    return f"{100 * difference:+.2f}"
+    """Write a difference of two rates in percentage points, with its sign; zero has a plus."""
+    return f"{100 * difference:+z.2f}"
 
 
 # Column of a measurement -> its heading, with line breaks for narrow tables, and how its numbers are written.
@@ -42,13 +40,18 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
 def runs_table(frame: pd.DataFrame) -> Table:
     """Make a table with one row a finished run: job, settings, errors before and after, forgetting, parameters."""
     rows = finished(frame)
-    names = list(dict.fromkeys([*ALWAYS, *varied(rows)]))
+    names = shown_settings(rows)
     headings = ["job", *(heading(name) for name in names), *(title for title, _ in MEASURES.values())]
     cells = [
         [str(row["job"]), *(setting_text(row[name]) for name in names), *_measured(row)]
         for row in rows.to_dict("records")
     ]
     return headings, cells
+
+
+def shown_settings(runs: pd.DataFrame) -> list[str]:
+    """The columns of settings that are shown of runs: what varies among them; of like ones the class."""
+    return varied(runs) or ["target"]
 
 
 def means_table(frame: pd.DataFrame, by: Sequence[str]) -> Table:

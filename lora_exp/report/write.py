@@ -74,25 +74,25 @@ def _write_pages(
 ) -> None:
     """Write `report.md` with the figures, and `report.html` with interactive charts in their place."""
     frame, results, comparison = sweep.frame, list(sweep.results.values()), compare(sweep.frame)
-    first = [
-        sections.head(sweep),
+    title, runs = sections.title(sweep), [] if finished(frame).empty else [sections.runs_section(frame)]
+    lead = [*([] if claim is None else [claim_section(claim)]), sections.recommendation_section(frame)]
+    found = [
         sections.verdict_section(frame, comparison),
-        *([] if claim is None else [claim_section(claim)]),
         *gained_section(frame, sweep.results),
         *([] if sweep.search is None else [search_section(sweep, sweep.search)]),
         *sections.halving_section(sweep),
         *sections.over_seeds(comparison),
     ]
-    runs = [] if finished(frame).empty else [sections.runs_section(frame)]
-    means = [sections.means_section(frame)] if runs else []
-    jobs = sections.unfinished_section(sweep)
-    jobs += [sections.model_section(results), sections.proof_section(sweep)] if results else []
+    rest = sections.unfinished_section(sweep)
+    rest += [sections.model_section(results), sections.proof_section(sweep)] if results else []
     commands = [sections.commands_section(frame)]
     provenance = [sections.provenance_section(results)] if results else []
-    text = markdown(sweep.name, [*first, *drawn, *means, *runs, *jobs, *commands, *provenance])
+    means = [sections.means_section(frame)] if runs else []  # which the page takes of the runs that it shows
+    head = sections.head(sweep)
+    text = markdown(title, [head, *lead, *found, *drawn, *means, *runs, *rest, *commands, *provenance])
     (folder / "report.md").write_text(text, encoding="utf-8")
-    last = [*means, *jobs, *([] if runs else commands), *provenance]
-    page = html(sweep.name, first, runs[0] if runs else None, last, data, folder / "figures")
+    last = [*found, *rest, *([] if runs else commands), *provenance]
+    page = html(title, head, lead, runs[0] if runs else None, last, data, folder / "figures")
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 

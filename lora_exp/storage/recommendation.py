@@ -51,8 +51,8 @@ class Recommendation:
 
     @property
     def is_gain(self) -> bool:
-        """Whether it gained balanced accuracy on the images on which it was chosen; else the base is better."""
-        return self.means["chosen_gained"] > 0
+        """Whether it gained balanced accuracy where it was chosen, and elsewhere too; else the base is recommended."""
+        return self.means["chosen_gained"] > 0 and self.means["elsewhere_gained"] > 0
 
     @property
     def task_label(self) -> str:
@@ -60,7 +60,7 @@ class Recommendation:
         rest = {name: value for name, value in self.task.items() if name != "target"}
         if len(self.classes) == 1:
             return label({"target": self.classes[0], **rest}, ["target", *rest])
-        whole = f"all {len(self.classes)} classes"
+        whole = "both classes" if len(self.classes) == 2 else f"all {len(self.classes)} classes"
         return ", ".join([whole, label(rest, list(rest))] if rest else [whole])
 
     @property
@@ -82,7 +82,7 @@ class Recommendation:
 def recommendations(frame: pd.DataFrame) -> list[Recommendation]:
     """One recommendation a task with finished runs, after one for all classes of the same data set and classifier.
 
-    `frame` comes from `load_sweep`. Without a finished run there is none.
+    `frame` comes from `read_sweep`. Without a finished run there is none.
     """
     every = distinct(frame)
     runs = finished(every)

@@ -32,11 +32,17 @@ def distinct(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def varied(frame: pd.DataFrame) -> list[str]:
-    """The settings with more than one value in `frame`; `steps` do not count where `epochs` set them."""
+    """The settings with more than one value in `frame`.
+
+    `steps` do not count where `epochs` set them, nor do seeds of fine-tuning that are those of the bases.
+    """
     columns = [str(name) for name in frame]
     further = columns[columns.index("epochs") + 1 : columns.index("status")]
     given = frame.assign(steps=frame["steps"].where(frame["epochs"].isna()))
-    return [name for name in (*SETTINGS, *further) if given[name].nunique() > 1]
+    names = [name for name in (*SETTINGS, *further) if given[name].nunique() > 1]
+    if "seed" in names and given["seed"].equals(given["base_seed"]):
+        names.remove("seed")
+    return names
 
 
 def is_of_task(name: str) -> bool:
