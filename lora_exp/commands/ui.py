@@ -12,10 +12,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lora_exp.child import end_with
+from lora_exp.child import end_with, signals_held_back
 from lora_exp.commands.arguments import add_overrides, parse
 from lora_exp.config.compose import compose_settings
 from lora_exp.config.settings import TrackingSettings
@@ -50,20 +50,17 @@ def serve_ui(settings: TrackingSettings, port: int) -> int:
     print("starting MLflow's server, about 10 seconds ...", flush=True)
     from lora_exp.tracking.recorder import Recorder
 
-    recorder, address = Recorder.open(settings), f"http://{HOST}:{port}"
-    server = _started(recorder.settings.uri, port)
     try:
-        pages = recorder.save_views()  # while the server starts
-        _wait_for(server, port)
-        _print_pages(address, pages)
-        print(f"Its log is in {LOG}. Ctrl-C ends it.", flush=True)
-        server.wait()
-        raise LoraExpError(f"MLflow's server has ended; {LOG} says why", 1)
+        recorder = Recorder.open(settings)
+        with _server(recorder.settings.uri, port) as server:
+            pages = recorder.save_views()  # while the server starts
+            _wait_for(server, port)
+            _print_pages(f"http://{HOST}:{port}", pages)
+            print(f"Its log is in {LOG}. Ctrl-C ends it.", flush=True)
+            server.wait()
+            raise LoraExpError(f"MLflow's server has ended; {LOG} says why", 1)
     except KeyboardInterrupt:
-        _end(server)
         sys.exit(0)
-    finally:
-        _end(server)
 
 
 def _print_pages(address: str, pages: Mapping[str, str]) -> None:
@@ -84,19 +81,26 @@ def _check_port(port: int) -> None:
             raise LoraExpError(f"--port {port}: can't be used ({error}); choose another") from error
 
 
-def _started(store: str, port: int) -> subprocess.Popen[bytes]:
-    """Start the server, whose output goes to LOG. It ends with this process, whatever ends that."""
+@contextlib.contextmanager
+def _server(store: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A block in which the server runs, and starts. It ends with this process, whatever ends that."""
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--host", HOST, "--port", str(port)]
     LOG.parent.mkdir(parents=True, exist_ok=True)
-    with LOG.open("wb") as log:
-        return subprocess.Popen(
-            [*command, "--workers", "1"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # `_end` ends all of it; Ctrl-C reaches this process alone
-            preexec_fn=functools.partial(end_with, os.getpid(), signal.SIGTERM),
-        )
+    server = None
+    try:
+        with LOG.open("wb") as log, signals_held_back():
+            server = subprocess.Popen(
+                [*command, "--workers", "1"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # `_end` ends all of it; Ctrl-C reaches this process alone
+                preexec_fn=functools.partial(end_with, os.getpid(), signal.SIGTERM),
+            )
+        yield server
+    finally:
+        if server is not None:
+            _end(server)
 
 
 def _wait_for(server: subprocess.Popen[bytes], port: int) -> None:
