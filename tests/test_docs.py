@@ -67,6 +67,21 @@ def test_the_pandas_of_the_reports_document_works(tmp_path: Path, data_root: Pat
     assert (tmp_path / "by_rank.png").stat().st_size > 5000
 
 
+def test_the_python_of_its_document_works_from_the_first_run_to_a_module(
+    tmp_path: Path, data_root: Path, mnist: ImageData
+) -> None:
+    folder = prepared(tmp_path, data_root).folder
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
+    assert len(blocks) == 7
+    (folder / "script.py").write_text("".join(blocks))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "script.py"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^recall of the target +0\.\d+ +0\.\d+ ", done.stdout, re.MULTILINE)
+    assert "replay 0.8" in done.stdout and re.search(r"^\d+ test images mended$", done.stdout, re.MULTILINE)
+    assert "8 ['finished', 'finished'" in done.stdout and (folder / "heat_maps.png").stat().st_size > 5000
+
+
 def test_the_walk_from_pictures_to_a_rank_works_as_it_stands(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "data.md").read_text()
     [code], [command] = (re.findall(rf"```{kind}\n(.*?)```", text, re.S) for kind in ("python", "bash"))

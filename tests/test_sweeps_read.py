@@ -88,8 +88,9 @@ def test_the_best_run_is_of_the_setting_that_is_recommended(sweep: Sweep) -> Non
     for target in (3, "9", [9]):
         own = frame[frame["target"] == int(np.ravel(target)[0])]
         assert sweep.best(target=target).folder == Path(own.loc[own["chosen_gained"].idxmax(), "folder"])
+    assert sweep.best(rank=[1, 16], target=3).spec.adapter.rank in (1, 16)
     recommended = sweep.recommended
-    assert recommended["task"].tolist() == ["all 2 classes", "class 3", "class 9"]
+    assert recommended["task"].tolist() == ["both classes", "class 3", "class 9"]
     assert recommended["jobs"][0][0] == int(sweep.best().folder.name)
 
 
@@ -107,7 +108,9 @@ def test_what_no_run_has_is_refused_in_one_line(sweep: Sweep, tmp_path: Path) ->
     other[1] = dataclasses.replace(other[1], spec=dataclasses.replace(other[1].spec, model=made.ModelSpec((8,))))
     models = load_sweep(made.write_sweep(tmp_path / "models", [(result, made.made_run(LABELS)[1]) for result in other]))
     for call, line in (
-        (lambda: sweep.best(target=5), "target=5: no run of this sweep has it; targets are 3, 9"),
+        (lambda: sweep.best(target=5), "target=5: no job has it; there are 3, 9"),
+        (lambda: sweep.best(rnk=4), "rnk: no such column; settings that vary are target, rank"),
+        (lambda: sweep.plot_heat_maps(status="failed"), "no finished run has a value of rank to draw"),
         (lambda: sweep.best("rank"), "by=rank: no such measure; allowed: target_error_before, "),
         (lambda: sweep.best("validation_target_error"), "by=validation_target_error: no finished run has a value"),
         (failed.best, "has no finished run"),
@@ -125,6 +128,9 @@ def test_figures_are_those_of_the_report(sweep: Sweep) -> None:
     assert sweep.plot_heat_maps().axes[0].get_ylabel() == "target class"
     assert sweep.plot_parameters().axes[0].get_title() == "Error on the target class"
     assert sweep.plot_loss_curves().axes[0].get_title() == "Loss during fine-tuning"
+    ranks = [label.get_text() for label in sweep.plot_heat_maps(rank=[1, 4], target=3).axes[0].get_xticklabels()]
+    assert ranks == ["1", "4"]
+    assert len(sweep.plot_loss_curves(rank=4, target=9).axes[0].lines) <= 3
 
 
 def test_what_is_shown_of_a_sweep_is_short_and_escaped(sweep: Sweep, tmp_path: Path) -> None:

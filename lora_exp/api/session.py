@@ -9,6 +9,7 @@ import logging
 import re
 import secrets
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,11 +193,14 @@ def _written(value: Any) -> str:
 def _command_line(arguments: list[str]) -> Iterator[None]:
     """A block in which these are the command line, and after which logs are as before."""
     from hydra.core.global_hydra import GlobalHydra
+    from tqdm import TqdmWarning
 
     before, level, handlers = sys.argv, logging.root.level, list(logging.root.handlers)
     sys.argv = ["lora-exp", *arguments]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TqdmWarning)  # of a notebook without widgets
+            yield
     finally:
         sys.argv = before
         GlobalHydra.instance().clear()

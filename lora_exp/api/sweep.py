@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import pandas as pd
 
@@ -19,7 +19,7 @@ from lora_exp.storage.recommendation import Recommendation, recommendations
 from lora_exp.storage.sweep_folder import Sweep as Stored
 from lora_exp.storage.sweep_folder import read_sweep
 from lora_exp.storage.table import CLASS_ERRORS, finished, target_order
-from lora_exp.storage.varied import heading, varied
+from lora_exp.storage.varied import heading, setting_text, varied
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,14 +76,15 @@ class Sweep:
     def __iter__(self) -> Iterator[Run]:
         return (self[job] for job in range(len(self)))
 
-    def best(self, by: str = CHOSEN, target: str | int | Sequence[str | int] | None = None) -> Run:
-        """A run of the setting that is recommended, for all classes or for `target`: chosen on held-out images.
+    def best(self, by: str = CHOSEN, **where: Any) -> Run:
+        """A run of the setting that is recommended, chosen on held-out images; of all runs, or of those of `where`.
 
-        With another column as `by`, the finished run with the best value there, which is the lowest of errors, losses
-        and costs. Such a value is of the test images: it says too much of new images once it was chosen by. Raises
-        LoraExpError where there is no such column or run, and where runs on different data or models compete.
+        `where` names columns and their values: `target=3`, `method=["lora", "dora"]`. With another column as `by`, it
+        is the finished run with the best value there, which is the lowest of errors, losses and costs. Such a value is
+        of the test images: it says too much of new images once it was chosen by. Raises LoraExpError where there is no
+        such column, value or run, and where runs on different data or models compete.
         """
-        frame = self._stored.frame if target is None else self._of(target)
+        frame = self._rows(where)
         if by != CHOSEN:
             return self[self._best_by(by, finished(frame))]
         first: dict[str, Recommendation] = {}  # of each data set and model
@@ -119,26 +120,27 @@ class Sweep:
             }
         )
 
-    def plot_heat_maps(self) -> Figure:
-        """Draw target error, forgetting and balanced accuracy gained by target class and rank."""
+    def plot_heat_maps(self, **where: Any) -> Figure:
+        """Draw target error, forgetting and balanced accuracy gained by target class and rank; `where` as in `best`."""
         from lora_exp.report.sweep_figures import heat_maps
 
-        return for_notebooks(heat_maps(self._with("rank")))
+        return for_notebooks(heat_maps(self._rows(where, "rank")))
 
-    def plot_parameters(self) -> Figure:
+    def plot_parameters(self, **where: Any) -> Figure:
         """Draw the errors on the target and on the other classes against the number of adapter parameters."""
         from lora_exp.report.sweep_figures import parameters_against_error
 
-        frame = self._with("parameters_adapter")
+        frame = self._rows(where, "parameters_adapter")
         if not (frame["parameters_adapter"] > 0).any():
             raise LoraExpError(f"{self.folder}: no adapter of its runs has parameters")
         return for_notebooks(parameters_against_error(frame))
 
-    def plot_loss_curves(self) -> Figure:
+    def plot_loss_curves(self, **where: Any) -> Figure:
         """Draw the loss of every run by step."""
         from lora_exp.report.figures import loss_curves
 
-        trained = [result for result in self._stored.results.values() if not result.imported]
+        found = [self._stored.results.get(int(job)) for job in self._rows(where)["job"]]
+        trained = [result for result in found if result is not None and not result.imported]
         if not any(result.outcome.diverged_at != 1 for result in trained):
             raise LoraExpError(f"{self.folder}: no run has a loss to draw")
         return for_notebooks(loss_curves(trained))
@@ -160,14 +162,25 @@ class Sweep:
         names = ", ".join(map(heading, varied(frame)))
         return f"{len(frame):,} job{'s' if len(frame) != 1 else ''} ({counts}){f' over {names}' if names else ''}"
 
-    def _of(self, target: str | int | Sequence[str | int]) -> pd.DataFrame:
-        """The rows with this target."""
+    def _rows(self, where: Mapping[str, Any], drawn: str | None = None) -> pd.DataFrame:
+        """The jobs with these values in these columns, as they are read.
+
+        Raises LoraExpError for another column, for a value that no job has, and where no run has a value to be `drawn`.
+        """
         frame = self._stored.frame
-        name = str(target) if isinstance(target, str | int) else ",".join(map(str, target))
-        if not (frame["target"] == name).any():
-            known = ", ".join(sorted(frame["target"].dropna().unique(), key=target_order))
-            raise LoraExpError(f"target={name}: no run of this sweep has it; targets are {known}")
-        return frame[frame["target"] == name]
+        for name, value in where.items():
+            if name not in frame:
+                raise LoraExpError(f"{name}: no such column; settings that vary are {', '.join(varied(frame))}")
+            own = frame[name]
+            wanted = [",".join(map(str, one)) if isinstance(one, tuple) else one for one in _several(value)]
+            is_text = own.dtype == object
+            rows = frame[own.astype(str).isin(list(map(str, wanted))) if is_text else own.isin(wanted)]
+            if rows.empty:
+                raise LoraExpError(f"{name}={value}: no job has it; there are {', '.join(_values(own))}")
+            frame = rows
+        if drawn is not None and finished(frame)[drawn].isna().all():
+            raise LoraExpError(f"{self.folder}: no finished run has a value of {drawn} to draw")
+        return frame
 
     def _best_by(self, by: str, runs: pd.DataFrame) -> int:
         names = [str(name) for name in runs.select_dtypes("number")]
@@ -179,11 +192,14 @@ class Sweep:
             raise LoraExpError(f"by={by}: no finished run has a value of it")
         return int(runs["job"].iloc[0])
 
-    def _with(self, name: str) -> pd.DataFrame:
-        """The whole frame, for a figure over a column. Raises LoraExpError where no finished run has a value there."""
-        if finished(self._stored.frame)[name].isna().all():
-            raise LoraExpError(f"{self.folder}: no finished run has a value of {name} to draw")
-        return self._stored.frame
+
+def _several(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _values(column: pd.Series[Any]) -> list[str]:
+    """The values of a column as text, in order."""
+    return sorted(map(setting_text, column.dropna().unique()), key=target_order)
 
 
 def _typed(stored: Stored) -> pd.DataFrame:
