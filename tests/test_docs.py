@@ -70,7 +70,8 @@ def test_the_pandas_of_the_reports_document_works(tmp_path: Path, data_root: Pat
 def test_the_python_of_its_document_works_from_the_first_run_to_a_module(
     tmp_path: Path, data_root: Path, mnist: ImageData
 ) -> None:
-    folder = prepared(tmp_path, data_root).folder
+    place = prepared(tmp_path, data_root)
+    folder = place.folder
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
     assert len(blocks) == 7
     (folder / "script.py").write_text("".join(blocks))
@@ -80,6 +81,7 @@ def test_the_python_of_its_document_works_from_the_first_run_to_a_module(
     assert re.search(r"^recall of the target +0\.\d+ +0\.\d+ ", done.stdout, re.MULTILINE)
     assert "replay 0.8" in done.stdout and re.search(r"^\d+ test images mended$", done.stdout, re.MULTILINE)
     assert "8 ['finished', 'finished'" in done.stdout and (folder / "heat_maps.png").stat().st_size > 5000
+    assert place.statuses() == {"FINISHED": 1 + 9 + 3}, "a run, and two sweeps of 8 and 2 jobs, are in MLflow"
 
 
 def test_the_walk_from_pictures_to_a_rank_works_as_it_stands(tmp_path: Path) -> None:

@@ -41,8 +41,9 @@ class _Typed(str):
 def run(module: nn.Module | Overrides | None = None, overrides: Overrides | None = None, **groups: Any) -> Run:
     """Run one config as `lora-exp` does, with the same store, folders and bits, and return it as read from its folder.
 
-    The arguments are those of `sweep`, without values to sweep over. A run that fails has no result and says why.
-    Raises LoraExpError for what the command line refuses.
+    `run(adapter={"rank": 4}, finetune={"target": 3})` is `lora-exp adapter.rank=4 finetune.target=3`, and so is
+    `run(["adapter.rank=4", "finetune.target=3"])`; `sweep` describes all arguments. A run that fails has no result and
+    says why. Raises LoraExpError for what the command line refuses.
     """
     arguments = _arguments(module, overrides, groups)
     for key, value in arguments.items():
