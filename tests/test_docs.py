@@ -122,6 +122,7 @@ def test_the_first_sweep_works_as_it_stands_and_shows_what_the_text_says(
     commands = [shlex.split(block.replace("\\\n", " "))[1:] for block in blocks]
     planned, swept, repeated, reproduced, exported = (place.run(*command)[0] for command in commands)
     assert "12 jobs: 0 in the store already, 12 to run" in planned
+    assert "use rank 4, replay 0.8" in " ".join(swept.split()) and "Use replay 0.8" in " ".join(repeated.split())
     assert f"report   {tmp_path}/multirun_reports/first/report.html" in swept and "base.seed" in swept
     assert "multirun_reports/bases" in repeated
     assert len(list(tmp_path.glob("cache/store/results/*/*/entry.json"))) == 12 + 4  # two were there
