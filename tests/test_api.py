@@ -44,6 +44,10 @@ failed = seen("failed", lora_exp.run(tiny_keys, finetune={"target": 5, "steps": 
 told["why"] = [failed.status, failed.error]
 seen("preset", lora_exp.run(["experiment=digit_9", "model=tiny", "data.limit=500", "finetune.steps=2"], tracking="off"))
 
+methods = lora_exp.sweep(model="vit_tiny", data={"name": "digits", "channels": 3}, tracking="off",
+    adapter=["lora", "pissa", "full", "shift"], finetune={"target": 3, "steps": 5})
+told["methods"] = [str(run.folder) for run in methods]
+
 net = Net()
 own = seen("own", lora_exp.run(net, **base, adapter={"rank": 2, "layers": ("fc",)}))
 classifier, predicted = own.classifier(), own.predictions()
@@ -149,7 +153,8 @@ def test_a_classifier_says_what_its_run_did(
     place: Place, told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place.folder)  # where store and data are
-    for folder in (Path("runs/run"), *(Path("runs/sweep") / str(job) for job in range(4)), told["fresh"]["folder"]):
+    sweep = [Path("runs/sweep") / str(job) for job in range(4)]
+    for folder in ("runs/run", *sweep, told["fresh"]["folder"], *told["methods"]):
         run = load_run(folder)
         images, predictions = run.images(), run.predictions().query("split == 'test'")
         classifier = run.classifier()
