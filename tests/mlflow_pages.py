@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import subprocess
-import time
-import urllib.request
+from dataclasses import dataclass
 
 from playwright.sync_api import Locator, Page
 
-NAME = "[col-id='attributes.`Run Name`']"
+
+@dataclass(frozen=True)
+class Addresses:
+    """What `lora-exp ui` prints: the table of sweeps, and that of runs."""
+
+    sweeps: str
+    runs: str
+
+    @property
+    def server(self) -> str:
+        return self.runs.partition("/#")[0]
 
 
-def served(process: subprocess.Popen[str]) -> str:
-    """The address that a process of `lora-exp ui` prints, once its server answers."""
+def served(process: subprocess.Popen[str]) -> Addresses:
+    """The addresses that a process of `lora-exp ui` prints; its server answers then."""
     assert process.stdout is not None
-    address = process.stdout.readline().split()[1]
-    while process.poll() is None:
-        try:
-            urllib.request.urlopen(f"{address.partition('#')[0]}health", timeout=2).close()
-            return address
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(process.communicate())
+    lines = [process.stdout.readline() for _ in range(3)]
+    printed = dict(line.split() for line in lines[1:] if line)
+    assert {"sweeps", "runs"} <= printed.keys(), (lines, process.communicate())
+    return Addresses(printed["sweeps"], printed["runs"])
 
 
-def open_runs(page: Page, address: str) -> None:
-    """The table of runs at the address that `lora-exp ui` prints, alone: MLflow opens an assistant beside it."""
+def open_table(page: Page, address: str) -> None:
+    """The table at one of these addresses, alone: MLflow opens an assistant beside it."""
     page.goto(address)
     page.locator(".ag-row").first.wait_for()
     page.get_by_placeholder("Ask a question").wait_for()
@@ -34,11 +39,17 @@ def open_runs(page: Page, address: str) -> None:
     page.get_by_placeholder("Ask a question").wait_for(state="hidden")
 
 
-def expand(page: Page, sweep: str, jobs: int) -> list[Locator]:
-    """The rows of a sweep's runs, which it shows once it is expanded."""
-    page.get_by_role("row").filter(has_text=sweep).locator(f"{NAME} button").click()
-    rows = page.get_by_role("row").filter(has_text="target-")
-    rows.nth(jobs - 1).wait_for()
+def columns(page: Page) -> list[str]:
+    """The parameters, metrics and tags in the heading of a table, from left to right."""
+    found = [(cell.bounding_box(), cell.get_attribute("col-id")) for cell in page.get_by_role("columnheader").all()]
+    placed = sorted((box["x"], name) for box, name in found if box and name and name.endswith("`"))
+    return [name.split("`")[1] for _, name in placed if not name.startswith("attributes.")]
+
+
+def rows_of(page: Page, text: str, count: int) -> list[Locator]:
+    """The rows that hold a text, once there are so many."""
+    rows = page.get_by_role("row").filter(has_text=text)
+    rows.nth(count - 1).wait_for()
     return rows.all()
 
 

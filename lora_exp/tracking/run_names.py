@@ -24,7 +24,7 @@ def varied_keys(about: Mapping[str, Any]) -> list[str]:
     Those of a search are its space, which is known before its jobs are.
     """
     if (search := about.get("search")) is not None:
-        return list(search.get("space", ()))
+        return sorted(search.get("space", ()), key=_place)
     values: dict[str, set[str]] = {}
     for overrides in about["jobs"]:
         for key, text in _by_key(overrides).items():

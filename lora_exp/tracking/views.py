@@ -21,7 +21,9 @@ NEWEST = 1000  # runs whose parameters are compared, MLflow's limit is 50,000
 MOST_SETTINGS = 8  # columns
 USUAL = ("target", "method", "rank", "alpha")  # parameters that are shown where none differ
 RUN_NAME, CREATED, DURATION = "attributes.`Run Name`", "runDateAndNestInfo", "duration"  # MLflow's names of columns
-NAME_WIDTH, LEAST_WIDTH, MOST_WIDTH = 260, 90, 170  # of columns, in pixels
+# Widths of columns in pixels: those that hold text, and those of others, whose headings MLflow cuts.
+TEXT_WIDTHS = {"varied": 190, "recommended": 190}
+NAME_WIDTH, LEAST_WIDTH, MOST_WIDTH = 280, 70, 150
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,10 @@ class View:
     def state(self) -> str:
         """The JSON that MLflow's UI reads: which columns, their order and widths, the filter, and the order of rows."""
         columns = {f"{group}.`{name}`": name for group, _, name in (one.partition(".") for one in self.columns)}
-        widths = {column: min(max(8 * len(name) + 30, LEAST_WIDTH), MOST_WIDTH) for column, name in columns.items()}
+        widths = {
+            column: TEXT_WIDTHS.get(name, min(max(8 * len(name) + 30, LEAST_WIDTH), MOST_WIDTH))
+            for column, name in columns.items()
+        }
         state = {
             "selectedColumns": list(columns),
             "columnOrder": [RUN_NAME, CREATED, *columns, DURATION],
@@ -58,9 +63,9 @@ SWEEPS = View(
     "sweep",
     "attributes.start_time",
     (
-        *("params.varied", "params.jobs", "metrics.jobs_finished", "tags.recommended", "metrics.recommended_gain"),
-        *("metrics.highest_beyond_shift", "metrics.mean_target_error", "metrics.mean_forgetting"),
-        "metrics.highest_balanced_accuracy_gained",
+        *("params.varied", "tags.recommended", "metrics.recommended_gain", "params.jobs", "metrics.jobs_finished"),
+        *("metrics.highest_beyond_shift", "metrics.highest_balanced_accuracy_gained", "metrics.mean_target_error"),
+        "metrics.mean_forgetting",
     ),
 )
 # In the order of `start_time`, by that name, MLflow folds runs below their sweeps.
@@ -93,14 +98,14 @@ def children_page(experiment: str, parent: str) -> str:
 def save_views(client: Any, experiment: str, now: int) -> dict[str, str]:
     """Save SWEEPS and RUNS in an experiment; return their addresses below MLflow's, by kind.
 
-    RUNS gets the parameters in which the newest runs differ. `client` is an `mlflow.MlflowClient`, `now` the time in
-    milliseconds since 1970.
+    RUNS gets the parameters in which the newest runs differ, as last columns: a run's name says what varies too.
+    `client` is an `mlflow.MlflowClient`, `now` the time in milliseconds since 1970.
     """
     newest = ["attributes.start_time DESC"]
     runs = client.search_runs([experiment], f"tags.kind = '{RUNS.kind}'", order_by=newest, max_results=NEWEST)
     settings = [f"params.{name}" for name in differing(run.data.params for run in runs)]
     found = {}
-    for view in (SWEEPS, View(RUNS.key, RUNS.name, RUNS.kind, RUNS.order, (*settings, *RUNS.columns))):
+    for view in (SWEEPS, View(RUNS.key, RUNS.name, RUNS.kind, RUNS.order, (*RUNS.columns, *settings))):
         saved = {"name": view.name, "createdAt": now, "updatedAt": now, "state": view.state()}
         client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{view.key}", json.dumps(saved))
         found[view.kind] = f"#/experiments/{experiment}/runs?{WORKFLOW}&viewStateShareKey={view.key}"
