@@ -20,6 +20,7 @@ from places import QUICK, Place, prepared
 from lora_exp.model.data import ImageData
 from lora_exp.report.gained import TITLES
 from lora_exp.report.tables import MEASURES, percent, points
+from lora_exp.report.terminal import HEADINGS
 from lora_exp.report.verdict import verdict
 from lora_exp.storage.sweep_folder import read_sweep
 
@@ -58,14 +59,20 @@ def test_markdown_html_and_terminal_write_the_same_cells(place: Place, frame: pd
     section = page(place, "report.md").split("## Finished runs")[1].split("\n## ")[0]
     markdown = [line.strip("|").split("|") for line in section.splitlines() if re.match(r"\| +\d", line)]
     table = page(place, "report.html").split('id="runs-table"')[1].split("</table>")[0]
-    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(<td.*?)</tr>", table)]
+    rows = [re.findall(r"<td[^>]*>(?:<button.*?>)?(.*?)(?:</button>)?</td>", row) for row in table.split("<tr>")[2:]]
     lines = (place.folder / "terminal.txt").read_text().splitlines()
     terminal = [line.split() for line in lines if re.match(r" *\d+\*? ", line)]
     expected = written(frame)
     assert len(expected) == 12
     assert rows_of(markdown) == expected
-    assert rows_of([row[:-1] for row in rows]) == expected  # the last cell has the button
-    assert rows_of(terminal) == expected
+    assert rows_of([row[:-1] for row in rows]) == expected  # the last cell has another button
+    shown = list(HEADINGS)[:6]  # as many as fit 80 columns
+    places = [list(MEASURES).index(name) for name in shown]
+    in_order = {job: [cells[at] for at in places] for job, cells in expected.items()}
+    assert {int(row[0].strip("*")): row[-len(shown) :] for row in terminal} == in_order
+    assert [list(map(int, row[1:4])) for row in terminal] == frame[["target", "rank", "seed"]].astype(
+        int
+    ).values.tolist()
 
 
 def test_the_verdict_is_the_same_line_everywhere(place: Place, frame: pd.DataFrame) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -12,17 +13,24 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import made_results as made
 import pytest
 from places import QUICK, prepared
 
 from lora_exp.model.data import ImageData
-from lora_exp.report.terminal import next_text
-from lora_exp.storage.sweep_folder import read_sweep
+from lora_exp.report.next_steps import chosen_job, next_text
+from lora_exp.report.recommended import headline
+from lora_exp.report.terminal import recommended_text, sweep_text
+from lora_exp.storage.recommendation import recommendations, representative
+from lora_exp.storage.result import RunResult
+from lora_exp.storage.sweep_folder import Sweep, read_sweep
 
 LOG = re.compile(r"\d\d:\d\d:\d\d (starting; |training base |pack \d of \d: |class \d lora rank )")
+Made = tuple[RunResult, dict[str, Any]]
 FEW = made.pictures_and_labels()[1][:500]
 PRINT = "import sys; from lora_exp.storage.sweep_folder import read_sweep; "
 PRINT += "from lora_exp.report.terminal import sweep_text; "
@@ -106,18 +114,120 @@ def test_log_lines_stand_above_the_progress_bar_one_for_each_pack(
     assert all("target error" in log and log.count("\n") == 1 for log in logs if not verbose)
 
 
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("kind", ["one", "classes", "bases", "many keys", "long names"])
+def test_no_line_of_a_table_is_wider_than_the_terminal(tmp_path: Path, kind: str, width: int) -> None:
+    runs = {
+        "one": [made.made_run(FEW)],
+        "classes": [made.made_run(FEW, (digit,), rank) for digit in range(10) for rank in (1, 2)],
+        "bases": [made.made_run(FEW, rank=rank, base_seed=seed, seed=seed) for rank in (1, 2) for seed in range(4)],
+        "many keys": [
+            varied_run(
+                made.made_run(FEW, (digit,), rank, alpha, seed), replay=0.1 * seed, learning_rate=1e-3 / (seed + 1)
+            )
+            for digit in (3, 4)
+            for rank, alpha in ((1, 1.0), (16, 32.0), (64, 128.5))
+            for seed in (0, 1)
+        ],
+        "long names": [
+            varied_run(made.made_run(FEW, rank=rank), layers=(f"features.{'inner.' * rank * 9}projection",))
+            for rank in (1, 2)
+        ],
+    }[kind]
+    frame = read_sweep(made.write_sweep(tmp_path / "sweep", runs)).frame
+    text = sweep_text(frame, False, width) + recommended_text(frame, True, width)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    assert max(map(len, lines)) <= width
+    rows = [line.split() for line in sweep_text(frame, False, width).splitlines() if re.match(r" *\d+\*? ", line)]
+    assert len(rows) == len(runs)
+    assert len({len(row) for row in rows}) == 1 and len(rows[0]) >= 4  # nothing is folded
+    for row, (run, _) in zip(rows, runs, strict=True):
+        assert f"{100 * run.outcome.forgetting:+.2f}" in row  # the price, beside the gain
+    if kind in ("classes", "bases"):
+        assert ("over-" in text) == (width > 80), "what a wide terminal shows more"
+
+
+def varied_run(run: Made, **keys: Any) -> Made:
+    """The same run with other settings, each in the group that has it."""
+    spec = run[0].spec
+    parts = {
+        name: replace(part, **{key: value for key, value in keys.items() if hasattr(part, key)})
+        for name, part in (("adapter", spec.adapter), ("finetune", spec.finetune))
+    }
+    return replace(run[0], spec=replace(spec, **parts)), run[1]
+
+
+def test_the_recommendation_is_the_last_thing_before_where_everything_is(
+    tmp_path: Path, data_root: Path, mnist: ImageData
+) -> None:
+    place = prepared(tmp_path, data_root)
+    out, _ = place.run("-m", *QUICK, "adapter.rank=1,2", "finetune.digit=3,4", "finetune.steps=2", "tracking=off")
+    lines = out.splitlines()
+    at = next(at for at, line in enumerate(lines) if line.startswith("report   "))
+    assert lines[at - 1] == headline(recommendations(read_sweep(place.sweep()).frame))
+    assert [line[:8].rstrip() for line in lines[at : at + 3]] == ["report", "runs", "next"]
+    table = [line.split()[:3] for line in lines[:at] if line.startswith((" both ", " class 3 ", " class 4 "))]
+    assert [row[0] for row in table] == ["both", "class", "class"]
+
+
+def swept_again(sweep: Sweep) -> list[str]:
+    """The arguments of the proposed sweep."""
+    [line] = [line for line in next_text(sweep).splitlines() if "seed=range(0,5)" in line]
+    suggested = shlex.split(line, comments=True)
+    assert suggested[:2] == ["lora-exp", "-m"]
+    return suggested[2:]
+
+
+def test_the_suggested_sweep_leaves_out_values_that_diverge_and_varies_the_base_instead_of_seeds(
+    tmp_path: Path, data_root: Path, mnist: ImageData
+) -> None:
+    place = prepared(tmp_path, data_root)
+    asked = ["finetune.learning_rate=1e-3,1e30,1e-4", "adapter.rank=1,2", "finetune.seed=0,1", "finetune.steps=5"]
+    place.run("-m", *QUICK, *asked, "tracking=off", "++report.name=mine", "hydra.sweep.dir=swept", code=1)
+    suggested = swept_again(read_sweep(tmp_path / "swept"))
+    given = {part for part in suggested if not part.startswith(QUICK)}
+    assert given == {
+        *("finetune.learning_rate=0.001,0.0001", "adapter.rank=1,2", "finetune.steps=5", "tracking=off"),
+        *("base.seed=range(0,5)", "finetune.seed=${base.seed}"),
+    }
+    assert "20 jobs: 4 in the store already" in place.run("-m", *suggested, "sweep.plan=true")[0]
+
+
+def validated(run: Made, wrong: int) -> Made:
+    """The same run with as many wrong validation images of each class."""
+    outcome = replace(run[0].outcome, validation_before=made.class_errors(2), validation_after=made.class_errors(wrong))
+    return replace(run[0], outcome=outcome), run[1]
+
+
+def test_next_follows_the_choice_of_a_search_on_validation_images(tmp_path: Path) -> None:
+    runs = [validated(made.made_run(FEW, rank=rank), wrong) for rank, wrong in ((1, 3), (2, 1), (4, 2))]
+    folder = made.write_sweep(tmp_path / "sweep", runs)
+    about = json.loads((folder / "sweep.json").read_text())
+    search = {"objectives": ["both_errors"], "sampler": "tpe", "space": {"adapter.rank": "choice(1,2,4)"}}
+    (folder / "sweep.json").write_text(json.dumps(about | {"search": search}))
+    sweep = read_sweep(folder)
+    assert representative(sweep.frame) == 0, "the test images would say another"
+    assert chosen_job(sweep) == 1
+    assert f"lora-exp reproduce {folder / '1'}  #" in next_text(sweep)
+    assert "adapter.rank=2" in swept_again(sweep)
+
+
+def test_a_sweep_over_bases_proposes_no_other(tmp_path: Path) -> None:
+    runs = [made.made_run(FEW, rank=rank, base_seed=seed, seed=seed) for rank in (1, 2) for seed in (0, 1)]
+    assert "seed" not in next_text(read_sweep(made.write_sweep(tmp_path / "sweep", runs)))
+    assert next_text(read_sweep(made.write_sweep(tmp_path / "none", ["boom"]))).count("\n") == 1
+
+
 @pytest.mark.parametrize("preset", [False, True])
 def test_the_suggested_sweep_over_seeds_is_one_that_runs(
-    tmp_path: Path, data_root: Path, mnist: ImageData, capsys: pytest.CaptureFixture[str], preset: bool
+    tmp_path: Path, data_root: Path, mnist: ImageData, preset: bool
 ) -> None:
     place = prepared(tmp_path, data_root)
     asked = ["experiment=rank_by_digit"] if preset else ["-m", "adapter.rank=1,2", "finetune.digit=3"]
     command = [*asked, *QUICK, "finetune.steps=2", "tracking=off", "hydra.sweep.dir=swept", "report.name=mine"]
     place.run(*command)
-    print(next_text(read_sweep(tmp_path / "swept")), end="")
-    [line] = [line for line in capsys.readouterr().out.splitlines() if "finetune.seed=" in line]
-    suggested = shlex.split(line, comments=True)
-    assert suggested[0] == "lora-exp" and not {"hydra.sweep.dir=swept", "report.name=mine"} & set(suggested)
-    plan, _ = place.run(*suggested[1:], "sweep.plan=true")
+    suggested = swept_again(read_sweep(tmp_path / "swept"))
+    assert not {"hydra.sweep.dir=swept", "report.name=mine"} & set(suggested)
+    plan, _ = place.run("-m", *suggested, "sweep.plan=true")
     jobs = 40 if preset else 2
     assert f"{5 * jobs} jobs: {jobs} in the store already" in plan

@@ -11,7 +11,8 @@ In reading order:
 - `html`: the interactive page in one file, from the templates in `page/`
 - `page_data`: the data that the page draws
 - `tables`: the tables as text: columns, units, decimals
-- `terminal`: the table that a sweep prints
+- `terminal`: the tables that a sweep prints
+- `next_steps`: the commands that it proposes
 - `shown`: what of many classes, and of pictures of any size, a chart can show
 - `figures`: figures of a run
 - `sweep_figures`: figures of a sweep

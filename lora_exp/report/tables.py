@@ -56,17 +56,27 @@ def shown_settings(runs: pd.DataFrame) -> list[str]:
 
 def means_table(frame: pd.DataFrame, by: Sequence[str]) -> Table:
     """Make a table of means over the finished runs that share the settings `by`, with the number of runs."""
-    rows = finished(frame)
-    groups: dict[tuple[Any, ...], pd.DataFrame] = {(): rows}
-    if by:
-        groups = {tuple(keys): group for keys, group in rows.groupby(list(by), sort=False, dropna=False)}
-    ordered = sorted(groups, key=lambda keys: [_order(name, key) for name, key in zip(by, keys, strict=True)])
+    rows = mean_rows(finished(frame), by, list(MEASURES))
     headings = [*(heading(name) for name in by), "runs", *(title for title, _ in MEASURES.values())]
-    cells = []
-    for keys in ordered:
-        means = groups[keys][list(MEASURES)].mean().to_dict()
-        cells.append([*map(setting_text, keys), str(len(groups[keys])), *_measured(means)])
+    cells = [
+        [*(setting_text(row[name]) for name in by), str(row["runs"]), *_measured(row)]
+        for row in rows.to_dict("records")
+    ]
     return headings, cells
+
+
+def mean_rows(runs: pd.DataFrame, by: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+    """The means of these measures over the runs that share the settings `by`, with the number of `runs`, in order."""
+    groups: dict[tuple[Any, ...], pd.DataFrame] = {(): runs}
+    if by:
+        groups = {tuple(keys): group for keys, group in runs.groupby(list(by), sort=False, dropna=False)}
+    ordered = sorted(groups, key=lambda keys: [_order(name, key) for name, key in zip(by, keys, strict=True)])
+    means = [groups[keys][list(measures)].mean() for keys in ordered]
+    found = pd.DataFrame(means, columns=list(measures)).reset_index(drop=True)
+    found.insert(0, "runs", [len(groups[keys]) for keys in ordered])
+    for at, name in enumerate(by):
+        found.insert(at, name, pd.Series([keys[at] for keys in ordered], dtype=runs[name].dtype))
+    return found
 
 
 def values_of(column: pd.Series[Any]) -> list[str]:

@@ -1,48 +1,106 @@
-"""What a sweep prints at its end: a table with the gain beside the cost, in colour on a terminal."""
+"""What a sweep prints at its end: a table of what varies, with the gain beside its price, and what is recommended.
+
+Nothing is wider than the terminal: measures are left out, and long names cut, until a table fits.
+"""
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from lora_exp.config.models import MODULE
-from lora_exp.report.document import Table
-from lora_exp.report.tables import MEASURES, means_table, runs_table
-from lora_exp.storage.recommendation import representative
-from lora_exp.storage.sweep_folder import Sweep
+from lora_exp.report.recommended import headline
+from lora_exp.report.tables import MEASURES, mean_rows, percent, points, shown_settings
+from lora_exp.storage.recommendation import Recommendation, recommendations
 from lora_exp.storage.table import finished, pareto_front
+from lora_exp.storage.varied import NONE, SEEDS, distinct, heading, label, setting_text
 
+WIDTH = 80  # where nothing else is known
 ROWS = 64  # a longer table is replaced by one of means
 REASONS = 10
-WIDTH = 400  # characters, so that no line of a table is folded or cut
-COLOURS = {MEASURES["target_error"][0]: "green", MEASURES["forgetting"][0]: "yellow"}
+CLASSES = 12  # a row for each, of recommendations and of errors before
+NARROWEST = 6  # a name is not cut shorter
+# Measures -> headings, in the order of the table; FIRST of them stay, and the others leave from the end of LEAVING.
+HEADINGS = {
+    "balanced_accuracy_gained": "balanced\naccuracy",
+    "forgetting": "forget-\nting",
+    "target_error": "target\nerror %",
+    "other_error": "others'\nerror %",
+    "beyond_shift": "beyond\na shift",
+    "parameters_adapter": "para-\nmeters",
+    "overhead_percent": "over-\nhead %",
+}
+LEAVING = ("target_error", "parameters_adapter", "beyond_shift", "other_error", "overhead_percent")
+COLOURS = {"balanced_accuracy_gained": "green", "forgetting": "yellow"}
 
 
-def sweep_text(frame: pd.DataFrame, terminal: bool) -> str:
+# A heading, which may have several lines, and cells.
+Column = tuple[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table to draw: the names of its settings, what they are headed, its rows, and the jobs of the rows, if any."""
+
+    settings: list[str]
+    rows: pd.DataFrame
+    jobs: bool
+
+
+def sweep_text(frame: pd.DataFrame, terminal: bool, width: int = WIDTH) -> str:
     """The finished runs, or their means where they are many, then the other jobs with reasons; coloured if `terminal`.
 
     The caller prints it: rich would end the process when standard output is closed.
     """
-    console = Console(highlight=False, width=WIDTH, force_terminal=terminal)
+    console = Console(highlight=False, width=max(width, WIDTH), force_terminal=terminal)
     with console.capture() as captured:
         _write(console, frame)
     return captured.get()
 
 
+def recommended_text(frame: pd.DataFrame, terminal: bool, width: int = WIDTH) -> str:
+    """What to use, for each class, and how sure that is; empty without a finished run."""
+    found = recommendations(frame)
+    if not found:
+        return ""
+    width = max(width, WIDTH)
+    console = Console(highlight=False, width=width, force_terminal=terminal)
+    with console.capture() as captured:
+        if len(found) > 1:
+            every = f", all with {common}" if (common := _common(found)) else ""
+            console.print(f"recommended, or nearest to it{every}; {_noun(found)} to add to be sure of it", markup=False)
+            console.print(_recommended(found[: CLASSES + 1], width))
+            if len(found) > CLASSES + 1:
+                console.print(f"... and {len(found) - CLASSES - 1} more, in the report")
+    return captured.get() + paragraph(headline(found), terminal, width)
+
+
+def paragraph(text: str, terminal: bool, width: int = WIDTH) -> str:
+    """A sentence on lines that fit a terminal; on one line for a pipe, where programs read it."""
+    return (textwrap.fill(text, max(width, WIDTH), break_on_hyphens=False) if terminal else text) + "\n"
+
+
 def _write(console: Console, frame: pd.DataFrame) -> None:
-    if len(finished(frame)):
-        title, table, jobs = _fitting(frame)
-        if title:
-            console.print(title, markup=False)
-        console.print(_rich(table, jobs, frame))
-        if jobs and (shown := representative(frame)) is not None:
-            by = f"chosen by balanced accuracy on {frame['chosen_on'].iloc[shown]}"
-            console.print(f"job {shown}: {by}; *: on the Pareto front of error and forgetting")
+    runs = finished(distinct(frame))
+    if len(runs):
+        shown = _fitting(runs)
+        if not shown.jobs:
+            by = f" by {' and '.join(map(heading, shown.settings))}" if shown.settings else ""
+            console.print(f"means of the {len(runs)} finished runs{by}", markup=False)
+        console.print(before_text(runs), markup=False)
+        chosen = recommendations(frame)[0].jobs[0]
+        table, left_out = _drawn(shown, pareto_front(runs), chosen, console.width)
+        console.print(table)
+        if left_out:
+            console.print(f"{left_out} more settings vary; the report shows them")
+        if shown.jobs:
+            by = f"chosen by balanced accuracy on {frame['chosen_on'].iloc[chosen]}"
+            console.print(f"job {chosen}: {by}; *: on the Pareto front of target error and forgetting")
     if (stopped := int((frame["status"] == "stopped").sum())) > 0:
         console.print(f"halving stopped {stopped} jobs; the report says when and why", markup=False)
     others = frame[~frame["status"].isin(["finished", "stopped"])]
@@ -54,45 +112,139 @@ def _write(console: Console, frame: pd.DataFrame) -> None:
         console.print(f"... and {len(others) - REASONS} more jobs without errors to compare")
 
 
-def next_text(sweep: Sweep) -> str:
-    """The commands that a reader of the table may want next, with their purposes, a line each."""
-    steps = [("lora-exp ui", "compare the runs in MLflow")]
-    job, runs = representative(sweep.frame), finished(sweep.frame)
-    if job is not None and sweep.results[job].spec.model.kind != MODULE:  # which no command can build
-        folder = shlex.quote(str(Path(sweep.frame["folder"].iloc[job])))
-        steps.append((f"lora-exp reproduce {folder}", "repeat the chosen run from scratch"))
-        if len(runs) > 1 and runs["base_seed"].nunique() == 1 and ".seed" not in sweep.command:
-            # A search would search over the seeds, so its best job is repeated as a grid.
-            once = f"lora-exp {sweep.frame['overrides'].iloc[job]}"
-            _, *given = shlex.split(sweep.command if sweep.search is None else once)
-            own = [part for part in given if part != "-m" and not part.startswith(("hydra.sweep.dir=", "report.name="))]
-            seeds, purpose = ["base.seed=range(0,5)", "finetune.seed=${base.seed}"], "several bases"
-            if sweep.results[job].spec.base.epochs == 0:  # the base is given: it has no seed
-                seeds, purpose = ["finetune.seed=range(0,5)"], "several seeds"
-            again = shlex.join(["lora-exp", "-m", *own, *seeds])
-            steps.append((again, f"{purpose} show which differences are chance"))
-    lines = (f"{'' if at else 'next':<8} {command}  # {purpose}" for at, (command, purpose) in enumerate(steps))
-    return "".join(f"{line}\n" for line in lines)
+def before_text(runs: pd.DataFrame) -> str:
+    """The errors of the base, once for all rows; those of each class where they are few."""
+    means = runs.groupby("target", sort=False)[["target_error_before", "other_error_before"]].mean()
+    over = f" (means over {count} bases)" if (count := runs["base_seed"].nunique()) > 1 else ""
+    rest = _range(means["other_error_before"])
+    if 1 < len(means) <= CLASSES:
+        own = ", ".join(f"{name} {percent(rate)}" for name, rate in means["target_error_before"].items())
+        return f"base{over}: error (%) on {own}; on the other classes {rest}. Changes are in points."
+    own = _range(means["target_error_before"])
+    return f"base{over}: error on the target {own} %, on the other classes {rest} %. Changes are in points."
 
 
-def _fitting(frame: pd.DataFrame) -> tuple[str, Table, list[int]]:
-    """Return the most detailed table that fits, its title if it has means, and the jobs of its rows if it has none."""
-    runs = runs_table(frame)
-    if len(runs[1]) <= ROWS:
-        return "", runs, [int(row[0]) for row in runs[1]]
-    for by in (["rank", "target"], ["rank"], ["target"], []):
-        table = means_table(frame, by)
-        if len(table[1]) <= ROWS:
-            break
-    return f"means of the finished runs{' by ' + ' and '.join(by) if by else ''}", table, []
+def _range(rates: pd.Series[float]) -> str:
+    low, high = percent(rates.min()), percent(rates.max())
+    return low if low == high else f"{low} to {high}"
 
 
-def _rich(table: Table, jobs: list[int], frame: pd.DataFrame) -> RichTable:
-    headings, rows = table
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    for heading in headings:
-        drawn.add_column(heading, justify="right", style=COLOURS.get(heading), no_wrap=True)
-    shown, front = representative(frame), set(pareto_front(frame))
-    for row, job in zip(rows, jobs or [-1] * len(rows), strict=True):
-        drawn.add_row(row[0] + ("*" if job in front else ""), *row[1:], style="bold" if job == shown else None)
+def _fitting(runs: pd.DataFrame) -> Shown:
+    """The runs, or their means by what varies; keys with most values are averaged over until the rows are few."""
+    names = shown_settings(runs)
+    if len(runs) <= ROWS:
+        return Shown(names, runs, jobs=True)
+    by = [name for name in names if name not in SEEDS]
+    while len(rows := mean_rows(runs, by, list(HEADINGS))) > ROWS:
+        by.remove(max(by, key=lambda name: runs[name].nunique()))
+    return Shown(by, rows, jobs=False)
+
+
+def _drawn(shown: Shown, front: Sequence[int], chosen: int, width: int) -> tuple[RichTable, int]:
+    """The table, with as many measures as fit, and then with names cut; and how many settings it leaves out."""
+    rows = shown.rows
+    measures = [name for name in HEADINGS if name != "overhead_percent" or width > WIDTH]
+    if rows["parameters_adapter"].nunique() < 2:
+        measures = [name for name in measures if name not in ("parameters_adapter", "overhead_percent")]
+    texts = [[setting_text(value) for value in rows[name]] for name in shown.settings]
+    heads = [heading(name).replace(" ", "\n") for name in shown.settings]
+    count = "job" if shown.jobs else "runs"
+    numbers = [f"{number}{'*' if shown.jobs and number in front else ''}" for number in rows[count]]
+    written = {name: [_number(name, value) for value in rows[name]] for name in measures}
+
+    own = list(zip(heads, texts, strict=True))
+
+    def room() -> int:
+        return width - _wide([(count, numbers), *((HEADINGS[name], written[name]) for name in measures)])
+
+    for name in reversed(LEAVING):
+        if _wide(own) > room() and name in measures:
+            measures.remove(name)
+    own = _cut(own, room())
+    drawn = _empty()
+    drawn.add_column(count, justify="right")
+    for head, _ in own:
+        drawn.add_column(head, justify="right", no_wrap=True)
+    for name in measures:
+        drawn.add_column(HEADINGS[name], justify="right", style=COLOURS.get(name), no_wrap=True)
+    for at, number in enumerate(rows[count]):
+        style = "bold" if shown.jobs and number == chosen else None
+        drawn.add_row(numbers[at], *(cells[at] for _, cells in own), *(written[n][at] for n in measures), style=style)
+    return drawn, len(texts) - len(own)
+
+
+def _cut(columns: Sequence[Column], room: int) -> list[Column]:
+    """The columns with the widest cut until they fit; the last ones left out where that is not enough."""
+    left = [*columns]
+    while left and _wide(left) > room:
+        widths = [_wide([column]) - 2 for column in left]
+        widest = widths.index(max(widths))
+        if widths[widest] <= NARROWEST:
+            left.pop()
+            continue
+        head, cells = left[widest]
+        left[widest] = (_short(head, widths[widest] - 1), [_short(cell, widths[widest] - 1) for cell in cells])
+    return left
+
+
+def _short(text: str, width: int) -> str:
+    """A text whose lines are cut in the middle, where names that sort together differ least."""
+    lines = text.split("\n")
+    half = (width - 1) // 2
+    return "\n".join(line if len(line) <= width else f"{line[: width - 1 - half]}…{line[-half:]}" for line in lines)
+
+
+def _number(name: str, value: float) -> str:
+    return NONE if pd.isna(value) else MEASURES[name][1](value)
+
+
+def _recommended(found: Sequence[Recommendation], width: int) -> RichTable:
+    """A row for each recommendation: what to use, or what comes nearest, its gain and price, and how sure that is."""
+    names = [name for name in found[0].setting if len({setting_text(one.setting[name]) for one in found}) > 1]
+    uses = ["this" if one.is_gain else "base" for one in found]
+    texts = [("for", [_task(one) for one in found]), ("use", uses)]
+    texts += [(heading(name).replace(" ", "\n"), [setting_text(one.setting[name]) for one in found]) for name in names]
+    numbers = [
+        ("gained", [points(one.means["elsewhere_gained"]) for one in found]),
+        ("forget-\nting", [points(one.means["elsewhere_forgetting"]) for one in found]),
+        (f"{_noun(found)}\nto add", [_missing(one) for one in found]),
+    ]
+    columns = [*_cut(texts, width - _wide(numbers)), *numbers]
+    drawn = _empty()
+    for head, _ in columns:
+        drawn.add_column(head, justify="left" if head in ("for", "use") else "right", no_wrap=True)
+    for at, one in enumerate(found):
+        drawn.add_row(*(cells[at] for _, cells in columns), style="bold" if one.is_gain else None)
     return drawn
+
+
+def _common(found: Sequence[Recommendation]) -> str:
+    """The settings that all recommendations have in common; empty where none vary among the runs."""
+    first = found[0].setting
+    same = [name for name in first if len({setting_text(one.setting[name]) for one in found}) == 1]
+    return label(first, same)
+
+
+def _task(one: Recommendation) -> str:
+    """`class 3`, `all 10`: shorter than in a sentence."""
+    return one.task_label.replace(" classes", "", 1)
+
+
+def _noun(found: Sequence[Recommendation]) -> str:
+    return "bases" if any(one.over_bases or len(one.gained) < 2 for one in found) else "seeds"
+
+
+def _missing(one: Recommendation) -> str:
+    """How many more bases or seeds would decide whether there is a gain."""
+    if len(one.gained) < 2:
+        return "2+"
+    return "100+" if one.further is None else str(one.further)
+
+
+def _empty() -> RichTable:
+    return RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
+
+
+def _wide(columns: Sequence[Column]) -> int:
+    """The characters that columns take, with the spaces between."""
+    return sum(2 + max(map(len, [*head.split("\n"), *cells])) for head, cells in columns)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import logging
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,8 @@ class Recording:
         Raises LoraExpError when it can't be written.
         """
         where = {"sweep": str(sweep.absolute()), "out": str(out), **_images(data, places)}
-        self._reports.ask("report", **where, claim=claim, terminal=sys.stdout.isatty())
+        is_terminal, width = sys.stdout.isatty(), shutil.get_terminal_size().columns
+        self._reports.ask("report", **where, claim=claim, terminal=is_terminal, width=width)
         return str(self._reports.finish())
 
     def complete(self, sweep: Path) -> str:

@@ -61,7 +61,7 @@ class Reports:
 
     def load(self) -> None:
         """Import what they need, also the libraries that they load on use."""
-        for name in ("report.write", "report.terminal", "report.search_section", "data.prepared"):
+        for name in ("report.write", "report.terminal", "report.next_steps", "report.search_section", "data.prepared"):
             importlib.import_module(f"lora_exp.{name}")
         for name in ("pyarrow.parquet", "plotly.offline", "PIL.PngImagePlugin", "matplotlib.backends.backend_agg"):
             importlib.import_module(name)
@@ -83,24 +83,32 @@ class Reports:
         data: Mapping[str, Any],
         places: Mapping[str, Any],
         terminal: bool,
+        width: int,
     ) -> str:
-        """Write the report of a sweep into `out`; return what to print: the table, the verdict, where everything is."""
+        """Write the report of a sweep into `out`; return what to print: table, verdict, recommendation, next steps."""
         from lora_exp.report import write
+        from lora_exp.report.next_steps import next_text
         from lora_exp.report.search_section import search_verdict
-        from lora_exp.report.terminal import next_text, sweep_text
+        from lora_exp.report.terminal import paragraph, recommended_text, sweep_text
         from lora_exp.report.verdict import verdict
         from lora_exp.storage.sweep_folder import read_sweep
 
         done = read_sweep(Path(sweep))
         judged = write.judged_claim(done, claim)
         write.write_report(done, Path(out), *_test_pictures(data, places), judged)
-        lines = [verdict(done.frame)]
+        sentences = [verdict(done.frame)]
         if judged is not None:
-            lines.append(judged.sentence)
+            sentences.append(judged.sentence)
         if done.search is not None:
-            lines.append(search_verdict(done, done.search))
-        lines += [f"report   {Path(out) / 'report.html'}", f"runs     {sweep}"]
-        return sweep_text(done.frame, terminal) + "\n".join(lines) + f"\n{next_text(done)}"
+            sentences.append(search_verdict(done, done.search))
+        parts = [
+            sweep_text(done.frame, terminal, width),
+            *(paragraph(sentence, terminal, width) for sentence in sentences),
+            recommended_text(done.frame, terminal, width),
+            f"report   {Path(out) / 'report.html'}\nruns     {sweep}\n",
+            next_text(done),
+        ]
+        return "".join(parts)
 
 
 def _job_folders(sweep: Path) -> list[Path]:
