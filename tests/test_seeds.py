@@ -75,7 +75,7 @@ def test_a_setting_of_which_a_run_diverged_is_never_called_better() -> None:
     assert compared(table).sentences()[0].startswith("Better than doing nothing: rank 1; rank 2")
     table.loc[4, "status"] = "diverged"  # the last seed of rank 1
     found = compared(table)
-    assert [setting.unsound for setting in found.settings] == [1, 0]
+    assert [setting.lost for setting in found.settings] == [1, 0]
     told = found.sentences()
     assert told[0].startswith("Better than doing nothing: rank 2 (")
     assert told[2].startswith("Highest gain in balanced accuracy: rank 1") and "1 of its runs diverged" in told[2]

@@ -85,7 +85,7 @@ class Run:
         `change` has a 95 % interval, `low` to `high`, where one is known. `moved_threshold` is what the base has with
         one constant added to the target's logit that gives it the run's recall: what needs no adapter.
         """
-        row, rows = self._sound(), []
+        row, rows = self._row_of_finished(), []
         for own in MEASURES:
             before, after = row[f"{own.column}_before"], row[own.column]
             interval = [row[f"{own.change}_{end}"] if own.change else np.nan for end in ("low", "high")]
@@ -99,7 +99,7 @@ class Run:
         `split` is "test" or, where images were held out, "validation"; `image` counts within the split. Classes are
         names, as a categorical column whose codes are the labels. Raises LoraExpError for a run without predictions.
         """
-        self._sound()
+        self._row_of_finished()
         try:
             test, validation = read_logits(self.folder)
         except ValueError as error:
@@ -130,7 +130,7 @@ class Run:
         """
         from lora_exp.training.base import load_classifier
 
-        self._sound()
+        self._row_of_finished()
         return load_classifier(self.folder, overrides)
 
     def images(self) -> NDArray[np.uint8]:
@@ -142,7 +142,7 @@ class Run:
         """Draw the error rate of every class before and after fine-tuning."""
         from lora_exp.report.figures import error_bars
 
-        self._sound()
+        self._row_of_finished()
         return for_notebooks(error_bars(self.result))
 
     def plot_loss(self) -> Figure:
@@ -157,7 +157,7 @@ class Run:
         """Draw test images that fine-tuning mended, broke or left wrong. Raises LoraExpError where they are unknown."""
         from lora_exp.report.figures import wrong_images
 
-        self._sound()
+        self._row_of_finished()
         try:
             return for_notebooks(wrong_images(self.result, read_logits(self.folder)[0], *self._pictures()))
         except ValueError as error:
@@ -174,7 +174,7 @@ class Run:
         cells = [[title, *own] for title, own in zip(TITLES, run_cells(self._row), strict=True)]
         return page(self.name, said, (list(HEADINGS), cells))
 
-    def _sound(self) -> dict[Any, Any]:
+    def _row_of_finished(self) -> dict[Any, Any]:
         """The row of the run. Raises LoraExpError for one without a result, and for one that diverged."""
         if self.result.diverged:
             raise LoraExpError(f"{self.folder}: diverged at step {self.outcome.diverged_at}: its errors mean nothing")

@@ -86,13 +86,13 @@ def facts_from(values: Any) -> ImageFacts:
     if values is None:
         return MNIST
     shape, classes, mean, std = (tuple(values[name]) for name in ("shape", "classes", "mean", "std"))
-    sound = [
+    valid = [
         len(shape) == 3 and all(is_int(side) and 0 < side < 2**31 for side in shape),
         len(classes) > 1
         and all(isinstance(name, str) and name for name in classes)
         and len({*classes}) == len(classes),
         len(mean) == len(std) == shape[0] and all(map(is_number, (*mean, *std))) and min(std) > 0,
     ]
-    if not all(sound):
+    if not all(valid):
         raise ValueError("facts must be a shape, different classes, and a mean and a deviation for each channel")
     return ImageFacts(shape, classes, tuple(map(float, mean)), tuple(map(float, std)))

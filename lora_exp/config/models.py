@@ -22,7 +22,7 @@ LIBRARIES = ("torchvision", "timm")
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The architecture of a classifier; the data set says how large its images are and how many classes it tells apart.
+    """The architecture of a classifier; the data set says how large its images are and how many classes there are.
 
     stack: images -> convolutions (stride 2, so each halves height and width) -> hidden layers -> logits, with ReLU.
     vit: a Vision Transformer over square patches. torchvision, timm: a model of that name in the library's registry.

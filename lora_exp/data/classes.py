@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FEWEST = 2  # with one class there is nothing to tell apart
+FEWEST = 2  # with one class there is nothing to classify
 MANY = 5  # names that a message lists
 
 

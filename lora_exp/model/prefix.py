@@ -62,7 +62,7 @@ def find_cut(run: Run, images: torch.Tensor, adapted: Sequence[bool]) -> Cut | N
 
 def _outermost(parts: Sequence[tuple[str, Any]], count: int) -> dict[str, torch.Tensor]:
     """The parts whose output is one tensor of so many images, without parts inside others."""
-    sound = {
+    whole = {
         name: output
         for name, output in parts
         if isinstance(output, torch.Tensor)
@@ -70,7 +70,7 @@ def _outermost(parts: Sequence[tuple[str, Any]], count: int) -> dict[str, torch.
         and output.dim() > 1
         and len(output) == count
     }
-    return {name: output for name, output in sound.items() if not any(name.startswith(f"{other}.") for other in sound)}
+    return {name: output for name, output in whole.items() if not any(name.startswith(f"{other}.") for other in whole)}
 
 
 def _is_same(run: Run, images: torch.Tensor, known: Mapping[str, torch.Tensor], expected: torch.Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Figures of runs. They are drawn without pyplot, so they change no global state and need no display.
 
-Colour-blind readers can tell the colours apart: viridis for amounts, Okabe and Ito's blue and orange for before and
+The colours suit colour-blind readers: viridis for amounts, Okabe and Ito's blue and orange for before and
 after, their vermilion and green as third and fourth.
 """
 

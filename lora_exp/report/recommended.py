@@ -11,7 +11,7 @@ from lora_exp.storage.recommendation import Recommendation
 from lora_exp.storage.varied import NONE
 
 ROWS = 12  # of the table; further classes are folded
-CLOSE = 3  # labels listed of settings that the same bases do not tell apart
+CLOSE = 3  # labels listed of settings from which the same bases show no difference
 HEADINGS = [
     *("for", "recommended", "balanced accuracy (%)", "gained (points)", "target recall (%)"),
     *("price: forgetting (points)", "forgets less than a moved threshold (points)", "parameters", "how sure"),

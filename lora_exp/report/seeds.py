@@ -42,13 +42,13 @@ CONTESTANTS = {"balanced_accuracy_gained": "doing nothing", "beyond_shift": "mov
 class Setting:
     """The runs of one setting, which differ in target and seed only; `means` are over the seeds, rates from 0 to 1.
 
-    `chances` are the corrected p values against the contestants, by measure; empty with too few seeds. `unsound` counts
+    `chances` are the corrected p values against the contestants, by measure; empty with too few seeds. `lost` counts
     the runs without errors to compare.
     """
 
     values: dict[str, Any]
     runs: int
-    unsound: int
+    lost: int
     seeds: int
     means: dict[str, Interval]
     deviations: dict[str, float]
@@ -70,7 +70,7 @@ class Setting:
         """1 if significantly above zero, -1 if below, else 0; a setting whose runs diverged is never above."""
         if self.chances.get(measure, 1.0) >= CHANCE:
             return 0
-        return -1 if self.means[measure].mean < 0 else int(not self.unsound)
+        return -1 if self.means[measure].mean < 0 else int(not self.lost)
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class Comparison:
             close = [other.label for other, chance in ranking.others if chance >= CHANCE]
             first, name = ranking.first, MEASURE_NAMES[ranking.measure]
             word = "Highest" if TESTED[ranking.measure] else "Lowest"
-            if first.unsound:
-                found.append(f"{word} {name}: {first.with_errors}, but {first.unsound} of its runs diverged or failed.")
+            if first.lost:
+                found.append(f"{word} {name}: {first.with_errors}, but {first.lost} of its runs diverged or failed.")
             elif not close and first.standing("balanced_accuracy_gained") > 0:
                 found.append(f"Best {name}: {first.with_errors}, better than doing nothing and every other setting.")
             else:

@@ -59,10 +59,10 @@ class Runs:
         Each method needs its own learning rate; compared at a common one, a method may lose by that rate alone. A rate
         that was chosen on a seed's own runs would look better there than it is. Rates at which a run diverged are out.
         """
-        sound = self._sound("learning_rate")
-        if not sound:
+        finished_at = self._finished_at("learning_rate")
+        if not finished_at:
             raise Undecided(f"runs diverged at each learning rate ({self.label})")
-        means = pd.DataFrame({rate: runs.frame.groupby("seed")[measure].mean() for rate, runs in sound.items()})
+        means = pd.DataFrame({rate: runs.frame.groupby("seed")[measure].mean() for rate, runs in finished_at.items()})
         if len(means) < 2:
             raise Undecided(f"{len(means)} base; an interval needs at least 2")
         if means.isna().any(axis=None):
@@ -111,19 +111,19 @@ class Runs:
 
     def line(self, setting: str, measure: str) -> Line:
         """Return the measure by a setting, without the values at which runs diverged."""
-        points = {value: interval(runs.by_seed(measure)) for value, runs in self._sound(setting).items()}
+        points = {value: interval(runs.by_seed(measure)) for value, runs in self._finished_at(setting).items()}
         return Line(self.label, tuple(points), tuple(points.values()))
 
-    def _sound(self, setting: str) -> dict[float, Runs]:
+    def _finished_at(self, setting: str) -> dict[float, Runs]:
         """Return the runs at each value of a setting, in order, without the values at which runs diverged."""
         runs = {float(value): self.where(**{setting: value}) for value in self.choices(setting)}
         return {value: own for value, own in runs.items() if (own.frame["status"] == "finished").all()}
 
     def _cells(self, measure: str) -> pd.Series[float]:
         """Means by seed and target. Raises Undecided when a run diverged."""
-        unsound = int((self.frame["status"] != "finished").sum())
-        if unsound:
-            raise Undecided(f"{unsound} of {len(self.frame)} runs of {self.label} diverged")
+        lost = int((self.frame["status"] != "finished").sum())
+        if lost:
+            raise Undecided(f"{lost} of {len(self.frame)} runs of {self.label} diverged")
         return self.frame.groupby(["seed", "target"])[measure].mean()
 
 
