@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from lora_exp.config.images import MNIST
 from lora_exp.config.models import ModelSpec
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec, RunSpec
 from lora_exp.data.embedded import EMBEDDED
@@ -47,10 +48,12 @@ def made_run(
     steps: int = 100,
     method: str = "lora",
     base_seed: int = 0,
+    classes: tuple[str, ...] = MNIST.classes,
 ) -> tuple[RunResult, dict[str, NDArray[Any]]]:
     """A result and its predictions: the base errs on 5 % of all; the target is mended and others broken."""
+    count = len(classes)
     random = np.random.default_rng([*digit, rank, seed])
-    before = _mistaken(labels, np.random.default_rng(0), {d: 0.02 + 0.006 * d for d in range(10)})
+    before = _mistaken(labels, np.random.default_rng(0), {d: 0.02 + 0.006 * (d % 10) for d in range(count)})
     cost = 0.02 + 0.03 * random.random() * np.log2(2 * rank)
     after = before.copy()
     targets = np.isin(labels, digit)
@@ -69,8 +72,8 @@ def made_run(
             {"layer": f"linear{number}", "shape": [outputs, inputs], "base": base, "adapter": added}
             | {"overhead_percent": 100 * added / base}
         )
-    rest = tuple(d for d in range(10) if d not in digit)
-    first, last = _class_errors(labels, before), _class_errors(labels, after)
+    rest = tuple(d for d in range(count) if d not in digit)
+    first, last = _class_errors(labels, before, count), _class_errors(labels, after, count)
     parameters_base, adapter = sum(row["base"] for row in layers), sum(row["adapter"] for row in layers)
     outcome = Outcome(
         before=first,
@@ -94,12 +97,13 @@ def made_run(
         adapter_sha256="cd" * 32,
         diverged_at=diverged_at,
     )
+    facts = replace(MNIST, classes=classes)
     spec = RunSpec(
         ModelSpec(WIDTHS[1:-1]),
         DataSpec("mnist"),
         BaseSpec(seed=base_seed),
         AdapterSpec(method, rank, alpha).used(),
-        FinetuneSpec(target=digit, seed=seed, steps=steps),
+        FinetuneSpec(target=digit if classes == MNIST.classes else facts.named(digit), seed=seed, steps=steps),
     )
     times = {"base_training": 30.0, "fine_tuning": 0.5, "evaluation": 0.25}
     provenance = {
@@ -109,10 +113,10 @@ def made_run(
         "pack": rank,
         "data_sha256": "ef" * 32,
     }
-    logits = Logits(labels, *(_logits(predicted, random) for predicted in (before, after)))
+    logits = Logits(labels, *(_logits(predicted, random, count) for predicted in (before, after)))
     if diverged_at is None:
         outcome = replace(outcome, gains=gains(logits, None, digit))
-    return RunResult(spec, outcome, times, provenance), to_tensors(logits, None)
+    return RunResult(spec, outcome, times, provenance, facts), to_tensors(logits, None)
 
 
 def class_errors(wrong: int, loss: float = 0.25) -> ClassErrors:
@@ -215,20 +219,21 @@ def unproven(run: RunResult) -> RunResult:
 
 
 def _mistaken(labels: NDArray[np.uint8], random: np.random.Generator, rates: Mapping[int, float]) -> NDArray[np.uint8]:
-    wrong = random.random(len(labels)) < np.array([rates[d] for d in range(10)])[labels]
-    return np.where(wrong, (labels + random.integers(1, 10, len(labels))) % 10, labels).astype(np.uint8)
+    wrong = random.random(len(labels)) < np.array(list(rates.values()))[labels]
+    other = (labels + random.integers(1, len(rates), len(labels))) % len(rates)
+    return np.where(wrong, other, labels).astype(np.uint8)
 
 
-def _logits(predicted: NDArray[np.uint8], random: np.random.Generator) -> NDArray[Any]:
+def _logits(predicted: NDArray[np.uint8], random: np.random.Generator, count: int) -> NDArray[Any]:
     """Logits with these predictions, more and less sure."""
-    logits = random.normal(0, 1, (len(predicted), 10))
+    logits = random.normal(0, 1, (len(predicted), count))
     rows = np.arange(len(predicted))
     logits[rows, predicted] = logits.max(axis=1) + random.uniform(0.1, 3, len(predicted))
     return compact(logits.astype(np.float32))
 
 
-def _class_errors(labels: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> ClassErrors:
-    confusion = np.bincount(labels.astype(int) * 10 + predicted, minlength=100).reshape(10, 10)
+def _class_errors(labels: NDArray[np.uint8], predicted: NDArray[np.uint8], count: int) -> ClassErrors:
+    confusion = np.bincount(labels.astype(int) * count + predicted, minlength=count**2).reshape(count, count)
     counts = confusion.sum(axis=1)
     errors = counts - confusion.diagonal()
     return ClassErrors(

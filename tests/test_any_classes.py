@@ -99,6 +99,7 @@ def test_the_page_shows_every_picture_and_the_names(swept: tuple[str, Path], pla
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto((place.folder / "multirun_reports" / kind / "report.html").as_uri())
+    page.locator("#classes").scroll_into_view_if_needed()
     page.wait_for_selector("#classes .plot-container")
     shown = page.locator("#classes").inner_text()
     page.close()

@@ -271,7 +271,7 @@ def test_the_terminal_table_has_a_row_for_each_finished_job_and_a_line_for_each_
     out = runs[0][0].outcome  # type: ignore[union-attr]
     assert numbered[0][3:5] == [f"{100 * out.forgetting:+.2f}", f"{100 * out.target_error:.2f}"]
     assert lines[0].startswith(
-        f"base: error on the target {100 * out.target_error_before:.2f} %, on the other classes "
+        f"base: error on class 9 {100 * out.target_error_before:.2f} %, on the other classes "
     )
     assert lines[-1].endswith("failed: no memory")
     assert max(map(len, lines[:-1])) <= 80  # a reason may be longer

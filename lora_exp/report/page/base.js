@@ -81,6 +81,7 @@ function choice(label, names, value, changed, titles = titleOf) {
   const select = element("select");
   select.append(...names.map((name) => element("option", titles(name), { value: name })));
   select.value = value;
+  select.dataset.choice = label;
   select.addEventListener("change", () => changed(select.value));
   const made = element("label", label);
   made.append(select);

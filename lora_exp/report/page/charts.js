@@ -1,6 +1,6 @@
 // What all charts share: colours, symbols, buttons, a table of what is drawn, and drawing only what is in sight.
 
-// Okabe and Ito's colours, then Tol's "muted": readers who see few colours tell them apart (jfly.uni-koeln.de/color,
+// Okabe and Ito's colours, then Tol's "muted": readers who see few colours can distinguish them (jfly.uni-koeln.de/color,
 // personal.sron.nl/~pault). Yellow and black of the first are left out, since each is the paper of one scheme.
 const CATEGORIES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9",
   "#882255", "#999933", "#44aa99", "#aa4499", "#6699cc", "#997700", "#994455", "#117733", "#888888"];
@@ -142,7 +142,7 @@ function showData(held, folded, label) {
 }
 
 function drawChart(held) {
-  held.stale = false;
+  setStale(held, false);
   const made = held.make(shownRuns());
   held.drawn = made;
   if (held.controls) {
@@ -173,8 +173,13 @@ function drawInTurn() {
   setTimeout(next);
 }
 
+function setStale(held, stale) {
+  held.stale = stale;
+  held.place.dataset.drawn = String(!stale);
+}
+
 function redraw() {
-  for (const held of charts.values()) held.stale = true;
+  for (const held of charts.values()) setStale(held, true);
   drawInTurn();
 }
 

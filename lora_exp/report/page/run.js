@@ -108,7 +108,7 @@ function showRun() {
   showGallery(run);
   byId("chooser").value = run.job;
   for (const [job, row] of rows) row.classList.toggle("chosen", job === run.job || Boolean(state.picked?.includes(job)));
-  for (const id of ["classes", "confusion"]) charts.get(id).stale = true;
+  for (const id of ["classes", "confusion"]) setStale(charts.get(id), true);
   drawInTurn();
 }
 
