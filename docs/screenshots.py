@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from mlflow_pages import add_metrics, compare, expand, open_runs, served  # noqa: E402
+from mlflow_pages import Addresses, add_metrics, compare, open_table, rows_of, served  # noqa: E402
 from places import free_port  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
@@ -28,17 +27,20 @@ SIZE = {"width": 1400, "height": 720}
 
 
 def mlflow_pictures(browser: Browser, sweep: Path) -> None:
-    """Take `mlflow_runs.png`, the sweep expanded in the table of runs, and `mlflow_compare.png`, its runs compared."""
+    """Take `mlflow_sweeps.png`, `mlflow_runs.png` (the tables) and `mlflow_compare.png` (the runs of the sweep)."""
     about = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
-    with ui(Path(about["directory"])) as address:
-        page = browser.new_page(viewport=SIZE)
-        open_runs(page, address)
-        rows = expand(page, about["name"], len(about["jobs"]))
-        page.screenshot(path=PICTURES / "mlflow_runs.png")
-        compare(page, rows)
-        add_metrics(page, "other_error", "forgetting")
-        page.screenshot(path=PICTURES / "mlflow_compare.png")
-        page.close()
+    with ui(Path(about["directory"])) as addresses:
+        for name, address in (("mlflow_sweeps", addresses.sweeps), ("mlflow_runs", addresses.runs)):
+            page = browser.new_page(viewport=SIZE)
+            open_table(page, address)
+            page.screenshot(path=PICTURES / f"{name}.png")
+        page.goto(f"{addresses.runs.partition('/runs')[0]}/runs/{about['parent_run']}?workflowType=machine_learning")
+        with page.expect_popup() as opened:
+            page.get_by_role("link", name="All runs of this sweep").click()
+        runs = opened.value
+        compare(runs, rows_of(runs, "class ", len(about["jobs"])))
+        add_metrics(runs, "other_error", "forgetting")
+        runs.screenshot(path=PICTURES / "mlflow_compare.png")
 
 
 def report_pictures(browser: Browser, report: Path) -> None:
@@ -53,15 +55,15 @@ def report_pictures(browser: Browser, report: Path) -> None:
 
 
 @contextmanager
-def ui(folder: Path) -> Iterator[str]:
-    """Run `lora-exp ui` in a folder, and yield the address that it prints."""
+def ui(folder: Path) -> Iterator[Addresses]:
+    """Run `lora-exp ui` in a folder, and yield the addresses that it prints."""
     command = [sys.executable, "-m", "lora_exp", "ui", "--port", str(free_port())]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=folder, **streams, text=True, start_new_session=True)
+    process = subprocess.Popen(command, cwd=folder, **streams, text=True)
     try:
         yield served(process)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.terminate()
         process.communicate()
 
 

@@ -76,11 +76,11 @@ def test_what_is_recommended_is_a_number_a_tag_and_the_first_sentence_after_the_
     links, sentence, table = found[NOTE].split("\n\n")[:3]
     assert links == "5 jobs: 4 finished, 1 failed. [All runs of this sweep](#/all), [its report](#/report)."
     assert sentence == (
-        "**For all 2 classes: use [rank 4](#/run/1).** Chosen by balanced accuracy on half of the test images; on "
+        "**For both classes: use [rank 4](#/run/1).** Chosen by balanced accuracy on half of the test images; on "
         "images that took no part in the choice: balanced accuracy +5.00 points, forgetting +1.00 points."
     )
     rows = [row.split(" | ") for row in table.splitlines()[2:]]
-    assert [row[0] for row in rows] == ["| all 2 classes", "| class 3", "| class 9"]
+    assert [row[0] for row in rows] == ["| both classes", "| class 3", "| class 9"]
     assert [row[1] for row in rows] == [f"&emsp;[rank 4](#/run/{job})" for job in (1, 1, 3)]
 
 

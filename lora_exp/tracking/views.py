@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import urllib.parse
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_exp.storage.varied import SETTINGS
@@ -23,20 +23,21 @@ USUAL = ("target", "method", "rank", "alpha")  # parameters that are shown where
 RUN_NAME, CREATED, DURATION = "attributes.`Run Name`", "runDateAndNestInfo", "duration"  # MLflow's names of columns
 # Widths of columns in pixels: those that hold text, and those of others, whose headings MLflow cuts.
 TEXT_WIDTHS = {"varied": 190, "recommended": 190}
-NAME_WIDTH, LEAST_WIDTH, MOST_WIDTH = 280, 70, 150
+LEAST_WIDTH, MOST_WIDTH = 70, 150
 
 
 @dataclass(frozen=True)
 class View:
     """A saved table: its name in addresses and in the UI, what it lists, in which order (descending), and columns.
 
-    Columns are named as in filters: `metrics.forgetting`.
+    Columns are named as in filters: `metrics.forgetting`. `name_width` is that of the names of runs, in pixels.
     """
 
     key: str
     name: str
     kind: str
     order: str
+    name_width: int
     columns: tuple[str, ...]
 
     def state(self) -> str:
@@ -49,7 +50,7 @@ class View:
         state = {
             "selectedColumns": list(columns),
             "columnOrder": [RUN_NAME, CREATED, *columns, DURATION],
-            "columnWidths": widths | {RUN_NAME: NAME_WIDTH},
+            "columnWidths": widths | {RUN_NAME: self.name_width},
             "searchFilter": f"tags.kind = '{self.kind}'",
             "orderByKey": self.order,
             "orderByAsc": False,
@@ -62,6 +63,7 @@ SWEEPS = View(
     "lora-exp: sweeps",
     "sweep",
     "attributes.start_time",
+    220,
     (
         *("params.varied", "tags.recommended", "metrics.recommended_gain", "params.jobs", "metrics.jobs_finished"),
         *("metrics.highest_beyond_shift", "metrics.highest_balanced_accuracy_gained", "metrics.mean_target_error"),
@@ -74,6 +76,7 @@ RUNS = View(
     "lora-exp: runs",
     "run",
     "attributes.`Created`",
+    300,
     (
         *("metrics.balanced_accuracy_gained", "metrics.beyond_shift", "metrics.target_error", "metrics.other_error"),
         *("metrics.forgetting", "metrics.parameters_adapter"),
@@ -105,7 +108,7 @@ def save_views(client: Any, experiment: str, now: int) -> dict[str, str]:
     runs = client.search_runs([experiment], f"tags.kind = '{RUNS.kind}'", order_by=newest, max_results=NEWEST)
     settings = [f"params.{name}" for name in differing(run.data.params for run in runs)]
     found = {}
-    for view in (SWEEPS, View(RUNS.key, RUNS.name, RUNS.kind, RUNS.order, (*RUNS.columns, *settings))):
+    for view in (SWEEPS, replace(RUNS, columns=(*RUNS.columns, *settings))):
         saved = {"name": view.name, "createdAt": now, "updatedAt": now, "state": view.state()}
         client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{view.key}", json.dumps(saved))
         found[view.kind] = f"#/experiments/{experiment}/runs?{WORKFLOW}&viewStateShareKey={view.key}"
