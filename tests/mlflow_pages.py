@@ -46,6 +46,11 @@ def columns(page: Page) -> list[str]:
     return [name.split("`")[1] for _, name in placed if not name.startswith("attributes.")]
 
 
+def heading(page: Page, name: str) -> Locator:
+    """The heading of a parameter, metric or tag."""
+    return page.locator(f"[role=columnheader][col-id$='.`{name}`']")
+
+
 def rows_of(page: Page, text: str, count: int) -> list[Locator]:
     """The rows that hold a text, once there are so many."""
     rows = page.get_by_role("row").filter(has_text=text)
