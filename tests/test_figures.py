@@ -73,7 +73,7 @@ def test_a_run_without_any_error_has_an_empty_gallery(tmp_path: Path) -> None:
     drawn.savefig(tmp_path / "empty.png")
 
 
-def test_heat_map_cells_are_means_of_sound_runs(tmp_path: Path) -> None:
+def test_heat_map_cells_are_means_of_finished_runs(tmp_path: Path) -> None:
     runs = [made.made_run(LABELS, (9,), 2, seed=seed) for seed in (0, 1)]
     runs += [made.made_run(LABELS, (3,), 16), made.made_run(LABELS, (9,), 16, diverged_at=3)]
     frame = read_sweep(made.write_sweep(tmp_path / "s", runs)).frame

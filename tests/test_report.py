@@ -162,17 +162,17 @@ def test_a_diverged_run_is_in_no_mean(tmp_path: Path) -> None:
     ("runs", "told", "pictures"),
     [
         ([made.made_run(FEW)], "1 finished", 3),
-        ([made.made_run(FEW, (2, 7), rank) for rank in (1, 2)], "fine-tuned on class 2 and 7", 5),
-        ([made.made_run(FEW, (digit,)) for digit in (1, 2)], "Each cell is one run.", 4),
+        ([made.made_run(FEW, (2, 7), rank) for rank in (1, 2)], "fine-tuned on class 2 and 7", 6),
+        ([made.made_run(FEW, (digit,)) for digit in (1, 2)], "Each cell is one run.", 5),
         (
             [made.made_run(FEW, rank=r, seed=s) for r in (1, 2) for s in (0, 1)],
             "up to 2 runs, which differ in seed",
-            5,
+            6,
         ),
-        ([made.made_run(FEW, rank=r, alpha=a) for r in (1, 2) for a in (1.0, "rank")], "### By alpha", 5),
-        ([made.made_run(FEW, rank=rank) for rank in range(1, 65)], "8 of 64 methods and ranks", 5),
-        ([made.made_run(FEW, method=m) for m in ("lora", "dora", "full")], "### By method", 3),
-        ([made.made_run(FEW, (digit,), method="full") for digit in (1, 2)], "with full", 3),
+        ([made.made_run(FEW, rank=r, alpha=a) for r in (1, 2) for a in (1.0, "rank")], "### By alpha", 6),
+        ([made.made_run(FEW, rank=rank) for rank in range(1, 65)], "8 of 64 methods and ranks", 6),
+        ([made.made_run(FEW, method=m) for m in ("lora", "dora", "full")], "### By method", 5),
+        ([made.made_run(FEW, (digit,), method="full") for digit in (1, 2)], "with full", 5),
         (["boom", "boom"], "No finished run among 2 (2 failed)", 0),
         ([None], "No finished run among 1 (1 missing)", 0),
         ([made.made_run(FEW, diverged_at=1)], "No finished run among 1 (1 diverged)", 0),
@@ -270,9 +270,7 @@ def test_the_terminal_table_has_a_row_for_each_finished_job_and_a_line_for_each_
     assert [row[:2] for row in numbered] == [["0*", "1"], ["2*", "2"]]
     out = runs[0][0].outcome  # type: ignore[union-attr]
     assert numbered[0][3:5] == [f"{100 * out.forgetting:+.2f}", f"{100 * out.target_error:.2f}"]
-    assert lines[0].startswith(
-        f"base: error on class 9 {100 * out.target_error_before:.2f} %, on the other classes "
-    )
+    assert lines[0].startswith(f"base: error on class 9 {100 * out.target_error_before:.2f} %, on the other classes ")
     assert lines[-1].endswith("failed: no memory")
     assert max(map(len, lines[:-1])) <= 80  # a reason may be longer
 

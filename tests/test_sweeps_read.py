@@ -110,12 +110,12 @@ def test_what_no_run_has_is_refused_in_one_line(sweep: Sweep, tmp_path: Path) ->
     for call, line in (
         (lambda: sweep.best(target=5), "target=5: no job has it; there are 3, 9"),
         (lambda: sweep.best(rnk=4), "rnk: no such column; settings that vary are target, rank"),
-        (lambda: sweep.plot_heat_maps(status="failed"), "no finished run has a value of rank to draw"),
+        (lambda: sweep.plot_heat_maps(status="failed"), "no finished run has a value of target_error to draw"),
         (lambda: sweep.best("rank"), "by=rank: no such measure; allowed: target_error_before, "),
         (lambda: sweep.best("validation_target_error"), "by=validation_target_error: no finished run has a value"),
         (failed.best, "has no finished run"),
         (models.best, "has no best run of several tasks"),
-        (failed.plot_heat_maps, "no finished run has a value of rank to draw"),
+        (failed.plot_heat_maps, "no finished run has a value of target_error to draw"),
         (failed.plot_parameters, "no finished run has a value of parameters_adapter to draw"),
         (failed.plot_loss_curves, "no run has a loss to draw"),
     ):
@@ -128,6 +128,8 @@ def test_figures_are_those_of_the_report(sweep: Sweep) -> None:
     assert sweep.plot_heat_maps().axes[0].get_ylabel() == "target class"
     assert sweep.plot_parameters().axes[0].get_title() == "Error on the target class"
     assert sweep.plot_loss_curves().axes[0].get_title() == "Loss during fine-tuning"
+    marks = [len(own.get_offsets()) for own in sweep.plot_gain_against_price().axes[0].collections]
+    assert sum(marks) == len(sweep.runs)
     ranks = [label.get_text() for label in sweep.plot_heat_maps(rank=[1, 4], target=3).axes[0].get_xticklabels()]
     assert ranks == ["1", "4"]
     assert len(sweep.plot_loss_curves(rank=4, target=9).axes[0].lines) <= 3

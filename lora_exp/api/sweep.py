@@ -14,7 +14,7 @@ from lora_exp.api.run import Run
 from lora_exp.api.shown import for_notebooks, page
 from lora_exp.errors import LoraExpError
 from lora_exp.report.recommended import headline, recommended_table
-from lora_exp.report.tables import runs_table
+from lora_exp.report.tables import runs_table, setting_labels
 from lora_exp.storage.recommendation import Recommendation, recommendations
 from lora_exp.storage.sweep_folder import Sweep as Stored
 from lora_exp.storage.sweep_folder import read_sweep
@@ -121,10 +121,16 @@ class Sweep:
         )
 
     def plot_heat_maps(self, **where: Any) -> Figure:
-        """Draw target error, forgetting and balanced accuracy gained by target class and rank; `where` as in `best`."""
+        """Draw target error, forgetting and balanced accuracy gained by class and setting; `where` as in `best`."""
         from lora_exp.report.sweep_figures import heat_maps
 
-        return for_notebooks(heat_maps(self._rows(where, "rank")))
+        return for_notebooks(heat_maps(self._rows(where, "target_error")))
+
+    def plot_gain_against_price(self, **where: Any) -> Figure:
+        """Draw the error on the target against forgetting, a mark a run, with the front of each class."""
+        from lora_exp.report.sweep_figures import gain_against_price
+
+        return for_notebooks(gain_against_price(self._rows(where, "target_error")))
 
     def plot_parameters(self, **where: Any) -> Figure:
         """Draw the errors on the target and on the other classes against the number of adapter parameters."""
@@ -139,11 +145,12 @@ class Sweep:
         """Draw the loss of every run by step."""
         from lora_exp.report.figures import loss_curves
 
-        found = [self._stored.results.get(int(job)) for job in self._rows(where)["job"]]
-        trained = [result for result in found if result is not None and not result.imported]
-        if not any(result.outcome.diverged_at != 1 for result in trained):
+        frame, results = self._rows(where), self._stored.results
+        trained = [int(job) for job in frame["job"] if job in results and not results[int(job)].imported]
+        if not any(results[job].outcome.diverged_at != 1 for job in trained):
             raise LoraExpError(f"{self.folder}: no run has a loss to draw")
-        return for_notebooks(loss_curves(trained))
+        named = setting_labels(frame[frame["job"].isin(trained)])
+        return for_notebooks(loss_curves([results[job] for job in named], list(named.values())))
 
     def __repr__(self) -> str:
         return f"<Sweep {self.folder}: {self._said()}>"

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from lora_exp.measures.logits import Logits
 from lora_exp.report.shown import is_dark, shown_classes, thumbnails
 from lora_exp.storage.result import RunResult
-from lora_exp.storage.words import Kind, kind_label
+from lora_exp.storage.words import kind_label
 
 BLUE, ORANGE, VERMILION, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
 INK, FAINT = "#222222", "#8A8A8A"
@@ -153,22 +153,25 @@ def wrong_images(
     return figure
 
 
-def loss_curves(results: Sequence[RunResult]) -> Figure:
-    """Draw the fine-tuning loss by step, one line a run, coloured by method and rank; long curves are averaged.
+def loss_curves(results: Sequence[RunResult], labels: Sequence[str] | None = None) -> Figure:
+    """Draw the fine-tuning loss by step, one line a run, coloured by their `labels`; long curves are averaged.
+
+    Without labels the colours are those of methods and ranks.
 
     A single run shows the loss of each step too. With many runs, a strong line shows each colour's mean over its
     finished runs of full length. A diverged run ends in a cross at its last finite loss.
     """
-    kinds = sorted({result.kind for result in results}, key=lambda kind: (kind[0], kind[1] or 0))
+    labels = labels or [kind_label(result.kind) for result in results]
+    kinds = list(dict.fromkeys(labels))
     colours = dict(zip(kinds, colormaps["viridis"](np.linspace(0, 0.92, len(kinds))), strict=True))
     with_bar = len(kinds) > LEGEND_KINDS
     figure, (axes,) = empty_figure(9, 4.4, margins=None if with_bar else (0.75, 0.95, 0.1, 0.35))
     longest = max(len(result.outcome.loss_curve) for result in results)
     window = longest // 10 if longest >= SMOOTHED_STEPS else 1
     many = len(results) > LEGEND_KINDS
-    whole: dict[Kind, list[list[float]]] = {}
-    for result in results:
-        kind, losses = result.kind, result.outcome.loss_curve
+    whole: dict[str, list[list[float]]] = {}
+    for result, kind in zip(results, labels, strict=True):
+        losses = result.outcome.loss_curve
         if result.outcome.diverged_at is not None:
             losses = losses[: result.outcome.diverged_at - 1]
         elif len(losses) == longest:
@@ -268,9 +271,9 @@ def _draw_losses(axes: Axes, losses: Sequence[float] | NDArray[Any], window: int
     return len(losses), float(means[-1])
 
 
-def _explain_colours(figure: Figure, axes: Axes, colours: Mapping[Kind, Any], crosses: bool) -> None:
-    """Add a legend of few methods and ranks or a colour bar of many, and the meaning of a cross."""
-    labels = [kind_label(kind) for kind in colours]
+def _explain_colours(figure: Figure, axes: Axes, colours: Mapping[str, Any], crosses: bool) -> None:
+    """Add a legend of few labels or a colour bar of many, and the meaning of a cross."""
+    labels = list(colours)
     if len(labels) <= LEGEND_KINDS:
         for label, colour in zip(labels, colours.values(), strict=True):
             axes.plot([], [], color=colour, lw=2.2, label=label)

@@ -20,7 +20,7 @@ from lora_exp.report import gained, recommended
 from lora_exp.report.importance import importances
 from lora_exp.report.page_images import CHANGES, gallery, sprite
 from lora_exp.report.shown import folded, is_dark, shown_classes, shown_names, thumbnails
-from lora_exp.report.tables import MEASURES, runs_table, shown_settings, values_of
+from lora_exp.report.tables import MEASURES, runs_table, setting_labels, shown_settings, values_of
 from lora_exp.storage.recommendation import representative
 from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_file import run_command
@@ -73,8 +73,7 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
     """Collect the data; `pictures` (uint8 [N, C, H, W]) and `labels` [N] are the test images of the evaluation."""
     runs = finished(sweep.frame)
     names = shown_settings(runs)
-    own = setting_names(names)
-    whole = {int(row["job"]): label(row, own) for row in runs.to_dict("records")} if len(own) > 1 else {}
+    whole = setting_labels(runs) if len(setting_names(names)) > 1 else {}
     if len(set(whole.values())) > MOST_SETTINGS:
         whole = {}
     results = {int(job): sweep.results[int(job)] for job in runs["job"]}
@@ -112,7 +111,7 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
         for base in [result.outcome.base_sha256_before]
     ]
     return {
-        "settings": _settings(runs, names) | ({SETTING: _whole(runs, own, whole)} if whole else {}),
+        "settings": _settings(runs, names) | ({SETTING: _whole(whole)} if whole else {}),
         "charted": {name: vars(CHARTED[name]) for name in numbers},
         "measures": list(MEASURES),
         "gains": {
@@ -160,14 +159,9 @@ def _settings(runs: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _whole(runs: pd.DataFrame, names: Sequence[str], whole: Mapping[int, str]) -> dict[str, Any]:
-    """The key whose values are whole settings, in the order of their parts."""
-    keys = [values_of(runs[name]) for name in names]
-    order = {
-        whole[row["job"]]: [own.index(setting_text(row[name])) for name, own in zip(names, keys, strict=True)]
-        for row in runs.to_dict("records")
-    }
-    return {"title": SETTING, "values": sorted(order, key=lambda text: order[text]), "numeric": False, "part": "whole"}
+def _whole(labels: Mapping[int, str]) -> dict[str, Any]:
+    """The key whose values are whole settings."""
+    return {"title": SETTING, "values": list(dict.fromkeys(labels.values())), "numeric": False, "part": "whole"}
 
 
 def _lost(frame: pd.DataFrame, names: Sequence[str]) -> list[dict[str, str]]:

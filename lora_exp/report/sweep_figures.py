@@ -1,15 +1,20 @@
-"""Figures of a sweep: errors and gain by target class and rank, and errors by the size of the adapter."""
+"""Figures of a sweep: errors and gain by class and setting, gain against price, errors by the size of the adapter."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from lora_exp.report.figures import BLUE, FAINT, INK, MOST_LETTERS, ORANGE, VERMILION, empty_figure, short
-from lora_exp.storage.table import finished, target_order
+from lora_exp.report.tables import setting_columns, setting_labels
+from lora_exp.storage.table import finished, pareto_front, target_order
+from lora_exp.storage.varied import heading, setting_text, task_names, varied
 
 WRITTEN_CELLS = 120  # a heat map of more cells has no room for their numbers
 CROWDED_SIZES = 16  # more adapter sizes get fainter lines and smaller marks
@@ -23,35 +28,52 @@ HEAT_MAPS = {
     "balanced_accuracy_gained": ("Balanced accuracy gained", "percentage points", True),
 }
 AROUND_ZERO = LinearSegmentedColormap.from_list("around zero", [VERMILION, "white", BLUE])
-STACKED_RANKS = 8  # heat maps with more ranks stand above each other
+STACKED_SETTINGS = 8  # heat maps with more settings stand above each other
 
 
 def heat_maps(frame: pd.DataFrame) -> Figure:
-    """Draw target error (%), forgetting and balanced accuracy gained (percentage points) by target class and rank.
+    """Draw target error (%), forgetting and balanced accuracy gained (percentage points) by target class and setting.
 
-    `frame` comes from `read_sweep`. A cell shows the mean of its finished runs; one without any is grey. What no run
-    has, as in sweeps of older versions, is left out.
+    `frame` is that of a sweep. The setting is what varies besides class and seeds: the rank, the method, or several
+    together. A cell shows the mean of its finished runs; one without any is grey. What no run has, as in sweeps of
+    older versions, is left out.
     """
-    ran = frame[frame["rank"].notna()]
-    cells = 100 * ran.groupby(["target", ran["rank"].astype(int)])[list(HEAT_MAPS)].mean().dropna(axis=1, how="all")
+    ran = frame[frame["rank"].notna() | frame["method"].notna()]
+    names = setting_columns(ran)
+    ran = ran[ran[names].notna().any(axis=1)]
+    labels = setting_labels(ran)
+    order = {text: place for place, text in enumerate(dict.fromkeys(labels.values()))}
+    setting = ran["job"].map(lambda job: order[labels[job]])
+    cells = 100 * ran.groupby(["target", setting])[list(HEAT_MAPS)].mean().dropna(axis=1, how="all")
+    ticks = list(order)
+    if len(names) == 1:
+        texts: dict[int, str] = dict(zip(map(int, setting), map(setting_text, ran[names[0]]), strict=True))
+        ticks = [texts[place] for place in range(len(order))]
     shape = cells["target_error"].unstack().shape
-    names = max(len(short(str(name), MOST_LETTERS)) for name in cells.index.get_level_values(0))
-    width, height = 1.6 + 0.08 * names + max(2.2, min(9.0, 0.62 * shape[1])), 1.3 + max(0.9, 0.38 * shape[0])
+    longest = max(len(short(str(name), MOST_LETTERS)) for name in cells.index.get_level_values(0))
+    tall = 0.0 if len(names) == 1 else 0.07 * min(MOST_LETTERS + 6, max(map(len, ticks)))
+    width, height = 1.6 + 0.08 * longest + max(2.2, min(9.0, 0.62 * shape[1])), 1.3 + tall + max(0.9, 0.38 * shape[0])
     count = cells.shape[1]
-    if shape[1] > STACKED_RANKS:
+    if shape[1] > STACKED_SETTINGS:
         figure, all_axes = empty_figure(width, count * height, rows=count)
     else:
         figure, all_axes = empty_figure(count * width, height, columns=count)
+    across = heading(names[0]) if len(names) == 1 else "setting"
     for axes, name in zip(all_axes, cells, strict=True):
         values = cells[name].unstack()
-        _heat_map(figure, axes, values.loc[sorted(values.index, key=target_order)], *HEAT_MAPS[str(name)])
+        values = values.loc[sorted(values.index, key=target_order)]
+        _heat_map(figure, axes, values, *HEAT_MAPS[str(name)])
+        step = -(-len(values.columns) // 24)
+        shown = [short(ticks[place], MOST_LETTERS + 6) for place in map(int, values.columns[::step])]
+        axes.set_xticks(np.arange(0, len(values.columns), step) + 0.5, shown, rotation=0 if len(names) == 1 else 60)
+        axes.set_xlabel(across)
     return figure
 
 
 def _heat_map(figure: Figure, axes: Axes, values: pd.DataFrame, title: str, unit: str, around_zero: bool) -> None:
-    """Draw values by target and rank, written into their cells where these are few."""
+    """Draw values by target and setting, written into their cells where these are few."""
     numbers = values.to_numpy(dtype=float)
-    rows, columns = numbers.shape
+    rows, _ = numbers.shape
     most = max(float(np.nanmax(np.abs(numbers))), 0.01)
     scale = {"cmap": AROUND_ZERO, "vmin": -most, "vmax": most} if around_zero else {"cmap": "viridis"}
     mesh = axes.pcolormesh(np.ma.masked_invalid(numbers), edgecolors="white", linewidth=1, **scale)
@@ -60,10 +82,7 @@ def _heat_map(figure: Figure, axes: Axes, values: pd.DataFrame, title: str, unit
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    step = -(-columns // 24)
-    axes.set_xticks(np.arange(0, columns, step) + 0.5, [str(rank) for rank in values.columns[::step]])
     axes.set_yticks(np.arange(rows) + 0.5, [short(str(name), MOST_LETTERS) for name in values.index])
-    axes.set_xlabel("rank")
     axes.set_ylabel("target class")
     axes.set_title(title, fontsize=10)
     bar = figure.colorbar(mesh, ax=axes, label=unit, pad=0.02)
@@ -73,9 +92,38 @@ def _heat_map(figure: Figure, axes: Axes, values: pd.DataFrame, title: str, unit
     for (row, column), value in np.ndenumerate(numbers) if numbers.size <= WRITTEN_CELLS else ():
         known = np.isfinite(value)
         text = f"{value:{sign}.{decimals}f}" if known else "–"
-        red, green, blue, _ = mesh.to_rgba(value) if known else (1.0, 1.0, 1.0, 1.0)
-        colour = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK  # by how bright a cell looks
+        colour = text_on(tuple(mesh.to_rgba(value))) if known else INK
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
+
+
+def text_on(colour: Sequence[float]) -> str:
+    """Black or white, whichever has more contrast with a colour (WCAG 2.2): at least 4.5 to 1 with any."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+    return "black" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 else "white"
+
+
+def gain_against_price(frame: pd.DataFrame) -> Figure:
+    """Draw the error on the target (%) against forgetting (percentage points), a mark a run, with the fronts."""
+    runs = finished(frame)
+    labels = setting_labels(runs)
+    order = list(dict.fromkeys(labels.values()))
+    tones = colormaps["viridis"](np.linspace(0, 0.92, len(order)))
+    figure, (axes,) = empty_figure(9, 4.6)
+    for label, tone in zip(order, tones, strict=True):
+        own = runs[runs["job"].map(lambda job, label=label: labels[job] == label)]
+        axes.scatter(
+            100 * own["forgetting"], 100 * own["target_error"], s=26, color=tone, lw=0.4, ec="white", label=label
+        )
+    front = runs.set_index("job").loc[pareto_front(runs)]
+    task = task_names(varied(runs))
+    for _, own in front.groupby(task, sort=False, dropna=False) if task else [((), front)]:
+        axes.plot(100 * own["forgetting"], 100 * own["target_error"], color=FAINT, lw=1, ls=":")
+    axes.set_xlabel("forgetting: rise of the error on the other classes (percentage points)")
+    axes.set_ylabel("error on the target (%)")
+    axes.set_title("Gain against price; dotted: the front of each class", fontsize=11)
+    if 1 < len(order) <= LABELLED_LINES:
+        axes.legend(frameon=False, fontsize=8.5)
+    return figure
 
 
 def parameters_against_error(frame: pd.DataFrame) -> Figure:

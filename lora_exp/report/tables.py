@@ -9,7 +9,7 @@ import pandas as pd
 
 from lora_exp.report.document import Table
 from lora_exp.storage.table import finished, target_order
-from lora_exp.storage.varied import NONE, heading, setting_text, varied
+from lora_exp.storage.varied import NONE, heading, label, setting_names, setting_text, varied
 from lora_exp.storage.words import adapted, in_a_sentence
 
 
@@ -47,6 +47,18 @@ def runs_table(frame: pd.DataFrame) -> Table:
         for row in rows.to_dict("records")
     ]
     return headings, cells
+
+
+def setting_labels(runs: pd.DataFrame) -> dict[int, str]:
+    """What the setting of each run is called, by job, in the order of the settings."""
+    names = setting_columns(runs)
+    rows = sorted(runs.to_dict("records"), key=lambda row: [_order(name, row[name]) for name in names])
+    return {int(row["job"]): label(row, names) for row in rows}
+
+
+def setting_columns(runs: pd.DataFrame) -> list[str]:
+    """The columns that make a setting: what varies of them; where nothing does, the rank, or a method without one."""
+    return setting_names(varied(runs)) or ["rank" if runs["rank"].notna().any() else "method"]
 
 
 def shown_settings(runs: pd.DataFrame) -> list[str]:

@@ -26,12 +26,12 @@ from lora_exp.report.html import html
 from lora_exp.report.page_data import page_data
 from lora_exp.report.search_section import search_section
 from lora_exp.report.seeds import compare
-from lora_exp.report.tables import errors_text
+from lora_exp.report.tables import errors_text, setting_labels
 from lora_exp.storage.recommendation import representative
 from lora_exp.storage.sweep_file import check_report_place
 from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import finished, row_of
-from lora_exp.storage.varied import varied
+from lora_exp.storage.varied import heading, setting_names, varied
 
 
 def write_report(
@@ -105,13 +105,20 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
         figures.save(figure, folder / f"{name}.png")
         drawn.append(Section(title, [Picture(f"{name}.png", alt, note)]))
 
-    if len(runs[["target", "rank"]].dropna().drop_duplicates()) > 1:
+    if len(runs) > 1 and len(runs[_cell(runs)].drop_duplicates()) > 1:
         add(
-            "Errors by target class and rank",
+            "Errors by class and setting",
             "heat_maps",
-            sweep_figures.heat_maps(sweep.frame),
-            "Heat maps of target class by rank: error on the target class, forgetting, and balanced accuracy gained",
+            sweep_figures.heat_maps(runs),
+            "Heat maps of class by setting: error on the target class, forgetting, and balanced accuracy gained",
             "In the errors dark is low. In balanced accuracy blue is a gain and orange a loss. " + _of_cells(runs),
+        )
+        add(
+            "Gain against price",
+            "gain_against_price",
+            sweep_figures.gain_against_price(runs),
+            "Error on the target class against forgetting, a mark a run, coloured by setting",
+            "Left and below is better. A front joins the runs of a class that no other of it beats in both.",
         )
     if runs.loc[runs["parameters_adapter"] > 0, "parameters_adapter"].nunique() > 1:
         add(
@@ -140,21 +147,27 @@ def _draw(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any], folde
         else:
             alt = "Images that fine-tuning mended, broke or left wrong, with true class and both predictions"
             add(title, "wrong_images", figure, alt, why)
-    trained = [result for result in sweep.results.values() if not result.imported]
-    if any(result.outcome.diverged_at != 1 for result in trained):
+    trained = {job: result for job, result in sweep.results.items() if not result.imported}
+    if any(result.outcome.diverged_at != 1 for result in trained.values()):
+        named = setting_labels(sweep.frame[sweep.frame["job"].isin(trained)])
         add(
             "Loss curves",
             "loss_curves",
-            figures.loss_curves(trained),
-            "Fine-tuning loss by step, one line a run, coloured by method and rank",
+            figures.loss_curves([trained[job] for job in named], list(named.values())),
+            "Fine-tuning loss by step, one line a run, coloured by setting",
         )
     return drawn
 
 
+def _cell(runs: pd.DataFrame) -> list[str]:
+    """The columns whose values make a cell of the heat maps: the class, and the setting."""
+    return ["target", *setting_names(varied(runs))]
+
+
 def _of_cells(runs: pd.DataFrame) -> str:
     """Say which runs a cell of the heat maps shows."""
-    most = int(runs.groupby(["target", "rank"]).size().max())
+    most = int(runs.groupby(_cell(runs), dropna=False).size().max())
     if most == 1:
         return "Each cell is one run."
-    names = [name.replace("_", " ") for name in varied(runs) if name not in ("target", "rank")]
+    names = [heading(name) for name in varied(runs) if name not in _cell(runs)]
     return f"A cell is the mean of up to {most} runs" + (f", which differ in {', '.join(names)}." if names else ".")
