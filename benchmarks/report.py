@@ -1,8 +1,8 @@
 """python benchmarks/report.py SWEEP [N]: how long a report takes to build, how large its page is, how fast it opens.
 
 SWEEP is the folder of a real sweep. Times are medians of N (default 5), in seconds: the whole `lora-exp report` in this
-process once it is warm, and in Chromium from the request until every chart in sight is drawn; and, with maps in sight, from the choice
-of a value in the first filter until all that is in sight is drawn again.
+process once it is warm, and in Chromium from the request until every chart in sight is drawn; and, with maps in sight,
+from the choice of a value in the first filter until all that is in sight is drawn again.
 """
 
 from __future__ import annotations
