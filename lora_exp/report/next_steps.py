@@ -22,7 +22,8 @@ def next_text(sweep: Sweep) -> str:
     job = chosen_job(sweep)
     if job is not None and sweep.results[job].spec.model.kind != MODULE:  # which no command can build
         folder = shlex.quote(str(Path(sweep.frame["folder"].iloc[job])))
-        steps.append((f"lora-exp reproduce {folder}", "repeat the chosen run from scratch"))
+        what = "the chosen run" if sweep.search is None else "the search's choice"
+        steps.append((f"lora-exp reproduce {folder}", f"repeat {what} from scratch"))
         steps += _over_seeds(sweep, job)
     lines = (f"{'' if at else 'next':<8} {command}  # {purpose}" for at, (command, purpose) in enumerate(steps))
     return "".join(f"{line}\n" for line in lines)

@@ -19,6 +19,7 @@ from lora_exp.report.tables import MEASURES, mean_rows, percent, points, shown_s
 from lora_exp.storage.recommendation import Recommendation, recommendations
 from lora_exp.storage.table import finished, pareto_front
 from lora_exp.storage.varied import NONE, SEEDS, distinct, heading, label, setting_text
+from lora_exp.storage.words import in_a_sentence
 
 WIDTH = 80  # where nothing else is known
 ROWS = 64  # a longer table is replaced by one of means
@@ -121,7 +122,8 @@ def before_text(runs: pd.DataFrame) -> str:
         own = ", ".join(f"{name} {percent(rate)}" for name, rate in means["target_error_before"].items())
         return f"base{over}: error (%) on {own}; on the other classes {rest}. Changes are in points."
     own = _range(means["target_error_before"])
-    return f"base{over}: error on the target {own} %, on the other classes {rest} %. Changes are in points."
+    target = in_a_sentence(str(means.index[0])) if len(means) == 1 else "the target"
+    return f"base{over}: error on {target} {own} %, on the other classes {rest} %. Changes are in points."
 
 
 def _range(rates: pd.Series[float]) -> str:
