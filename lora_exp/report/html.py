@@ -14,7 +14,10 @@ from lora_exp.report.document import Picture, Section, on_one_line
 
 TEMPLATES = Path(__file__).parent / "page"
 # In the order in which they are put into the page: each uses what stands before it.
-SCRIPTS = ("base", "recommendation", "filters", "charts", "plots", "curves", "run", "tables", "start")
+SCRIPTS = (
+    *("base", "recommendation", "filters", "colours", "charts", "maps", "plots", "parallel", "curves", "run"),
+    *("tables", "start"),
+)
 
 
 def html(

@@ -15,6 +15,8 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const NARROW = 480; // pixels
 const NONE = "–";
+/** A text in which Plotly sees no markup. */
+const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 
 /** The values of a measure as charts show them: rates in percent, differences in points. */
 const shownNumber = (name, value) => (value === null || value === undefined ? null : value * factorOf(name));
@@ -42,15 +44,18 @@ function element(tag, text, properties) {
 function fillTable(made, headings, rows, words = 1) {
   const row = (tag, texts) => {
     const line = element("tr");
-    line.append(...texts.map((text, at) => {
-      const cell = element(tag, typeof text === "string" ? text : null, { className: at < words ? "word" : "" });
-      if (typeof text !== "string") cell.append(text);
-      if (tag === "th") cell.scope = "col";
-      return cell;
-    }));
+    line.append(
+      ...texts.map((text, at) => {
+        const cell = element(tag, typeof text === "string" ? text : null, { className: at < words ? "word" : "" });
+        if (typeof text !== "string") cell.append(text);
+        if (tag === "th") cell.scope = "col";
+        return cell;
+      }),
+    );
     return line;
   };
-  const head = element("thead"), body = element("tbody");
+  const head = element("thead"),
+    body = element("tbody");
   head.append(row("th", headings));
   body.append(...rows.map((texts) => row("td", texts)));
   made.replaceChildren(head, body);
@@ -93,7 +98,8 @@ function choice(label, names, value, changed, titles = titleOf) {
 async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // without permission for the clipboard, such as in a frame
+  } catch {
+    // without permission for the clipboard, such as in a frame
     const area = document.createElement("textarea");
     area.value = text;
     document.body.append(area);
@@ -103,7 +109,9 @@ async function copy(text, button) {
   }
   const label = button.textContent;
   button.textContent = "copied";
-  setTimeout(() => { button.textContent = label; }, 1500);
+  setTimeout(() => {
+    button.textContent = label;
+  }, 1500);
 }
 
 for (const button of document.querySelectorAll(".listing > .copy"))
@@ -118,8 +126,12 @@ function download(name, content, type) {
 /** Rows as CSV (RFC 4180). A text that a spreadsheet would take for a formula gets a quote before it. */
 function csv(rows) {
   const cell = (value) => {
-    const text = value === null ? "" : typeof value === "string" && /^[=+@-]/.test(value) && Number.isNaN(Number(value))
-      ? `'${value}` : String(value);
+    const text =
+      value === null
+        ? ""
+        : typeof value === "string" && /^[=+@-]/.test(value) && Number.isNaN(Number(value))
+          ? `'${value}`
+          : String(value);
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";

@@ -1,72 +1,22 @@
-// What all charts share: colours, symbols, buttons, a table of what is drawn, and drawing only what is in sight.
-
-// Okabe and Ito's colours, then Tol's "muted": readers who see few colours can distinguish them (jfly.uni-koeln.de/color,
-// personal.sron.nl/~pault). Yellow and black of the first are left out, since each is the paper of one scheme.
-const CATEGORIES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9",
-  "#882255", "#999933", "#44aa99", "#aa4499", "#6699cc", "#997700", "#994455", "#117733", "#888888"];
-const SYMBOLS = ["circle", "square", "diamond", "cross", "triangle-up", "star", "x", "triangle-down", "pentagon", "hexagram"];
-const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
-const MANY_NUMBERS = 8; // more values of a number have shades instead of colours of their own
-const MOST_LISTED = 40; // names in a legend
-
-function mixed(stops, share) {
-  const at = Math.min(Math.max(share, 0), 1) * (stops.length - 1), left = Math.min(Math.floor(at), stops.length - 2);
-  return stops[left].map((part, i) => Math.round(part + (at - left) * (stops[left + 1][i] - part)));
-}
-const rgb = (parts) => `rgb(${parts.join(",")})`;
-const parts = (text) => {
-  const hex = text.match(/^#(..)(..)(..)$/);
-  return hex ? hex.slice(1).map((one) => parseInt(one, 16)) : text.match(/\d+/g).slice(0, 3).map(Number);
-};
-
-/** Black or white, whichever has more contrast with a colour (WCAG 2.2): at least 4.5 to 1 with any. */
-function textOn(colourParts) {
-  const linear = colourParts.map((part) => part / 255).map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? "#000000" : "#ffffff";
-}
-
-const colourNames = () => (filterNames().length ? filterNames() : Object.keys(data.settings));
-
-/** The method where it varies, else the setting with most values, else the class. */
-function defaultColour() {
-  const names = colourNames();
-  if (names.includes("method")) return "method";
-  return ofPart(names, "setting")[0] ?? names[0];
-}
-const colourName = () => (colourNames().includes(look("colour")) ? look("colour") : defaultColour());
-
-/** The colour of each value of a setting: shades for many numbers, else colours of their own. */
-function toneOf(name, value) {
-  const { values, numeric } = data.settings[name], at = values.indexOf(value);
-  if (numeric && (values.length > MANY_NUMBERS || name !== "method")) {
-    const [low, high] = dark.matches ? [0.3, 1] : [0, 0.82];
-    return rgb(mixed(VIRIDIS, low + (values.length < 2 ? 0.5 : at / (values.length - 1)) * (high - low)));
-  }
-  return CATEGORIES[at % CATEGORIES.length];
-}
-const symbolOf = (run) => SYMBOLS[Math.max(0, data.settings.rank?.values.indexOf(run.settings.rank) ?? 0) % SYMBOLS.length];
-const hasSymbols = () => (data.settings.rank?.values.length ?? 0) > 1 && colourName() !== "rank";
-const groupedByColour = (runs) => {
-  const name = colourName(), { values } = data.settings[name];
-  return [...grouped(runs, (run) => run.settings[name])].sort(([a], [b]) => values.indexOf(a) - values.indexOf(b));
-};
-const shortened = (text, most = 28) => (text.length <= most ? text : `${text.slice(0, most - 1)}…`);
-
-/** A trace without marks for each rank that is shown, which explains the symbols. */
-const symbolTraces = (runs) => (!hasSymbols() ? [] : data.settings.rank.values
-  .filter((rank) => runs.some((run) => run.settings.rank === rank)).slice(0, SYMBOLS.length)
-  .map((rank) => ({ type: "scatter", mode: "markers", x: [null], y: [null], name: `rank ${rank}`, hoverinfo: "skip",
-    marker: { symbol: SYMBOLS[data.settings.rank.values.indexOf(rank) % SYMBOLS.length], color: colour("faint"), size: 9 } })));
+// What all charts share: axes, buttons, a table of what is drawn, and drawing only what is in sight.
 
 /** What the hover says of a run: its job, all that varies, its gain and its price. */
-const hoverOf = (run) => [`job ${run.job}: ${shortened(run.label, 120)}`,
-  ...["balanced_accuracy_gained", "forgetting", "target_error"].filter((name) => data.charted[name])
-    .map((name) => `${titleOf(name)}: ${writtenNumber(name, run.numbers[name])}`), run.said].filter(Boolean).join("<br>");
+const hoverOf = (run) =>
+  [
+    `job ${run.job}: ${plain(shortened(run.label, 120))}`,
+    ...["balanced_accuracy_gained", "forgetting", "target_error"]
+      .filter((name) => data.charted[name])
+      .map((name) => `${titleOf(name)}: ${writtenNumber(name, run.numbers[name])}`),
+    run.said,
+  ]
+    .filter(Boolean)
+    .join("<br>");
 
 /** Ticks with names of at most so many letters, thinned where there are many. */
 function named(names, most = 18, count = 40) {
-  const every = Math.ceil(names.length / count), shown = names.filter((_, at) => at % every === 0);
-  return { tickmode: "array", tickvals: shown, ticktext: shown.map((name) => shortened(name, most)) };
+  const every = Math.ceil(names.length / count),
+    shown = names.filter((_, at) => at % every === 0);
+  return { tickmode: "array", tickvals: shown, ticktext: shown.map((name) => plain(shortened(name, most))) };
 }
 
 function layout(more) {
@@ -74,8 +24,11 @@ function layout(more) {
   const narrow = innerWidth <= NARROW;
   const base = {
     font: { color: colour("ink"), family: "system-ui, sans-serif", size: 12 },
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    margin: { l: 50, r: 10, t: 10, b: 45 }, hovermode: "closest", dragmode: false,
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    margin: { l: 50, r: 10, t: 10, b: 45 },
+    hovermode: "closest",
+    dragmode: false,
     legend: narrow ? { orientation: "h", y: -0.25 } : { x: 1.01, y: 1, font: { size: 11 } },
   };
   return { ...base, ...more, xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis } };
@@ -83,9 +36,12 @@ function layout(more) {
 
 /** Axis of a setting: categories, or numbers, on a log scale where they span a factor of eight. */
 function settingAxis(name, more = {}) {
-  const { numeric, values } = data.settings[name], title = { text: titleOf(name) };
-  if (!numeric) return { type: "category", title, categoryorder: "array", categoryarray: values, ...named(values), ...more };
-  const numbers = values.filter((text) => text !== NONE).map(Number), low = Math.min(...numbers);
+  const { numeric, values } = data.settings[name],
+    title = { text: titleOf(name) };
+  if (!numeric)
+    return { type: "category", title, categoryorder: "array", categoryarray: values, ...named(values), ...more };
+  const numbers = values.filter((text) => text !== NONE).map(Number),
+    low = Math.min(...numbers);
   const ticks = numbers.length <= 12 ? { tickmode: "array", tickvals: numbers, ticktext: numbers.map(String) } : {};
   return { type: low > 0 && Math.max(...numbers) / low >= 8 ? "log" : "linear", title, ...ticks, ...more };
 }
@@ -98,9 +54,11 @@ const charts = new Map(); // id -> how it is drawn, and whether what it shows is
 function addChart(id, make, controls = null) {
   const place = byId(id);
   if (!place) return;
-  const frame = element("div", null, { className: "frame" }), bar = element("div", null, { className: "controls buttons" });
+  const frame = element("div", null, { className: "frame" }),
+    bar = element("div", null, { className: "controls buttons" });
   place.replaceWith(frame);
-  const label = place.getAttribute("aria-label"), held = { make, place, stale: true, visible: false, drawn: null, controls, bar };
+  const label = place.getAttribute("aria-label"),
+    held = { make, place, stale: true, visible: false, drawn: null, controls, bar };
   const button = (text, name, act) => {
     const made = element("button", text, { type: "button" });
     made.setAttribute("aria-label", `${name}: ${label}`);
@@ -114,10 +72,17 @@ function addChart(id, make, controls = null) {
   });
   zoom.setAttribute("aria-pressed", "false");
   const tools = element("span", null, { className: "tools" });
-  tools.append(zoom,
-    button("reset", "Reset the zoom", () => Plotly.relayout(place, { "xaxis.autorange": true, "yaxis.autorange": held.drawn.layout.yaxis?.autorange ?? true })),
+  tools.append(
+    zoom,
+    button("reset", "Reset the zoom", () =>
+      Plotly.relayout(place, {
+        "xaxis.autorange": true,
+        "yaxis.autorange": held.drawn.layout.yaxis?.autorange ?? true,
+      }),
+    ),
     button("PNG", "Save as PNG", () => Plotly.downloadImage(place, { format: "png", filename: id, scale: 2 })),
-    button("CSV", "Save the data as CSV", () => download(`${id}.csv`, csv(held.drawn.rows), "text/csv")));
+    button("CSV", "Save the data as CSV", () => download(`${id}.csv`, csv(held.drawn.rows), "text/csv")),
+  );
   bar.append(tools);
   const folded = element("details", null, { className: "data" });
   folded.append(element("summary", "as a table"));
@@ -125,10 +90,13 @@ function addChart(id, make, controls = null) {
   folded.addEventListener("toggle", () => showData(held, folded, label));
   frame.append(bar, place, folded);
   charts.set(id, held);
-  new IntersectionObserver((entries) => {
-    held.visible = entries.at(-1).isIntersecting;
-    if (held.visible && held.stale) drawInTurn();
-  }, { rootMargin: "200px" }).observe(frame);
+  new IntersectionObserver(
+    (entries) => {
+      held.visible = entries.at(-1).isIntersecting;
+      if (held.visible && held.stale) drawInTurn();
+    },
+    { rootMargin: "200px" },
+  ).observe(frame);
   held.folded = folded;
   held.label = label;
 }
@@ -166,7 +134,10 @@ function drawInTurn() {
   const next = () => {
     if (mine !== turn) return;
     const held = [...charts.values()].find((one) => one.stale && one.visible);
-    if (!held) { document.body.dataset.drawn = "true"; return; }
+    if (!held) {
+      document.body.dataset.drawn = "true";
+      return;
+    }
     drawChart(held);
     setTimeout(next);
   };
@@ -184,4 +155,6 @@ function redraw() {
 }
 
 /** All charts, for the printer. */
-addEventListener("beforeprint", () => { for (const held of charts.values()) if (held.stale) drawChart(held); });
+addEventListener("beforeprint", () => {
+  for (const held of charts.values()) if (held.stale) drawChart(held);
+});

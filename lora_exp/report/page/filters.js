@@ -4,7 +4,9 @@ const state = {
   values: {}, // setting -> the values that are shown; none for all
   ranges: {}, // setting or measure -> [from, to]
   looks: {}, // choice of a chart -> its value
-  text: "", job: null, picked: null,
+  text: "",
+  job: null,
+  picked: null,
 };
 const RANGED = ["balanced_accuracy_gained", "forgetting", "target_error"];
 const LISTED = 12; // values of a number that are listed; more get a range alone
@@ -23,11 +25,15 @@ function isShown(run) {
 
 const shownRuns = () => data.runs.filter(isShown);
 /** The jobs without errors to compare whose settings are shown. */
-const shownLost = () => data.lost.filter((one) => Object.entries(state.values).every(([name, values]) => values.includes(one[name])));
+const shownLost = () =>
+  data.lost.filter((one) => Object.entries(state.values).every(([name, values]) => values.includes(one[name])));
 
 function summary(name) {
-  const values = state.values[name], range = state.ranges[name];
-  const parts = values ? [values.length > 2 ? `${values.length} of ${data.settings[name].values.length}` : values.join(", ")] : [];
+  const values = state.values[name],
+    range = state.ranges[name];
+  const parts = values
+    ? [values.length > 2 ? `${values.length} of ${data.settings[name].values.length}` : values.join(", ")]
+    : [];
   if (range) parts.push(`${range[0] === -Infinity ? "" : range[0]} to ${range[1] === Infinity ? "" : range[1]}`);
   return parts.join("; ") || "all";
 }
@@ -45,40 +51,65 @@ function buildFilters() {
     refill();
     update();
   });
-  byId("choices").append(...boxes, more, choice("colour", colourNames(), look("colour", defaultColour()), (name) => setLook("colour", name)), reset);
+  byId("choices").append(
+    ...boxes,
+    more,
+    choice("colour", colourNames(), look("colour", defaultColour()), (name) => setLook("colour", name)),
+    reset,
+  );
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  document.addEventListener("click", (event) => { // a click elsewhere closes an open list
-    for (const open of document.querySelectorAll("#choices > .filter[open]")) if (!open.contains(event.target)) open.open = false;
+  document.addEventListener("click", (event) => {
+    // a click elsewhere closes an open list
+    for (const open of document.querySelectorAll("#choices > .filter[open]"))
+      if (!open.contains(event.target)) open.open = false;
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") for (const open of document.querySelectorAll("#choices > .filter[open]")) { open.open = false; open.firstChild.focus(); }
+    if (event.key === "Escape")
+      for (const open of document.querySelectorAll("#choices > .filter[open]")) {
+        open.open = false;
+        open.firstChild.focus();
+      }
   });
 }
 
 /** A list that opens: a box a value, and for numbers and measures the ends of a range. */
 function filterBox(name, title) {
-  const box = element("details", null, { className: "filter" }), drop = element("div", null, { className: "drop" });
+  const box = element("details", null, { className: "filter" }),
+    drop = element("div", null, { className: "drop" });
   box.dataset.filter = name;
   box.append(element("summary", `${title}: ${summary(name)}`), drop);
-  const setting = data.settings[name], numeric = !setting || setting.numeric;
-  if (setting && (!numeric || setting.values.length <= LISTED)) for (const value of setting.values) {
-    const label = element("label", null, { className: "box" }), input = element("input", null, { type: "checkbox", value });
-    input.addEventListener("change", () => setValues(name, [...drop.querySelectorAll("input[type=checkbox]:checked")].map((one) => one.value)));
-    label.append(input, value.length > 60 ? `${value.slice(0, 59)}…` : value);
-    label.title = value;
-    drop.append(label);
-  }
-  if (numeric) for (const [end, place] of [["from", 0], ["to", 1]]) {
-    const label = element("label", end), input = element("input", null, { type: "number", step: "any" });
-    input.dataset.end = end;
-    input.addEventListener("change", () => {
-      const range = state.ranges[name] ?? [-Infinity, Infinity];
-      range[place] = input.value === "" ? [-Infinity, Infinity][place] : Number(input.value);
-      setRange(name, range);
-    });
-    label.append(input);
-    drop.append(label);
-  }
+  const setting = data.settings[name],
+    numeric = !setting || setting.numeric;
+  if (setting && (!numeric || setting.values.length <= LISTED))
+    for (const value of setting.values) {
+      const label = element("label", null, { className: "box" }),
+        input = element("input", null, { type: "checkbox", value });
+      input.addEventListener("change", () =>
+        setValues(
+          name,
+          [...drop.querySelectorAll("input[type=checkbox]:checked")].map((one) => one.value),
+        ),
+      );
+      label.append(input, value.length > 60 ? `${value.slice(0, 59)}…` : value);
+      label.title = value;
+      drop.append(label);
+    }
+  if (numeric)
+    for (const [end, place] of [
+      ["from", 0],
+      ["to", 1],
+    ]) {
+      const label = element("label", end),
+        input = element("input", null, { type: "number", step: "any" });
+      input.dataset.end = end;
+      input.addEventListener("change", () => {
+        const range = state.ranges[name] ?? [-Infinity, Infinity];
+        range[place] = input.value === "" ? [-Infinity, Infinity][place] : Number(input.value);
+        setRange(name, range);
+      });
+      label.append(input);
+      drop.append(label);
+    }
   return box;
 }
 
@@ -101,10 +132,13 @@ function setRange(name, range) {
 /** Show in the boxes what the state is. */
 function refill() {
   for (const box of document.querySelectorAll("[data-filter]")) {
-    const name = box.dataset.filter, values = state.values[name], range = state.ranges[name];
+    const name = box.dataset.filter,
+      values = state.values[name],
+      range = state.ranges[name];
     box.firstChild.textContent = `${titleOf(name)}: ${summary(name)}`;
     box.classList.toggle("active", Boolean(values || range));
-    for (const input of box.querySelectorAll("input[type=checkbox]")) input.checked = Boolean(values?.includes(input.value));
+    for (const input of box.querySelectorAll("input[type=checkbox]"))
+      input.checked = Boolean(values?.includes(input.value));
     for (const input of box.querySelectorAll("input[type=number]")) {
       const limit = range?.[input.dataset.end === "from" ? 0 : 1];
       input.value = limit === undefined || !Number.isFinite(limit) ? "" : String(limit);

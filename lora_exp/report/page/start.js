@@ -1,7 +1,8 @@
 // What happens when the page opens, and when what is shown changes.
 
 function update() {
-  const runs = shownRuns(), found = showRecommendation(runs);
+  const runs = shownRuns(),
+    found = showRecommendation(runs);
   if (byId("shown")) byId("shown").textContent = `${runs.length} of ${data.runs.length} finished runs shown.`;
   if (state.picked) state.picked = state.picked.filter((job) => runs.some((run) => run.job === job));
   if (!state.picked?.length) state.picked = null;
@@ -17,16 +18,26 @@ function update() {
 function buildCharts() {
   const again = (key) => (value) => setLook(key, value);
   for (const [name, title, around] of [
-    ["target_error", "error on the target class (%)", false], ["forgetting", "forgetting (points)", false],
+    ["target_error", "error on the target class (%)", false],
+    ["forgetting", "forgetting (points)", false],
     ["balanced_accuracy_gained", "balanced accuracy gained (points)", true],
-  ]) if (data.charted[name]) addChart(`map-${name}`, mapOf(name, title, around));
-  else byId(`map-${name}`)?.remove(); // in results of older versions
-  addChart("scatter", scatter, () => { const [x, y] = scatterNames(); return [choice("x", measureNames(), x, again("price.x")), choice("y", measureNames(), y, again("price.y"))]; });
-  addChart("slice", slice, () => { const [x, y] = sliceNames(); return [choice("x", colourNames(), x, again("slice.x")), choice("y", measureNames(), y, again("slice.y"))]; });
+  ])
+    if (data.charted[name]) addChart(`map-${name}`, mapOf(name, title, around));
+    else byId(`map-${name}`)?.remove(); // in results of older versions
+  addChart("scatter", scatter, () => {
+    const [x, y] = scatterNames();
+    return [choice("x", measureNames(), x, again("price.x")), choice("y", measureNames(), y, again("price.y"))];
+  });
+  addChart("slice", slice, () => {
+    const [x, y] = sliceNames();
+    return [choice("x", colourNames(), x, again("slice.x")), choice("y", measureNames(), y, again("slice.y"))];
+  });
   addChart("parallel", parallel);
   addChart("important", important, () => {
     const names = Object.keys(data.importance);
-    return [choice("measure", names, names.includes(look("importance")) ? look("importance") : names[0], again("importance"))];
+    return [
+      choice("measure", names, names.includes(look("importance")) ? look("importance") : names[0], again("importance")),
+    ];
   });
   addChart("losses", losses);
   addChart("classes", () => classesChart(shownRun()));
@@ -46,16 +57,28 @@ if (data?.runs.length) {
   byId("chooser").addEventListener("change", (event) => choose(Number(event.target.value)));
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));
-  byId("unpick").addEventListener("click", () => { state.picked = null; update(); });
-  // Hashes hold what is shown, so links within the page scroll without one.
-  for (const link of document.querySelectorAll("nav a, .skip")) link.addEventListener("click", (event) => {
-    event.preventDefault();
-    const place = document.querySelector(link.getAttribute("href"));
-    place.scrollIntoView();
-    place.tabIndex = -1;
-    place.focus({ preventScroll: true });
+  byId("unpick").addEventListener("click", () => {
+    state.picked = null;
+    update();
   });
-  addEventListener("hashchange", () => { Object.assign(state, { values: {}, ranges: {}, looks: {}, picked: null }); fromAddress(); if (byId("filters")) { refill(); buildMapChoices(); } update(); });
+  // Hashes hold what is shown, so links within the page scroll without one.
+  for (const link of document.querySelectorAll("nav a, .skip"))
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      const place = document.querySelector(link.getAttribute("href"));
+      place.scrollIntoView();
+      place.tabIndex = -1;
+      place.focus({ preventScroll: true });
+    });
+  addEventListener("hashchange", () => {
+    Object.assign(state, { values: {}, ranges: {}, looks: {}, picked: null });
+    fromAddress();
+    if (byId("filters")) {
+      refill();
+      buildMapChoices();
+    }
+    update();
+  });
   dark.addEventListener("change", update);
   update();
 } else document.body.dataset.drawn = "true";
