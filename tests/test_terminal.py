@@ -20,6 +20,7 @@ from typing import Any
 import made_results as made
 import pytest
 from places import QUICK, prepared
+from rich.cells import cell_len
 
 from lora_exp.model.data import ImageData
 from lora_exp.report.next_steps import chosen_job, next_text
@@ -115,7 +116,7 @@ def test_log_lines_stand_above_the_progress_bar_one_for_each_pack(
 
 
 @pytest.mark.parametrize("width", [80, 200])
-@pytest.mark.parametrize("kind", ["one", "classes", "bases", "many keys", "long names"])
+@pytest.mark.parametrize("kind", ["one", "classes", "bases", "many keys", "long names", "names of all kinds"])
 def test_no_line_of_a_table_is_wider_than_the_terminal(tmp_path: Path, kind: str, width: int) -> None:
     runs = {
         "one": [made.made_run(FEW)],
@@ -133,11 +134,15 @@ def test_no_line_of_a_table_is_wider_than_the_terminal(tmp_path: Path, kind: str
             varied_run(made.made_run(FEW, rank=rank), layers=(f"features.{'inner.' * rank * 9}projection",))
             for rank in (1, 2)
         ],
+        "names of all kinds": [made.made_run(FEW, (digit,)) for digit in (1, 2, 3)],
     }[kind]
     frame = read_sweep(made.write_sweep(tmp_path / "sweep", runs)).frame
+    if kind == "names of all kinds":
+        frame["target"] = ["[bold]x[/bold]", ":smile:", "高さ" * 40]
+        assert all(name in sweep_text(frame, False, width) for name in ("[bold]x[/bold]", ":smile:"))
     text = sweep_text(frame, False, width) + recommended_text(frame, True, width)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
-    assert max(map(len, lines)) <= width
+    assert max(map(cell_len, lines)) <= width
     rows = [line.split() for line in sweep_text(frame, False, width).splitlines() if re.match(r" *\d+\*? ", line)]
     assert len(rows) == len(runs)
     assert len({len(row) for row in rows}) == 1 and len(rows[0]) >= 4  # nothing is folded

@@ -5,12 +5,14 @@ Nothing is wider than the terminal: measures are left out, and long names cut, u
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -26,7 +28,7 @@ ROWS = 64  # a longer table is replaced by one of means
 REASONS = 10
 CLASSES = 12  # a row for each, of recommendations and of errors before
 NARROWEST = 6  # a name is not cut shorter
-# Measures -> headings, in the order of the table; FIRST of them stay, and the others leave from the end of LEAVING.
+# Measures -> headings, in the order of the table. Gain and price stay; the others leave, the last of LEAVING first.
 HEADINGS = {
     "balanced_accuracy_gained": "balanced\naccuracy",
     "forgetting": "forget-\nting",
@@ -38,15 +40,13 @@ HEADINGS = {
 }
 LEAVING = ("target_error", "parameters_adapter", "beyond_shift", "other_error", "overhead_percent")
 COLOURS = {"balanced_accuracy_gained": "green", "forgetting": "yellow"}
-
-
 # A heading, which may have several lines, and cells.
 Column = tuple[str, list[str]]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A table to draw: the names of its settings, what they are headed, its rows, and the jobs of the rows, if any."""
+    """A table to draw: the settings that it shows, its rows, and whether each of them is a job or a mean."""
 
     settings: list[str]
     rows: pd.DataFrame
@@ -58,7 +58,7 @@ def sweep_text(frame: pd.DataFrame, terminal: bool, width: int = WIDTH) -> str:
 
     The caller prints it: rich would end the process when standard output is closed.
     """
-    console = Console(highlight=False, width=max(width, WIDTH), force_terminal=terminal)
+    console = _console(terminal, max(width, WIDTH))
     with console.capture() as captured:
         _write(console, frame)
     return captured.get()
@@ -70,11 +70,11 @@ def recommended_text(frame: pd.DataFrame, terminal: bool, width: int = WIDTH) ->
     if not found:
         return ""
     width = max(width, WIDTH)
-    console = Console(highlight=False, width=width, force_terminal=terminal)
+    console = _console(terminal, width)
     with console.capture() as captured:
         if len(found) > 1:
             every = f", all with {common}" if (common := _common(found)) else ""
-            console.print(f"recommended, or nearest to it{every}; {_noun(found)} to add to be sure of it", markup=False)
+            console.print(f"recommended, or nearest to it{every}; {_noun(found)} to add to be sure of it")
             console.print(_recommended(found[: CLASSES + 1], width))
             if len(found) > CLASSES + 1:
                 console.print(f"... and {len(found) - CLASSES - 1} more, in the report")
@@ -86,14 +86,19 @@ def paragraph(text: str, terminal: bool, width: int = WIDTH) -> str:
     return (textwrap.fill(text, max(width, WIDTH), break_on_hyphens=False) if terminal else text) + "\n"
 
 
+def _console(terminal: bool, width: int) -> Console:
+    """What draws; names of classes and methods are no markup."""
+    return Console(highlight=False, markup=False, emoji=False, width=width, force_terminal=terminal)
+
+
 def _write(console: Console, frame: pd.DataFrame) -> None:
     runs = finished(distinct(frame))
     if len(runs):
         shown = _fitting(runs)
         if not shown.jobs:
             by = f" by {' and '.join(map(heading, shown.settings))}" if shown.settings else ""
-            console.print(f"means of the {len(runs)} finished runs{by}", markup=False)
-        console.print(before_text(runs), markup=False)
+            console.print(f"means of the {len(runs)} finished runs{by}")
+        console.print(before_text(runs))
         chosen = recommendations(frame)[0].jobs[0]
         table, left_out = _drawn(shown, pareto_front(runs), chosen, console.width)
         console.print(table)
@@ -103,12 +108,12 @@ def _write(console: Console, frame: pd.DataFrame) -> None:
             by = f"chosen by balanced accuracy on {frame['chosen_on'].iloc[chosen]}"
             console.print(f"job {chosen}: {by}; *: on the Pareto front of target error and forgetting")
     if (stopped := int((frame["status"] == "stopped").sum())) > 0:
-        console.print(f"halving stopped {stopped} jobs; the report says when and why", markup=False)
+        console.print(f"halving stopped {stopped} jobs; the report says when and why")
     others = frame[~frame["status"].isin(["finished", "stopped"])]
     for row in others.head(REASONS).to_dict("records"):
         what = row["name"] or row["overrides"]
         reason = f": {row['error']}" if row["error"] else ""
-        console.print(f"job {row['job']} ({what}) {row['status']}{reason}", style="red", markup=False, soft_wrap=True)
+        console.print(f"job {row['job']} ({what}) {row['status']}{reason}", style="red", soft_wrap=True)
     if len(others) > REASONS:
         console.print(f"... and {len(others) - REASONS} more jobs without errors to compare")
 
@@ -191,9 +196,16 @@ def _cut(columns: Sequence[Column], room: int) -> list[Column]:
 
 def _short(text: str, width: int) -> str:
     """A text whose lines are cut in the middle, where names that sort together differ least."""
-    lines = text.split("\n")
-    half = (width - 1) // 2
-    return "\n".join(line if len(line) <= width else f"{line[: width - 1 - half]}…{line[-half:]}" for line in lines)
+    return "\n".join(map(functools.partial(_short_line, width=width), text.split("\n")))
+
+
+def _short_line(line: str, width: int) -> str:
+    kept = len(line)
+    short = line
+    while cell_len(short) > width:
+        kept -= 1
+        short = f"{line[: kept - kept // 2]}…{line[len(line) - kept // 2 :]}"
+    return short
 
 
 def _number(name: str, value: float) -> str:
@@ -249,4 +261,4 @@ def _empty() -> RichTable:
 
 def _wide(columns: Sequence[Column]) -> int:
     """The characters that columns take, with the spaces between."""
-    return sum(2 + max(map(len, [*head.split("\n"), *cells])) for head, cells in columns)
+    return sum(2 + max(map(cell_len, [*head.split("\n"), *cells])) for head, cells in columns)
