@@ -56,7 +56,7 @@ def test_runs_and_sweeps_show_tables_and_figures_are_pictures(executed: dict[str
     for line in (
         "run.plot_errors()",
         "run.plot_images()",
-        "sweep.plot_heat_maps(replay=0.8)",
+        "sweep.plot_heat_maps()",
         "import matplotlib.pyplot as plt",
     ):
         assert len(executed[line][-1]["image/png"]) > 5000
