@@ -33,6 +33,7 @@ from lora_exp.config.settings import TrackingSettings
 from lora_exp.model.data import ImageData
 from lora_exp.storage.sweep_file import end_sweep, note, read_about
 from lora_exp.storage.sweep_folder import read_sweep
+from lora_exp.storage.varied import label, varied
 from lora_exp.tracking.delivery import TICKET, Delivery, is_delivered
 from lora_exp.tracking.recorder import Recorder, Ticket
 
@@ -97,8 +98,9 @@ def place(tmp_path: Path, data_root: Path, mnist: ImageData) -> Place:
 
 def each_once(server: Server, place: Place) -> None:
     """The parent and every job, finished, and none of them twice."""
-    names = list(read_sweep(place.sweep()).frame["name"])
-    parents = {key for key in server.runs() if not key[0].startswith("target-")}
+    frame = read_sweep(place.sweep()).frame
+    names = [label(row, varied(frame)) for row in frame.to_dict("records")]
+    parents = {key for key in server.runs() if not key[0].startswith("class ")}
     assert len(parents) == 1 and {status for _, status in server.runs()} == {"FINISHED"}
     assert {key: count for key, count in server.runs().items() if key not in parents} == {
         (name, "FINISHED"): 1 for name in names
@@ -111,11 +113,9 @@ def each_once(server: Server, place: Place) -> None:
         )
         points = database.execute("SELECT count(*) FROM metrics WHERE key = 'mean_target_error'").fetchone()
         inputs = database.execute("SELECT count(*) FROM inputs").fetchone()
-        known = {run for (run,) in database.execute("SELECT run_uuid FROM runs WHERE name LIKE 'digit-%'")}
-    assert (
-        description.startswith(f"{len(names)} jobs: {len(names)} finished.")
-        and "Chosen by balanced accuracy on half of the test images: [digit-" in description
-    )
+        known = {run for (run,) in database.execute("SELECT run_uuid FROM runs WHERE name LIKE 'class %'")}
+    assert description.startswith(f"{len(names)} jobs: {len(names)} finished.")
+    assert "by balanced accuracy on half of the test images" in description and "| [class " in description
     assert set(re.findall(r"\]\(#/experiments/\d+/runs/(\w+)\?workflowType=machine_learning\)", description)) <= known
     assert points == (1,) and inputs == (2 * len(names),)
 
