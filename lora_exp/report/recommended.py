@@ -19,7 +19,7 @@ HEADINGS = [
 KEEP = "the base as it is"
 NOTE = (
     "A setting is chosen by the balanced accuracy that it gains on {chosen}, and reported on {judged}. {seeds}"
-    "Where it does not gain on both, the base as it is is recommended, and the row shows what came nearest."
+    "Where it gains nothing there, the base as it is is recommended, and the row shows that setting all the same."
 )
 JUDGED_ON = {"validation images": "the test images", "half of the test images": "the other half"}
 

@@ -52,7 +52,7 @@ NOT_COMPUTING = {
         *("training.base.load_base", "training.base.load_classifier"),
     ),
     "results": (
-        *("adapters.peft", "adapters.adapted.AdaptedClassifier"),
+        *("adapters.peft", "adapters.adapted.AdaptedClassifier", "measures.intervals"),
         *("training.base.load_base", "training.base.load_classifier"),
         *("training.laboratory", "training.packing", "training.halving", "training.executor"),
     ),

@@ -51,8 +51,8 @@ class Recommendation:
 
     @property
     def is_gain(self) -> bool:
-        """Whether it gained balanced accuracy where it was chosen, and elsewhere too; else the base is recommended."""
-        return self.means["chosen_gained"] > 0 and self.means["elsewhere_gained"] > 0
+        """Whether it gained balanced accuracy on images that took no part in the choice; else the base is better."""
+        return self.means["elsewhere_gained"] > 0
 
     @property
     def task_label(self) -> str:

@@ -194,7 +194,7 @@ function taskLabel(one) {
 function recommendedCells(one, withClose) {
   const value = one.value,
     chosen = one.setting || (one.group.length > 1 ? "all runs alike" : "the run");
-  const isGain = value("chosen_gained") > 0 && value("elsewhere_gained") > 0;
+  const isGain = value("elsewhere_gained") > 0;
   const pair = (before, after) => (Number.isNaN(before) ? NONE : `${percent(before)} → ${percent(after)}`);
   const cells = [
     taskLabel(one),
