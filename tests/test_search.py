@@ -303,7 +303,7 @@ def test_objectives_are_of_the_validation_images(lab: Place, grid: pd.DataFrame)
 
 @pytest.fixture
 def command(lab: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    """The command line, in this process: exit code and last line."""
+    """The command line, in this process: exit code, and the error, or what it prints."""
     state, handlers = copy.deepcopy(Singleton.get_state()), logging.getLogger().handlers[:]
     monkeypatch.chdir(lab.folder)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
@@ -313,7 +313,7 @@ def command(lab: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         with pytest.raises(SystemExit) as end:
             main()
         out, err = capsys.readouterr()
-        return int(end.value.code or 0), (out + err).strip()
+        return int(end.value.code or 0), (err or out).strip()
 
     yield given
     Singleton.set_state(state)
