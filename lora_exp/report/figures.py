@@ -23,7 +23,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from lora_exp.measures.logits import Logits
-from lora_exp.report.shown import is_dark, shown_classes, thumbnails
+from lora_exp.report.shown import is_dark, short, shown_classes, thumbnails
 from lora_exp.storage.result import RunResult
 from lora_exp.storage.words import kind_label
 
@@ -209,11 +209,6 @@ def changes(result: RunResult, logits: Logits, labels: NDArray[Any]) -> dict[str
         raise ValueError("the predictions are not of this result and these labels")
     parts = {"mended": ~was_right & is_right, "broken": was_right & ~is_right, "still wrong": ~was_right & ~is_right}
     return {name: np.flatnonzero(part) for name, part in parts.items()}
-
-
-def short(text: str, most: int = 13) -> str:
-    """A text of at most so many letters: a line of so many has room below a picture."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def save(figure: Figure, path: Path | BinaryIO) -> None:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 from lora_exp.report.document import Strong, Table
+from lora_exp.report.shown import short
 from lora_exp.report.tables import percent, points
 from lora_exp.storage.recommendation import Recommendation
 from lora_exp.storage.varied import NONE
 
-ROWS = 12  # of the table; further classes are folded
+LONGEST = 60  # letters of a task
 CLOSE = 3  # labels listed of settings from which the same bases show no difference
 HEADINGS = [
     *("for", "recommended", "balanced accuracy (%)", "gained (points)", "target recall (%)"),
@@ -77,7 +78,7 @@ def _cells(one: Recommendation) -> list[str]:
     chosen = one.setting_label or ("all runs alike" if len(one.jobs) > 1 else "the run")
     before = percent(1 - means["target_error_before"])
     return [
-        one.task_label,
+        short(one.task_label, LONGEST),
         Strong(chosen) if one.is_gain else f"{KEEP} (next: {chosen})",
         _pair(means["balanced_accuracy_before"], means["balanced_accuracy"]),
         points(means["elsewhere_gained"]),

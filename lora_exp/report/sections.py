@@ -50,7 +50,7 @@ def title(sweep: Sweep) -> str:
     given = dict(part.partition("=")[::2] for part in shlex.split(sweep.command))
     names = [heading(name) for name in varied(runs) if name not in SEEDS] if len(runs) else []
     own = given.get("report.name") or given.get("experiment") or ""
-    what = " by ".join(names) if names else ""
+    what = " by ".join(names) if len(names) > 1 else f"by {names[0]}" if names else ""
     if not own and not what:
         return next(iter(sweep.results.values())).description.capitalize() if len(runs) == 1 else sweep.name
     return ": ".join(part for part in (own, what) if part)

@@ -70,3 +70,8 @@ def thumbnails(pictures: NDArray[np.uint8], invert: bool) -> NDArray[np.uint8]:
 def is_dark(pictures: NDArray[np.uint8]) -> bool:
     """Whether pictures [N, C, H, W] are grey on black, as digits are."""
     return pictures.shape[1] == 1 and len(pictures) > 0 and float(pictures[:1000].mean()) < DARK
+
+
+def short(text: str, most: int = 13) -> str:
+    """A text of at most so many letters: a line of so many has room below a picture."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from lora_exp.report.figures import BLUE, FAINT, INK, MOST_LETTERS, ORANGE, VERMILION, empty_figure, short
+from lora_exp.report.figures import BLUE, FAINT, INK, MOST_LETTERS, ORANGE, VERMILION, empty_figure
+from lora_exp.report.shown import short
 from lora_exp.report.tables import setting_columns, setting_labels
 from lora_exp.storage.table import finished, pareto_front, target_order
 from lora_exp.storage.varied import heading, setting_text, task_names, varied

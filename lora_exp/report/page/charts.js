@@ -29,7 +29,7 @@ function layout(more) {
     margin: { l: 50, r: 10, t: 10, b: 45 },
     hovermode: "closest",
     dragmode: false,
-    legend: narrow ? { orientation: "h", y: -0.25 } : { x: 1.01, y: 1, font: { size: 11 } },
+    legend: narrow ? { orientation: "h", y: -0.25, maxheight: 0.3 } : { x: 1.01, y: 1, font: { size: 11 } },
   };
   return { ...base, ...more, xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis } };
 }

@@ -38,7 +38,6 @@ const VIRIDIS = [
   [94, 201, 98],
   [253, 231, 37],
 ];
-const MOST_LISTED = 40; // names in a legend
 
 function mixed(stops, share) {
   const at = Math.min(Math.max(share, 0), 1) * (stops.length - 1),
@@ -74,7 +73,7 @@ function toneOf(name, value) {
   const { values, numeric } = data.settings[name],
     at = values.indexOf(value);
   if (numeric) {
-    const [low, high] = dark.matches ? [0.3, 1] : [0, 0.82];
+    const [low, high] = dark.matches ? [0.4, 1] : [0, 0.82];
     return rgb(mixed(VIRIDIS, low + (values.length < 2 ? 0.5 : at / (values.length - 1)) * (high - low)));
   }
   return CATEGORIES[at % CATEGORIES.length];

@@ -32,7 +32,7 @@ function losses(all) {
     rows,
     pick: (point) => point.customdata ?? [],
     layout: layout({
-      showlegend: data.runs.length > 1 && listed(traces),
+      showlegend: data.runs.length > 1,
       xaxis: { title: { text: "fine-tuning step" } },
       yaxis: { type: "log", title: { text: "cross-entropy (nats)" }, exponentformat: "power", dtick: 1 },
     }),

@@ -1,5 +1,12 @@
 // Maps: the means of a measure by two settings, as cells or as contours.
 
+/** The key that all runs share, for maps of one setting alone. */
+const ALL = "all";
+function addAll() {
+  data.settings[ALL] = { title: "all together", values: [ALL], numeric: false, part: "whole" };
+  for (const run of data.runs) run.settings[ALL] = ALL;
+}
+
 /** The axes of maps: a whole setting, or the setting with most values, across; the class, or what else varies, down. */
 function mapAxes() {
   const names = filterNames(),
@@ -7,10 +14,11 @@ function mapAxes() {
   const across = names.includes("setting")
     ? "setting"
     : (settings[0] ?? names.find((name) => name !== "target") ?? "target");
-  const down = names.includes("target")
-    ? "target"
-    : (names.find((name) => name !== across && name !== "setting") ?? across);
-  const pick = (key, value) => (names.includes(look(key)) ? look(key) : value);
+  const down =
+    names.includes("target") && across !== "target"
+      ? "target"
+      : (names.find((name) => name !== across && name !== "setting") ?? ALL);
+  const pick = (key, value) => ([...names, ALL].includes(look(key)) ? look(key) : value);
   return [pick("map.x", across), pick("map.y", down)];
 }
 const isContour = () =>
@@ -28,8 +36,8 @@ function buildMapChoices() {
   };
   const numeric = mapAxes().every((name) => data.settings[name].numeric) && across !== down;
   byId("map-choices").replaceChildren(
-    choice("across", names, across, again("map.x")),
-    choice("down", names, down, again("map.y")),
+    choice("across", [...names, ALL], across, again("map.x")),
+    choice("down", [...names, ALL], down, again("map.y")),
     ...(numeric
       ? [choice("as", ["cells", "contour"], isContour() ? "contour" : "cells", again("map.as"), (name) => name)]
       : []),
@@ -63,7 +71,10 @@ function mapOf(name, title, around) {
     const text = (cell) => (cell === null ? NONE : writtenNumber(name, cell));
     const flat = ys.flatMap((y, row) => xs.map((x, column) => ({ x, y, cell: means[row][column] })));
     const hover = ({ x, y, cell }) =>
-      `${plain(valueLabel(across, x))}, ${plain(valueLabel(down, y))}<br>${titleOf(name)}: ${text(cell)}` +
+      `${[across, down]
+        .map((key, at) => (key === ALL ? "" : plain(valueLabel(key, at ? y : x))))
+        .filter(Boolean)
+        .join(", ")}<br>${titleOf(name)}: ${text(cell)}` +
       `<br>${membersOf(x, y).length} runs: job ${membersOf(x, y)
         .slice(0, 8)
         .map((run) => run.job)

@@ -58,7 +58,7 @@ function parallel(runs) {
     rows: runRows(runs, names),
     pick: (point) => [point.customdata],
     layout: layout({
-      showlegend: listed(traces),
+      showlegend: true,
       annotations,
       hoverdistance: 30,
       margin: { l: 20, r: 60, t: 10, b: 60 },

@@ -42,7 +42,6 @@ function markTraces(runs, xOf, yOf) {
     ...symbolTraces(runs),
   ];
 }
-const listed = (traces) => traces.filter((trace) => trace.showlegend !== false).length <= MOST_LISTED;
 
 const scatterNames = () =>
   [look("price.x", "forgetting"), look("price.y", "target_error")].map((name) =>
@@ -84,7 +83,7 @@ function scatter(all) {
     rows: runRows(runs, [...colourNames(), x, y]),
     pick: (point) => [point.customdata],
     layout: layout({
-      showlegend: listed(traces),
+      showlegend: true,
       xaxis: { title: { text: titleOf(x) } },
       yaxis: { title: { text: titleOf(y) } },
     }),
@@ -102,22 +101,24 @@ function slice(all) {
         own.filter((run) => !run.repeats),
         (run) => run.settings[x],
       ),
-      used = values.filter((one) => cells.has(one));
+      used = values.filter((one) => cells.has(one)),
+      tone = value === "" ? colour("faint") : toneOf(colourName(), value);
     traces.push({
       type: "scatter",
-      mode: "lines",
+      mode: numeric ? "lines" : "markers", // words have no order that a line could follow
       showlegend: false,
       hoverinfo: "skip",
+      marker: { symbol: "line-ew-open", size: 22, color: tone, line: { width: 3, color: tone } },
       x: used.map((one) => (numeric ? Number(one) : one)),
       y: used.map((one) => mean(cells.get(one).map((run) => shownNumber(y, run.numbers[y])))),
-      line: { width: 2, color: value === "" ? colour("faint") : toneOf(colourName(), value) },
+      line: { width: 2, color: tone },
     });
   }
   return {
     traces,
     rows: runRows(runs, [x, ...colourNames().filter((name) => name !== x), y]),
     pick: (point) => (point.customdata === undefined ? [] : [point.customdata]),
-    layout: layout({ showlegend: listed(traces), xaxis: settingAxis(x), yaxis: { title: { text: titleOf(y) } } }),
+    layout: layout({ showlegend: true, xaxis: settingAxis(x), yaxis: { title: { text: titleOf(y) } } }),
   };
 }
 function sliceNames() {

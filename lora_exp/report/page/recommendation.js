@@ -197,7 +197,7 @@ function recommendedCells(one, withClose) {
   const isGain = value("elsewhere_gained") > 0;
   const pair = (before, after) => (Number.isNaN(before) ? NONE : `${percent(before)} → ${percent(after)}`);
   const cells = [
-    taskLabel(one),
+    shortened(taskLabel(one), 60),
     isGain ? element("strong", chosen) : `${data.keep} (next: ${chosen})`,
     pair(value("balanced_accuracy_before"), value("balanced_accuracy")),
     points(value("elsewhere_gained")),

@@ -46,6 +46,7 @@ function buildCharts() {
 
 if (data?.runs.length) {
   useSprite(data.sprite);
+  addAll();
   fromAddress();
   if (byId("filters")) {
     buildFilters();
