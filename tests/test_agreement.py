@@ -89,7 +89,7 @@ def test_what_was_gained_is_the_same_in_markdown_and_html_and_is_the_mean_of_the
     section = page(place, "report.md").split("## What was gained")[1].split("\n## ")[0]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
     markdown = [lines[0], *lines[2:]]
-    text = page(place, "report.html").split("<h2>What was gained</h2>")[1].split("</section>")[0]
+    text = page(place, "report.html").split("<h2>What was gained</h2>")[1].split("</details>")[0]
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)]
     assert rows == markdown
     cells = {title: own for title, *own in markdown[1:]}
@@ -107,7 +107,7 @@ def test_the_page_and_the_tracker_hold_the_measures_of_every_run(place: Place, f
     for row in frame.to_dict("records"):
         metrics = tracked[row["spec_key"]]
         assert metrics["metrics.balanced_accuracy_gained"] == row["balanced_accuracy_gained"]
-        assert pages[row["job"]]["balanced_accuracy_gained"] == row["balanced_accuracy_gained"]
+        assert pages[row["job"]]["numbers"]["balanced_accuracy_gained"] == row["balanced_accuracy_gained"]
         shown = dict(zip(TITLES, pages[row["job"]]["gains"]["measures"], strict=True))
         for title, name in (("F1 of the target", "f1"), ("worst class error", "worst_class_error")):
             both = [metrics[f"metrics.gains/{name}_before"], metrics[f"metrics.gains/{name}"]]
@@ -129,7 +129,7 @@ def test_tables_and_tracker_hold_the_same_bits(place: Place, frame: pd.DataFrame
                 parquet[name][at] == float(csv[at][name]) == row[name] == tracked[row["spec_key"]][f"metrics.{name}"]
             ), name
         for name in ("target_error", "other_error", "forgetting", "balanced_accuracy_gained"):
-            assert page_rows[row["job"]][name] == row[name]
+            assert page_rows[row["job"]]["numbers"][name] == row[name]
         assert page_rows[row["job"]]["after"]["errors"] == [row[f"errors_{digit}"] for digit in range(10)]
         for name in ("rank", "target", "seed"):
             assert tracked[row["spec_key"]][f"params.{name}"] == str(row[name])

@@ -172,7 +172,7 @@ def _lost(frame: pd.DataFrame, names: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _number(value: Any) -> float | None:
-    return None if pd.isna(value) else float(f"{value:.12g}")
+    return None if pd.isna(value) else float(value)
 
 
 def _gains(row: Mapping[Any, Any], result: RunResult) -> dict[str, Any]:
