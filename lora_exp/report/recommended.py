@@ -36,7 +36,8 @@ def headline(found: Sequence[Recommendation]) -> str:
     if first.is_gain:
         text = f"{who}use {what}: {effect}."
     else:
-        text = f"{who}keep {KEEP}: {'the nearest, ' if first.others else ''}{what}, has {effect}."
+        nearest = f"the nearest, {what}," if first.others else what
+        text = f"{who}keep {KEEP}: {nearest} has {effect}."
     of_class = [one for one in classes if len(one.classes) == 1]
     better = f" Class by class, {sum(one.is_gain for one in of_class)} of {len(of_class)} gain." if many else ""
     return f"{text[0].upper()}{text[1:]} {how_sure(first)}.{better}"
