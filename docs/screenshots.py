@@ -44,13 +44,16 @@ def mlflow_pictures(browser: Browser, sweep: Path) -> None:
 
 
 def report_pictures(browser: Browser, report: Path) -> None:
-    """Take `report_charts.png`, gain and cost over the sweep, and `report_run.png`, one run's errors by class."""
+    """Take the first screen and the maps (`report_charts.png`), gain against price, and one run."""
     page = browser.new_page(viewport={"width": 1200, "height": 1080})
     page.goto((report / "report.html").as_uri())
-    page.locator("body[data-drawn=true]").wait_for(state="attached")
-    for name, place in (("report_charts", "#filters"), ("report_run", "#one")):
+    for name, place, height in (("charts", "header", 1420), ("price", "#price", 1080), ("run", "#one", 1080)):
+        page.set_viewport_size({"width": 1200, "height": height})
         page.locator(place).evaluate("element => element.scrollIntoView()")
-        page.screenshot(path=PICTURES / f"{name}.png")
+        for chart in page.locator(".chart:visible").all():
+            if chart.evaluate("element => element.getBoundingClientRect().top < innerHeight"):
+                chart.and_(page.locator("[data-drawn=true]")).wait_for()
+        page.screenshot(path=PICTURES / f"report_{name}.png")
     page.close()
 
 

@@ -47,7 +47,8 @@ class Recording:
             self._tracking.ask_first("open", tracking=vars(settings), directory=str(Path.cwd()))
 
     def begin(self, sweep: Path, resumed: bool) -> None:
-        """Open the MLflow parent run of the sweep in that folder."""
+        """Open the MLflow parent run of the sweep in that folder, and expect its report."""
+        self._reports.ask("expect")
         if not self._is_off:
             self._tracking.ask("begin", sweep=str(sweep.absolute()), resumed=resumed)
 

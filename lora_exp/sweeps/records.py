@@ -66,6 +66,10 @@ class Reports:
         for name in ("pyarrow.parquet", "plotly.offline", "PIL.PngImagePlugin", "matplotlib.backends.backend_agg"):
             importlib.import_module(name)
 
+    def expect(self) -> None:
+        """Import what the report of a sweep needs besides, while its jobs train."""
+        importlib.import_module("sklearn.ensemble")
+
     def draw(self, folder: str, data: Mapping[str, Any], places: Mapping[str, Any]) -> None:
         """Draw the figures of the run in a folder, whose data set is `data`."""
         from lora_exp.report.figures import run_figures
