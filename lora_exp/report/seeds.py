@@ -19,7 +19,7 @@ import pandas as pd
 from lora_exp.report.statistics import CHANCE, Interval, interval
 from lora_exp.report.tables import points
 from lora_exp.storage.table import finished
-from lora_exp.storage.varied import SEEDS, label, varied
+from lora_exp.storage.varied import SEEDS, asked, distinct, having, label, varied
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,6 +134,7 @@ class Comparison:
 
 def compare(frame: pd.DataFrame) -> Comparison | None:
     """Compare the settings of a sweep, `frame` from `read_sweep`; None without a finished run."""
+    frame = asked(distinct(frame))
     runs = finished(frame)
     if runs.empty:
         return None
@@ -164,11 +165,10 @@ def _setting(values: dict[str, Any], group: pd.DataFrame, lost: pd.DataFrame) ->
     by_seed = group.groupby("replicate")[list(MEASURE_NAMES)].mean()
     if by_seed.empty:  # imported adapters, whose seeds aren't known
         by_seed = group[list(MEASURE_NAMES)].mean().to_frame().T
-    same = lost[list(values)].eq(pd.Series(values)).all(axis=1) if values else lost["job"].notna()
     return Setting(
         values,
         len(group),
-        int(same.sum()),
+        len(having(lost, values)),
         int(group["replicate"].nunique()),
         {name: interval(by_seed[name].tolist()) for name in MEASURE_NAMES},
         {name: float(by_seed[name].std()) for name in MEASURE_NAMES},

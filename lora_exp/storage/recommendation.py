@@ -6,7 +6,6 @@ compare, it is recommended only if no other has more of them.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import pandas as pd
 
 from lora_exp.measures.intervals import further_values, mean_interval
 from lora_exp.storage.table import finished, target_order
-from lora_exp.storage.varied import distinct, label, setting_names, task_names, varied
+from lora_exp.storage.varied import asked, distinct, having, label, setting_names, task_names, varied
 
 # Columns whose means over the runs of a setting a recommendation holds.
 MEANS = (
@@ -84,23 +83,23 @@ def recommendations(frame: pd.DataFrame) -> list[Recommendation]:
 
     `frame` comes from `read_sweep`. Without a finished run there is none.
     """
-    every = distinct(frame)
+    every = asked(distinct(frame))
     runs = finished(every)
     if runs.empty:
         return []
-    names = varied(runs)
+    names = varied(every)  # also where only runs of one value have a result, as after halving
     task = task_names(names)
     wide = [name for name in task if name != "target"]
     found = []
     for keys, group in _groups(runs, wide):
         classes = sorted(set(group["target"]), key=target_order)
-        lost = _of(every[~every["status"].isin(["finished", "stopped"])], keys)
+        lost = having(every[~every["status"].isin(["finished", "stopped"])], keys)
         if len(classes) > 1:
             found.append(_best(keys, classes, group, names, lost))
         of_class = {keys["target"]: (keys, own) for keys, own in _groups(group, ["target"])}
         for name in classes:
             own = keys | ({"target": name} if "target" in task else {})
-            found.append(_best(own, [name], of_class[name][1], names, _of(lost, own)))
+            found.append(_best(own, [name], of_class[name][1], names, having(lost, own)))
     return found
 
 
@@ -117,7 +116,7 @@ def _best(
     runs = runs.assign(replicate=runs["base_seed" if over_bases else "seed"].astype("Float64").fillna(-1))
     own = setting_names(names)
     settings = _groups(runs, own)
-    whole = [(-len(_of(lost, keys)), len(group.groupby(["replicate", "target"]))) for keys, group in settings]
+    whole = [(-len(having(lost, keys)), len(group.groupby(["replicate", "target"]))) for keys, group in settings]
     scores = [(group["chosen_gained"].mean(), -group["chosen_forgetting"].mean()) for _, group in settings]
     at = max(range(len(settings)), key=lambda place: (whole[place], scores[place]))
     setting, group = settings[at]
@@ -158,15 +157,3 @@ def _groups(runs: pd.DataFrame, names: Sequence[str]) -> list[tuple[dict[str, An
         return [({}, runs)]
     groups = runs.groupby(list(names), sort=False, dropna=False)
     return [(dict(zip(names, keys, strict=True)), group) for keys, group in groups]
-
-
-def _of(rows: pd.DataFrame, values: dict[str, Any]) -> pd.DataFrame:
-    """The rows with these values; an absent value equals another."""
-    same = functools.reduce(
-        lambda kept, item: (
-            kept & (rows[item[0]].isna() if pd.isna(item[1]) else rows[item[0]].eq(item[1]).fillna(False))
-        ),
-        values.items(),
-        pd.Series(True, index=rows.index),
-    )
-    return rows[same.astype(bool)]

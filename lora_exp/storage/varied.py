@@ -6,6 +6,9 @@ different tasks are not compared. A *setting* is all else but the seeds, which o
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +27,10 @@ TASK, TASK_GROUPS = ("target", "hidden", "data"), ("model_", "data_", "base_")
 # Columns whose heading is another word, and those whose values say enough without it.
 HEADINGS = {"hidden": "model", "target": "class"}
 WITHOUT_NAME = ("method", "data", "origin")
+# Keys whose columns have another name than `GROUP_KEY`, or `KEY` of `adapter` and `finetune`.
+COLUMNS = {"finetune.digit": "target", "adapter": "method", "model": "hidden", "model.hidden": "hidden"}
+COLUMNS |= {"data.name": "data"}
+RESULTS = ("finished", "diverged")
 
 
 def distinct(frame: pd.DataFrame) -> pd.DataFrame:
@@ -43,6 +50,61 @@ def varied(frame: pd.DataFrame) -> list[str]:
     if "seed" in names and given["seed"].equals(given["base_seed"]):
         names.remove("seed")
     return names
+
+
+def asked(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with what varies taken from their overrides where a job has no result to tell it.
+
+    A stopped job's steps are those after which halving stopped it, and no setting.
+    """
+    filled = frame.copy()
+    without = ~frame["status"].isin(RESULTS)
+    filled["steps"] = filled["steps"].mask(without)
+    given = {place: overrides_by_key(shlex.split(text)) for place, text in frame["overrides"].dropna().items()}
+    for key in dict.fromkeys(key for own in given.values() for key in own):
+        column = column_of(key)
+        if column not in SETTINGS or column == "hidden" or len({own.get(key) for own in given.values()}) < 2:
+            continue
+        is_number = pd.api.types.is_numeric_dtype(filled[column])
+        for place in frame.index[without & filled[column].isna()]:
+            value, _ = value_of(given.get(place, {}).get(key, ""))
+            if not is_number or not isinstance(value, str):
+                filled.loc[place, column] = value if is_number else str(value) or None
+    return filled
+
+
+def overrides_by_key(overrides: Sequence[str]) -> dict[str, str]:
+    """The text of each override by its key; the last of a key counts."""
+    parts = (override.lstrip("+~").partition("=") for override in overrides)
+    return {key: text for key, equals, text in parts if equals}
+
+
+def column_of(key: str) -> str:
+    """The column of the table of a sweep that holds the values of a key."""
+    group, dot, name = key.partition(".")
+    return COLUMNS.get(key, name if dot and group in ("adapter", "finetune") else key.replace(".", "_"))
+
+
+def value_of(text: str) -> tuple[Any, bool]:
+    """What an override gives, as `label` writes it, and whether it then is as exact as the override."""
+    with contextlib.suppress(ValueError):
+        return int(text), True
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        return value, float(f"{value:g}") == value
+    return text.strip("[]{}'\" ").replace(", ", ","), True
+
+
+def having(rows: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows with these values in these columns; an absent value equals another."""
+    same = functools.reduce(
+        lambda kept, item: kept & _equal(rows[item[0]], item[1]), values.items(), pd.Series(True, index=rows.index)
+    )
+    return rows[same]
+
+
+def _equal(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
+    return column.isna() if pd.isna(value) else column.eq(value).fillna(False).astype(bool)
 
 
 def is_of_task(name: str) -> bool:

@@ -5,17 +5,13 @@ A run is recorded before the others have ended. So its name follows from the ove
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_exp.storage.varied import SETTINGS, heading, label
+from lora_exp.storage.varied import SETTINGS, column_of, heading, label, overrides_by_key, value_of
 
 LIMIT = 200  # characters; MLflow takes 250
-# Keys whose columns in the table of a sweep have another name than `GROUP_KEY`, or `KEY` of `adapter` and `finetune`.
-COLUMNS = {"finetune.digit": "target", "adapter": "method", "model": "hidden", "model.hidden": "hidden"}
-COLUMNS |= {"data.name": "data"}
 
 
 def varied_keys(about: Mapping[str, Any]) -> list[str]:
@@ -27,7 +23,7 @@ def varied_keys(about: Mapping[str, Any]) -> list[str]:
         return sorted(search.get("space", ()), key=_place)
     values: dict[str, set[str]] = {}
     for overrides in about["jobs"]:
-        for key, text in _by_key(overrides).items():
+        for key, text in overrides_by_key(overrides).items():
             values.setdefault(key, set()).add(text)
     return sorted((key for key, own in values.items() if len(own) > 1), key=_place)
 
@@ -38,13 +34,13 @@ def run_name(keys: Sequence[str], overrides: Sequence[str], folder: Path, target
     None where they don't differ. Other overrides have another name: where a number was rounded, or the name was cut, it
     ends with the job's number. `target` are the names of the classes, where they are known.
     """
-    given = _by_key(overrides)
+    given = overrides_by_key(overrides)
     row: dict[str, Any] = {}
     is_exact = True
     for key in sorted(keys, key=_place):
         if key in given:
-            column = _column(key)
-            value, is_same = _value(given[key])
+            column = column_of(key)
+            value, is_same = value_of(given[key])
             is_exact = is_exact and is_same
             row[key if column in row else column] = target if column == "target" and target else value
     if not row:
@@ -57,32 +53,10 @@ def run_name(keys: Sequence[str], overrides: Sequence[str], folder: Path, target
 
 def varied_words(keys: Sequence[str]) -> str:
     """What varies, as the table of sweeps shows it: `class, method, rank`."""
-    return ", ".join(dict.fromkeys(heading(_column(key)) for key in keys))
-
-
-def _by_key(overrides: Sequence[str]) -> dict[str, str]:
-    """The text of each override by its key; the last of a key counts."""
-    parts = (override.lstrip("+~").partition("=") for override in overrides)
-    return {key: text for key, equals, text in parts if equals}
-
-
-def _column(key: str) -> str:
-    """The column of the table of a sweep that holds the values of a key."""
-    group, dot, name = key.partition(".")
-    return COLUMNS.get(key, name if dot and group in ("adapter", "finetune") else key.replace(".", "_"))
+    return ", ".join(dict.fromkeys(heading(column_of(key)) for key in keys))
 
 
 def _place(key: str) -> int:
     """Where a key's value stands in a name."""
-    column = _column(key)
+    column = column_of(key)
     return SETTINGS.index(column) if column in SETTINGS else len(SETTINGS)
-
-
-def _value(text: str) -> tuple[Any, bool]:
-    """What an override gives, as `label` writes it, and whether it then is as exact as the override."""
-    with contextlib.suppress(ValueError):
-        return int(text), True
-    with contextlib.suppress(ValueError):
-        value = float(text)
-        return value, float(f"{value:g}") == value
-    return text.strip("[]{}'\" ").replace(", ", ","), True
