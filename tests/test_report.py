@@ -142,12 +142,18 @@ def test_runs_count_as_better_by_their_intervals_alone(tmp_path: Path) -> None:
     ):
         frame = frame.assign(**{f"{name}_low": lows, f"{name}_high": highs})
     told = verdict(frame)
-    assert told.startswith("1 of 4 runs are better than doing nothing, 1 are worse: ")
+    assert told.startswith("1 of 4 runs is better than doing nothing, 1 is worse: ")
     assert "2 of 4 forget less than a moved threshold of the same recall, 1 more." in told
     frame = frame.assign(balanced_accuracy_gained_low=-0.1, beyond_shift_low=-0.1)
     told = verdict(frame)
-    assert told.startswith("No run is better than doing nothing, 1 of 4 are worse: ")
-    assert "None forgets less than a moved threshold of the same recall; 1 forget more." in told
+    assert told.startswith("No run is better than doing nothing, 1 of 4 is worse: ")
+    assert "None forgets less than a moved threshold of the same recall; 1 forgets more." in told
+    frame = frame.assign(balanced_accuracy_gained_high=0.1, beyond_shift_high=0.1)
+    told = verdict(frame)
+    assert told.startswith("No run is better than doing nothing: balanced accuracy ")
+    assert "None forgets less than a moved threshold of the same recall. " in told and " 0 " not in told
+    twice = verdict(pd.concat([frame, frame.head(2)]))
+    assert twice == told and "Mean of 4 finished runs" in told, "a run that was asked for twice counts once"
 
 
 def test_a_diverged_run_is_in_no_mean(tmp_path: Path) -> None:

@@ -16,10 +16,6 @@ from lora_exp.config.images import ImageFacts
 from lora_exp.config.models import MODULE, STACK, VIT, ModelSpec
 from lora_exp.errors import LoraExpError, in_words
 from lora_exp.storage.result import PREDICTIONS, read_run
-from lora_exp.tracking.connection import translated_errors
-from lora_exp.tracking.delivery import recorded_run
-from lora_exp.tracking.recorder import Recorder
-from lora_exp.tracking.registry import register_model, save_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +62,10 @@ def register(folder: Path, name: str | None, overrides: Sequence[str]) -> list[s
 
     from lora_exp.data.prepared import prepare, test_pictures
     from lora_exp.model.base import plain_module
+    from lora_exp.tracking.connection import translated_errors
+    from lora_exp.tracking.delivery import recorded_run
+    from lora_exp.tracking.recorder import Recorder
+    from lora_exp.tracking.registry import register_model, save_model
     from lora_exp.training.base import load_classifier
 
     try:

@@ -13,7 +13,7 @@ from lora_exp.report.document import Block, Grid, Section
 from lora_exp.report.tables import percent, points
 from lora_exp.storage.result import RunResult
 from lora_exp.storage.table import finished
-from lora_exp.storage.varied import NONE
+from lora_exp.storage.varied import NONE, distinct
 
 Row = Mapping[Any, Any]
 
@@ -73,7 +73,7 @@ NO_GAINS = "An older version wrote this result: it has no measures beyond the er
 
 def gained_section(frame: pd.DataFrame, results: Mapping[int, RunResult]) -> list[Section]:
     """The means of every measure before and after, or those of the only run; no section where no run has measures."""
-    runs = finished(frame)
+    runs = finished(distinct(frame))
     measured = runs[runs["balanced_accuracy_gained"].notna()]
     if measured.empty:
         return []

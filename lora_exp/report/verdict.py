@@ -9,10 +9,12 @@ import pandas as pd
 from lora_exp.measures.gains import Estimate, beyond_words
 from lora_exp.report.tables import percent, points, run_text
 from lora_exp.storage.table import finished
+from lora_exp.storage.varied import distinct
 
 
 def verdict(frame: pd.DataFrame) -> str:
     """Say what fine-tuning did to all classes together, to the target and to the others, in one paragraph."""
+    frame = distinct(frame)
     runs = finished(frame)
     others = frame["status"][frame["status"] != "finished"].value_counts()
     rest = ", ".join(f"{count} {status}" for status, count in others.items())
@@ -60,19 +62,31 @@ def _many(runs: pd.DataFrame) -> str:
     if worse == count:
         first = f"Every run is worse than doing nothing: {change}."
     elif better == 0:
-        first = f"No run is better than doing nothing, {worse} of {count} are worse: {change}."
+        besides = f", {worse} of {count} {_are(worse)} worse" if worse else ""
+        first = f"No run is better than doing nothing{besides}: {change}."
     else:
-        first = f"{better} of {count} runs are better than doing nothing, {worse} are worse: {change}."
+        besides = f", {worse} {_are(worse)} worse" if worse else ", none is worse"
+        first = f"{better} of {count} runs {_are(better)} better than doing nothing{besides}: {change}."
     matched = runs[runs["beyond_shift"].notna()]
     beyond = _signs(matched, "beyond_shift")
     less, more = (beyond > 0).sum(), (beyond < 0).sum()
     if matched.empty:
         return first
     if less == 0:
-        second = f"None forgets less than a moved threshold of the same recall; {more} forget more."
+        besides = f"; {more} {_forget(more)} more" if more else ""
+        second = f"None forgets less than a moved threshold of the same recall{besides}."
     else:
-        second = f"{less} of {len(matched)} forget less than a moved threshold of the same recall, {more} more."
+        besides = f", {more} more" if more else ", none more"
+        second = f"{less} of {len(matched)} {_forget(less)} less than a moved threshold of the same recall{besides}."
     return f"{first} {second}"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _forget(count: int) -> str:
+    return "forgets" if count == 1 else "forget"
 
 
 def _signs(runs: pd.DataFrame, name: str) -> pd.Series[int]:
