@@ -16,6 +16,7 @@ SAME |= {"rank": 4, "seed": 0, "base_seed": 0, "learning_rate": 1e-3, "batch_siz
 SAME |= {"data": "mnist", "steps": 100, "status": "finished", "parameters_adapter": 100, "overhead_percent": 0.1}
 SAME |= {"target_error_before": 0.1, "target_error": 0.05, "other_error_before": 0.1, "other_error": 0.11}
 SAME |= {"forgetting": 0.01, "balanced_accuracy_before": 0.9, "balanced_accuracy": 0.91, "beyond_shift": 0.002}
+SAME |= {"beyond_shift_low": -0.001, "beyond_shift_high": 0.005}
 SAME |= {"chosen_on": "validation images", "chosen_gained": 0.01, "chosen_forgetting": 0.01}
 SAME |= {"elsewhere_gained": 0.01, "elsewhere_forgetting": 0.02}
 
@@ -118,7 +119,7 @@ def test_where_nothing_gains_the_base_is_recommended_and_the_nearest_setting_nam
     told = headline(recommendations(table))
     assert told == (
         "Keep the base as it is: the nearest, rank 2, has -6.00 points of balanced accuracy, at +2.00 points of "
-        "forgetting (0.20 points less than a moved threshold). 1 base: 2 more at least."
+        "forgetting (no better than moving one threshold). 1 base: 2 more at least."
     )
     _, [row] = recommended_table(recommendations(table))
     assert row[1] == "the base as it is (next: rank 2)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lora_exp.measures.gains import TEST_HALF, Estimate, beyond_words
 from lora_exp.report.document import Strong, Table
 from lora_exp.report.shown import short
 from lora_exp.report.tables import percent, points
@@ -17,10 +18,16 @@ HEADINGS = [
     *("for", "recommended", "balanced accuracy (%)", "gained (points)", "target recall (%)"),
     *("price: forgetting (points)", "forgets less than a moved threshold (points)", "parameters", "how sure"),
 ]
+# Those of the columns that are of the other half alone, where the choice was made on one half of the test images.
+OTHER_HALF = {
+    "gained (points)": "gained, other half (points)",
+    "price: forgetting (points)": "price: forgetting, other half (points)",
+}
 KEEP = "the base as it is"
 NOTE = (
     "A setting is chosen by the balanced accuracy that it gains on {chosen}, and reported on {judged}. {seeds}"
-    "Where it gains nothing there, the base as it is is recommended, and the row shows that setting all the same."
+    "Balanced accuracy and recall before and after, and the comparison with a moved threshold, are of all test images. "
+    "Where it gains nothing, the base as it is is recommended, and the row shows that setting all the same."
 )
 JUDGED_ON = {"validation images": "the test images", "half of the test images": "the other half"}
 
@@ -47,6 +54,8 @@ def recommended_table(found: Sequence[Recommendation]) -> Table:
     """A row a recommendation, below HEADINGS; with a further column where other settings are as good."""
     with_close = any(one.close is not None for one in found)
     headings = [*HEADINGS, *(["no difference shown from"] if with_close else [])]
+    if found[0].chosen_on == TEST_HALF:
+        headings = [OTHER_HALF.get(heading, heading) for heading in headings]
     return headings, [[*_cells(one), *([_close(one)] if with_close else [])] for one in found]
 
 
@@ -105,8 +114,7 @@ def _close(one: Recommendation) -> str:
 
 
 def _against_shift(one: Recommendation) -> str:
-    """Whether it forgets less than a moved threshold, in the mean."""
-    if not one.beyond:
+    """How it compares with a moved threshold, by the interval."""
+    if one.against_shift is None:
         return ""
-    beyond = one.means["beyond_shift"]
-    return f" ({percent(abs(beyond))} points {'less' if beyond > 0 else 'more'} than a moved threshold)"
+    return f" ({beyond_words(Estimate(*one.against_shift)).replace(' forgetting', '')})"

@@ -20,7 +20,8 @@ from lora_exp.storage.varied import asked, distinct, having, label, setting_name
 MEANS = (
     *("balanced_accuracy_before", "balanced_accuracy", "target_error_before", "target_error"),
     *("other_error_before", "other_error", "forgetting", "parameters_adapter", "overhead_percent"),
-    *("chosen_gained", "chosen_forgetting", "elsewhere_gained", "elsewhere_forgetting", "beyond_shift"),
+    *("chosen_gained", "chosen_forgetting", "elsewhere_gained", "elsewhere_forgetting"),
+    *("beyond_shift", "beyond_shift_low", "beyond_shift_high"),
 )
 
 
@@ -71,6 +72,15 @@ class Recommendation:
     def interval(self) -> tuple[float, float, float]:
         """The mean of `gained` with its 95 % interval over bases or seeds; limits of NaN for a single one."""
         return mean_interval(self.gained)
+
+    @property
+    def against_shift(self) -> tuple[float, float, float] | None:
+        """The mean of `beyond` with its interval: over bases, or of one base the runs' own, over images."""
+        if not self.beyond:
+            return None
+        if len(self.beyond) > 1:
+            return mean_interval(self.beyond)
+        return self.beyond[0], self.means["beyond_shift_low"], self.means["beyond_shift_high"]
 
     @property
     def further(self) -> int | None:
