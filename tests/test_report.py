@@ -168,7 +168,7 @@ def test_a_diverged_run_is_in_no_mean(tmp_path: Path) -> None:
     ("runs", "told", "pictures"),
     [
         ([made.made_run(FEW)], "1 finished", 3),
-        ([made.made_run(FEW, (2, 7), rank) for rank in (1, 2)], "fine-tuned on class 2 and 7", 6),
+        ([made.made_run(FEW, (2, 7), rank) for rank in (1, 2)], "fine-tuned on classes 2 and 7", 6),
         ([made.made_run(FEW, (digit,)) for digit in (1, 2)], "Each cell is one run.", 5),
         (
             [made.made_run(FEW, rank=r, seed=s) for r in (1, 2) for s in (0, 1)],

@@ -89,12 +89,12 @@ def test_a_result_of_a_spec_that_is_no_longer_allowed_is_refused() -> None:
 
 def test_a_run_in_words_names_method_rank_and_digits() -> None:
     one = result()
-    assert one.kind == ("lora", 4) and one.description == "fine-tuned on class 3 and 8 at rank 4"
+    assert one.kind == ("lora", 4) and one.description == "fine-tuned on classes 3 and 8 at rank 4"
     assert one.summary == (
-        "class 3 and 8 lora rank 4: target error 10.00 % -> 20.00 %, other classes 10.00 % -> 20.00 %, "
+        "classes 3 and 8 lora rank 4: target error 10.00 % -> 20.00 %, other classes 10.00 % -> 20.00 %, "
         "27,176 parameters (+0.968 %)"
     )
     full = replace(one, spec=replace(one.spec, adapter=AdapterSpec("full").used()))
-    assert full.kind == ("full", None) and full.description == "fine-tuned on class 3 and 8 with full"
+    assert full.kind == ("full", None) and full.description == "fine-tuned on classes 3 and 8 with full"
     assert kind_label(("dora", 4)) == "dora rank 4"
     assert "diverged at step 2" in result(diverged_at=2).summary

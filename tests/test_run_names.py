@@ -29,7 +29,7 @@ def names(*jobs: str) -> list[str | None]:
 @pytest.mark.parametrize(
     ("one", "other", "expected"),
     [
-        ("finetune.digit=3", "finetune.digit=[3,4]", ["class 3", "class 3 and 4"]),
+        ("finetune.digit=3", "finetune.digit=[3,4]", ["class 3", "classes 3 and 4"]),
         ("finetune.target=shirt", "finetune.target='[shirt,coat]'", ["shirt", "shirt and coat"]),
         ("adapter=lora", "adapter=dora", ["lora", "dora"]),
         ("finetune.learning_rate=1e-3", "finetune.learning_rate=0.01", ["learning rate 0.001", "learning rate 0.01"]),

@@ -23,11 +23,12 @@ from places import QUICK, prepared
 from rich.cells import cell_len
 
 from lora_exp.model.data import ImageData
-from lora_exp.report.next_steps import chosen_job, next_text
+from lora_exp.report.next_steps import next_text
 from lora_exp.report.recommended import headline
-from lora_exp.report.terminal import recommended_text, sweep_text
+from lora_exp.report.terminal import before_text, recommended_text, sweep_text
 from lora_exp.storage.recommendation import recommendations, representative
 from lora_exp.storage.result import RunResult
+from lora_exp.storage.sweep_file import Stopped
 from lora_exp.storage.sweep_folder import Sweep, read_sweep
 
 LOG = re.compile(r"\d\d:\d\d:\d\d (starting; |training base |pack \d of \d: |class \d lora rank )")
@@ -175,27 +176,27 @@ def test_the_recommendation_is_the_last_thing_before_where_everything_is(
     assert [row[0] for row in table] == ["both", "class", "class"]
 
 
-def swept_again(sweep: Sweep) -> list[str]:
+def swept_again(sweep: Sweep, bases: int = 5) -> list[str]:
     """The arguments of the proposed sweep."""
-    [line] = [line for line in next_text(sweep).splitlines() if "seed=range(0,5)" in line]
+    [line] = [line for line in next_text(sweep).splitlines() if f"seed=range(0,{bases})" in line]
     suggested = shlex.split(line, comments=True)
     assert suggested[:2] == ["lora-exp", "-m"]
     return suggested[2:]
 
 
-def test_the_suggested_sweep_leaves_out_values_that_diverge_and_varies_the_base_instead_of_seeds(
+def test_the_suggested_sweep_repeats_the_recommended_setting_and_varies_the_base_instead_of_seeds(
     tmp_path: Path, data_root: Path, mnist: ImageData
 ) -> None:
     place = prepared(tmp_path, data_root)
-    asked = ["finetune.learning_rate=1e-3,1e30,1e-4", "adapter.rank=1,2", "finetune.seed=0,1", "finetune.steps=5"]
+    asked = ["finetune.learning_rate=1e-3,1e30", "adapter.rank=2,2", "finetune.seed=0,1", "finetune.steps=5"]
     place.run("-m", *QUICK, *asked, "tracking=off", "++report.name=mine", "hydra.sweep.dir=swept", code=1)
     suggested = swept_again(read_sweep(tmp_path / "swept"))
     given = {part for part in suggested if not part.startswith(QUICK)}
     assert given == {
-        *("finetune.learning_rate=0.001,0.0001", "adapter.rank=1,2", "finetune.steps=5", "tracking=off"),
+        *("finetune.learning_rate=0.001", "adapter.rank=2", "finetune.steps=5", "tracking=off"),
         *("base.seed=range(0,5)", "finetune.seed=${base.seed}"),
     }
-    assert "20 jobs: 4 in the store already" in place.run("-m", *suggested, "sweep.plan=true")[0]
+    assert "5 jobs: 1 in the store already" in place.run("-m", *suggested, "sweep.plan=true")[0]
 
 
 def validated(run: Made, wrong: int) -> Made:
@@ -204,7 +205,7 @@ def validated(run: Made, wrong: int) -> Made:
     return replace(run[0], outcome=outcome), run[1]
 
 
-def test_next_follows_the_choice_of_a_search_on_validation_images(tmp_path: Path) -> None:
+def test_next_repeats_the_choice_of_a_search_on_validation_images(tmp_path: Path) -> None:
     runs = [validated(made.made_run(FEW, rank=rank), wrong) for rank, wrong in ((1, 3), (2, 1), (4, 2))]
     folder = made.write_sweep(tmp_path / "sweep", runs)
     about = json.loads((folder / "sweep.json").read_text())
@@ -212,15 +213,48 @@ def test_next_follows_the_choice_of_a_search_on_validation_images(tmp_path: Path
     (folder / "sweep.json").write_text(json.dumps(about | {"search": search}))
     sweep = read_sweep(folder)
     assert representative(sweep.frame) == 0, "the test images would say another"
-    assert chosen_job(sweep) == 1
-    assert f"lora-exp reproduce {folder / '1'}  #" in next_text(sweep)
-    assert "adapter.rank=2" in swept_again(sweep)
+    told = next_text(sweep)
+    assert f"lora-exp reproduce {folder / '1'}\n" in told and "# repeat the search's choice from scratch\n" in told
+    assert "# more bases decide whether the recommended setting gains\n" in told
+    assert "adapter.rank=1" in swept_again(sweep)
 
 
-def test_a_sweep_over_bases_proposes_no_other(tmp_path: Path) -> None:
-    runs = [made.made_run(FEW, rank=rank, base_seed=seed, seed=seed) for rank in (1, 2) for seed in (0, 1)]
-    assert "seed" not in next_text(read_sweep(made.write_sweep(tmp_path / "sweep", runs)))
+def test_a_sweep_over_bases_proposes_as_many_more_as_decide_and_all_its_classes(tmp_path: Path) -> None:
+    runs = [made.made_run(FEW, (digit,), base_seed=seed, seed=seed) for digit in (3, 4) for seed in (0, 1)]
+    sweep = read_sweep(made.write_sweep(tmp_path / "sweep", runs))
+    for gains, further in (([0.01, 0.05], 4), ([-0.01, 0.011], None)):
+        open_question = replace(sweep, frame=sweep.frame.assign(elsewhere_gained=gains * 2))
+        assert recommendations(open_question.frame)[0].further == further
+        suggested = swept_again(open_question, 6 if further else 20)
+        assert suggested[:2] == ["adapter.rank=4", "finetune.digit=3,4"]
+    decided = replace(sweep, frame=sweep.frame.assign(elsewhere_gained=[0.01, 0.0101] * 2))
+    assert "range(" not in next_text(decided)
     assert next_text(read_sweep(made.write_sweep(tmp_path / "none", ["boom"]))).count("\n") == 1
+
+
+def test_after_halving_the_recommended_setting_is_repeated_without_it(tmp_path: Path) -> None:
+    run = made.made_run(FEW)
+    sweep = read_sweep(made.write_sweep(tmp_path / "sweep", [run]))
+    frame = sweep.frame.assign(overrides=[f"halving.eta=2 {sweep.frame['overrides'].iloc[0]}"])
+    told = next_text(replace(sweep, frame=frame, stopped={1: Stopped(5, 10, "target_error", 0.5, 0.4, 2)}))
+    assert "halving.eta=null" in told and "halving.eta=2" not in told
+
+
+def test_a_purpose_stands_above_a_command_that_fills_the_line(tmp_path: Path) -> None:
+    sweep = read_sweep(made.write_sweep(tmp_path / "sweep", [made.made_run(FEW)]))
+    lines = next_text(sweep, 400).splitlines()
+    assert len(lines) == 3 and all("  # " in line for line in lines)
+    lines = next_text(sweep).splitlines()
+    at = next(at for at, line in enumerate(lines) if "range(0,5)" in line)
+    assert lines[at - 1] == "         # more bases decide whether it gains" and "#" not in lines[at]
+
+
+def test_the_errors_of_the_base_are_those_of_each_task(tmp_path: Path) -> None:
+    runs = [made.made_run(FEW, (digit,)) for digit in (3, 4)]
+    frame = read_sweep(made.write_sweep(tmp_path / "sweep", runs)).frame
+    assert re.match(r"base: error \(%\) on 3 [\d.]+, 4 [\d.]+; on the other", before_text(frame))
+    frame = frame.assign(data=["mnist", "digits"])
+    assert re.match(r"base: error \(%\) on mnist class 3 [\d.]+, digits class 4 [\d.]+; on", before_text(frame))
 
 
 @pytest.mark.parametrize("preset", [False, True])
@@ -234,5 +268,5 @@ def test_the_suggested_sweep_over_seeds_is_one_that_runs(
     suggested = swept_again(read_sweep(tmp_path / "swept"))
     assert not {"hydra.sweep.dir=swept", "report.name=mine"} & set(suggested)
     plan, _ = place.run("-m", *suggested, "sweep.plan=true")
-    jobs = 40 if preset else 2
+    jobs = 10 if preset else 1
     assert f"{5 * jobs} jobs: {jobs} in the store already" in plan

@@ -17,7 +17,7 @@ TERMS = {
     "base": "the classifier before fine-tuning; its weights stay as they are",
     "beyond a shift": "forgetting of a moved threshold of the same recall minus that of the run; above 0: better",
     "calibration error": "expected calibration error: how far the classifier's confidence is from its accuracy",
-    "chosen run": "the run with the highest balanced accuracy gained, then the least forgetting, on held-out images",
+    "chosen run": "a run of the recommended setting, its first job: it is shown in detail, and can be repeated",
     "claim": "a statement of a paper that a preset tests; the report says holds, fails or undecided",
     "diverged": "a run whose loss became infinite or not a number; it has no errors to compare",
     "executor": "where packs train: on this machine, in worker processes, on Ray or on Slurm",
@@ -38,6 +38,7 @@ TERMS = {
     "price": "what a gain on the target costs: forgetting, and parameters",
     "rank": "rows of LoRA's A and columns of its B; the rank of the update of a layer is at most that",
     "recall": "share of the images of a class that are classified as that class; 1 minus the error on it",
+    "recommended setting": "the one that gains most balanced accuracy, then forgets least, on held-out images",
     "replay": "share of the fine-tuning images that are of other classes than the target",
     "rung": "a number of steps after which halving compares jobs and stops the worse ones",
     "scaling": "factor of LoRA's update: alpha / rank; alpha / sqrt(rank) with rsLoRA",
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         raise LoraExpError(f"{asked}: is not in the glossary{did_you_mean(closest(asked.lower(), names))}")
     width = shutil.get_terminal_size().columns
     for name in [names[asked.lower()]] if asked else TERMS:
-        print(textwrap.fill(f"{name:<18} {TERMS[name]}", max(width, 60), subsequent_indent=" " * 19))
+        print(textwrap.fill(f"{name:<19} {TERMS[name]}", max(width, 60), subsequent_indent=" " * 20))
     return 0
 
 

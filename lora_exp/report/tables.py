@@ -97,7 +97,7 @@ def values_of(column: pd.Series[Any]) -> list[str]:
 
 
 def run_text(row: Mapping[Any, Any] | pd.Series[Any]) -> str:
-    """Name what a row's run was fine-tuned on, and how: `class 2 and 7 at rank 4`."""
+    """Name what a row's run was fine-tuned on, and how: `classes 2 and 7 at rank 4`."""
     kind = row["method"], None if pd.isna(row["rank"]) else row["rank"]
     return f"{in_a_sentence(row['target'])} {adapted(kind)}"
 

@@ -20,7 +20,7 @@ from lora_exp.report.recommended import headline
 from lora_exp.report.tables import MEASURES, mean_rows, percent, points, shown_settings
 from lora_exp.storage.recommendation import Recommendation, recommendations
 from lora_exp.storage.table import finished, pareto_front
-from lora_exp.storage.varied import NONE, SEEDS, distinct, heading, label, setting_text
+from lora_exp.storage.varied import NONE, SEEDS, distinct, heading, label, setting_text, task_names, value_label, varied
 from lora_exp.storage.words import in_a_sentence
 
 WIDTH = 80  # where nothing else is known
@@ -81,6 +81,11 @@ def recommended_text(frame: pd.DataFrame, terminal: bool, width: int = WIDTH) ->
     return captured.get() + paragraph(headline(found), terminal, width)
 
 
+def shown_as(one: Recommendation) -> str:
+    """What the first job of a recommendation is, where it is shown in detail."""
+    return f"a run of the {'recommended setting' if one.is_gain else 'setting nearest to a gain'}"
+
+
 def paragraph(text: str, terminal: bool, width: int = WIDTH) -> str:
     """A sentence on lines that fit a terminal; on one line for a pipe, where programs read it."""
     return (textwrap.fill(text, max(width, WIDTH), break_on_hyphens=False) if terminal else text) + "\n"
@@ -99,14 +104,14 @@ def _write(console: Console, frame: pd.DataFrame) -> None:
             by = f" by {' and '.join(map(heading, shown.settings))}" if shown.settings else ""
             console.print(f"means of the {len(runs)} finished runs{by}")
         console.print(before_text(runs))
-        chosen = recommendations(frame)[0].jobs[0]
-        table, left_out = _drawn(shown, pareto_front(runs), chosen, console.width)
+        first = recommendations(frame)[0]
+        table, left_out = _drawn(shown, pareto_front(runs), first.jobs[0], console.width)
         console.print(table)
         if left_out:
             console.print(f"{left_out} more settings vary; the report shows them")
         if shown.jobs:
-            by = f"chosen by balanced accuracy on {frame['chosen_on'].iloc[chosen]}"
-            console.print(f"job {chosen}: {by}; *: on the Pareto front of target error and forgetting")
+            on_front = "*: on the Pareto front of target error and forgetting"
+            console.print(f"job {first.jobs[0]}: {shown_as(first)}; {on_front}")
     if (stopped := int((frame["status"] == "stopped").sum())) > 0:
         console.print(f"halving stopped {stopped} jobs; the report says when and why")
     others = frame[~frame["status"].isin(["finished", "stopped"])]
@@ -119,15 +124,20 @@ def _write(console: Console, frame: pd.DataFrame) -> None:
 
 
 def before_text(runs: pd.DataFrame) -> str:
-    """The errors of the base, once for all rows; those of each class where they are few."""
-    means = runs.groupby("target", sort=False)[["target_error_before", "other_error_before"]].mean()
+    """The errors of the base, once for all rows; those of each task where they are few."""
+    wide = [name for name in task_names(varied(runs)) if name != "target"]
+    groups = runs.groupby([*wide, "target"], sort=False, dropna=False)
+    means = groups[["target_error_before", "other_error_before"]].mean().reset_index()
     over = f" (means over {count} bases)" if (count := runs["base_seed"].nunique()) > 1 else ""
     rest = _range(means["other_error_before"])
     if 1 < len(means) <= CLASSES:
-        own = ", ".join(f"{name} {percent(rate)}" for name, rate in means["target_error_before"].items())
+        rows = means.to_dict("records")
+        names = [" ".join(value_label(name, row[name]) for name in (*wide, "target")) for row in rows]
+        names = names if wide else [str(row["target"]) for row in rows]
+        own = ", ".join(f"{name} {percent(row['target_error_before'])}" for name, row in zip(names, rows, strict=True))
         return f"base{over}: error (%) on {own}; on the other classes {rest}. Changes are in points."
     own = _range(means["target_error_before"])
-    target = in_a_sentence(str(means.index[0])) if len(means) == 1 else "the target"
+    target = in_a_sentence(str(means["target"].iloc[0])) if len(means) == 1 else "the target"
     return f"base{over}: error on {target} {own} %, on the other classes {rest} %. Changes are in points."
 
 

@@ -65,7 +65,7 @@ def _many(runs: pd.DataFrame) -> str:
         besides = f", {worse} of {count} {_are(worse)} worse" if worse else ""
         first = f"No run is better than doing nothing{besides}: {change}."
     else:
-        besides = f", {worse} {_are(worse)} worse" if worse else ", none is worse"
+        besides = f", {worse} {_are(worse)} worse" if worse else ""
         first = f"{better} of {count} runs {_are(better)} better than doing nothing{besides}: {change}."
     matched = runs[runs["beyond_shift"].notna()]
     beyond = _signs(matched, "beyond_shift")
@@ -76,7 +76,7 @@ def _many(runs: pd.DataFrame) -> str:
         besides = f"; {more} {_forget(more)} more" if more else ""
         second = f"None forgets less than a moved threshold of the same recall{besides}."
     else:
-        besides = f", {more} more" if more else ", none more"
+        besides = f", {more} more" if more else ""
         second = f"{less} of {len(matched)} {_forget(less)} less than a moved threshold of the same recall{besides}."
     return f"{first} {second}"
 

@@ -21,9 +21,10 @@ def adapted(kind: Kind) -> str:
 
 
 def in_a_sentence(target: str) -> str:
-    """The names of classes, as a table has them, in a sentence: `class 2 and 7`, or `shirt and coat`."""
+    """The names of classes, as a table has them, in a sentence: `class 2`, `classes 2 and 7`, `shirt and coat`."""
     names = target.replace(",", " and ")
-    return f"class {names}" if target.replace(",", "").isdecimal() else names
+    noun = "classes" if "," in target else "class"
+    return f"{noun} {names}" if target.replace(",", "").isdecimal() else names
 
 
 def as_text(value: Any) -> str:

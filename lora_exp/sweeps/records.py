@@ -110,7 +110,7 @@ class Reports:
             *(paragraph(sentence, terminal, width) for sentence in sentences),
             recommended_text(done.frame, terminal, width),
             f"report   {Path(out) / 'report.html'}\nruns     {sweep}\n",
-            next_text(done),
+            next_text(done, width),
         ]
         return "".join(parts)
 
