@@ -7,6 +7,7 @@ interpreter of its own, the others by `forkserver.py`.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -109,7 +110,12 @@ def test_two_runs_of_one_config_give_the_same_bits(run: Path, lab: Path) -> None
 def test_the_same_run_again_is_taken_from_the_store(run: Path, lab: Path) -> None:
     done = lora_exp(lab, *QUICK, "adapter.rank=3", "finetune.digit=9", "tracking=off")
     assert "training base" not in done.stdout + done.stderr
-    assert read(newest(lab, RESULT)).outcome == read(run).outcome
+    folder = newest(lab, RESULT)
+    assert read(folder).outcome == read(run).outcome
+    told = done.stdout.splitlines()
+    assert re.search(r"class 9 lora rank 3: balanced accuracy [\d.]+ % -> [\d.]+ %, target error ", told[-3])
+    place = folder.relative_to(lab)
+    assert told[-2:] == [f"run      {place}", f"next     lora-exp reproduce {place}"]
 
 
 def test_a_sweep_prints_its_table_and_where_everything_is(sweep: tuple[Path, str], lab: Path) -> None:

@@ -153,16 +153,21 @@ class RunResult:
 
     @property
     def summary(self) -> str:
-        """One line: the errors before and after fine-tuning, and the size of the adapter."""
+        """One line: balanced accuracy and errors before and after fine-tuning, and the size of the adapter."""
         out, (method, rank) = self.outcome, self.kind
         head = f"{self.target_words} {method}{'' if rank is None else f' rank {rank}'}"
         if self.diverged:
             return f"{head}: diverged at step {out.diverged_at}; a lower finetune.learning_rate may help"
+        gains = out.gains
+        balanced = ""
+        if gains is not None:
+            before, after = gains.before.balanced_accuracy, gains.after.balanced_accuracy
+            balanced = f"balanced accuracy {100 * before:.2f} % -> {100 * after:.2f} %, "
         return (
-            f"{head}: target error {100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %, "
+            f"{head}: {balanced}target error {100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %, "
             f"other classes {100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %, "
             f"{out.parameters_adapter:,} parameters (+{out.overhead_percent:.3f} %)"
-            + ("" if out.gains is None else f"; {beyond_words(out.gains.beyond)}")
+            + ("" if gains is None else f"; {beyond_words(gains.beyond)}")
         )
 
     def parameters(self) -> dict[str, str]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import shlex
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_exp.config.compose import presets_of, read
+from lora_exp.config.models import MODULE
 from lora_exp.config.spec import OWN_DATA
 from lora_exp.data.prepared import prepared_sha256
 from lora_exp.errors import JobsFailed, LoraExpError
@@ -85,11 +90,32 @@ def finish(job: Job, settings: Settings, made: Files | Failure | Stopped) -> flo
         facts["data_source"] = settings.data.file or settings.data.root
     result = with_facts(from_json(made[RESULT].decode()), **facts)
     keep(result, made, job.folder)
-    log.info("%s", result.summary)
-    if job.sweep is None:
+    alone = job.sweep is None
+    log.info("%s", _wrapped(result.summary) if alone and sys.stdout.isatty() else result.summary)
+    if alone:
         recording().draw(job.folder, job.spec.data, settings.data)
     recording().record(job.folder, job.sweep)
+    if alone:
+        print(_end_text(job, settings), flush=True)
     return returned(result)
+
+
+def _wrapped(summary: str) -> str:
+    """The summary on lines that fit a terminal, after the time that stands before a line of the log."""
+    indent = " " * len("HH:MM:SS ")
+    width = max(shutil.get_terminal_size().columns, 80)
+    return textwrap.fill(summary, width, initial_indent=indent, subsequent_indent=indent).lstrip()
+
+
+def _end_text(job: Job, settings: Settings) -> str:
+    """Where a single run is, and what to do next."""
+    here, folder = Path.cwd(), job.folder.absolute()
+    shown = shlex.quote(str(folder.relative_to(here) if folder.is_relative_to(here) else folder))
+    steps = [] if settings.tracking.kind == "off" else ["lora-exp ui  # compare runs in MLflow"]
+    if job.spec.model.kind != MODULE:  # which no command can build
+        steps.append(f"lora-exp reproduce {shown}")
+    lines = (f"{'' if at else 'next':<8} {step}" for at, step in enumerate(steps))
+    return "\n".join([f"run      {shown}", *lines])
 
 
 def returned(result: RunResult) -> float:
