@@ -110,7 +110,9 @@ def test_every_chart_is_drawn_with_the_means_of_its_runs(report: Path, opened: O
     assert see(page, "scatter").locator(".scatterlayer path.point").count() == 12  # a mark a run
     assert see(page, "slice").locator(".scatterlayer path.point").count() >= 12
     assert see(page, "parallel").locator(".scatterlayer path.js-line").count() == 12  # a path a run
-    assert see(page, "losses").locator(".scatterlayer path.js-line").count() == 6  # each rank's mean, and the edge of its band
+    assert (
+        see(page, "losses").locator(".scatterlayer path.js-line").count() == 6
+    )  # each rank's mean, and the edge of its band
     assert see(page, "classes").locator(".bars path").count() >= 20
     assert see(page, "confusion").locator(".textpoint text").count() > 10
 
@@ -141,7 +143,8 @@ def test_a_filter_acts_on_the_recommendation_as_if_the_sweep_had_those_runs_alon
     found = recommendations(frame)
     assert recommended(page) == recommended_table(found)[1]
     assert f"job {found[0].jobs[0]}:" in page.locator("#chooser option:checked").inner_text()  # the best of those shown
-    expect(page.locator("#of-shown")).to_contain_text(f"the table of the {int((frame['status'] == 'finished').sum())} ")
+    expect(page.locator("#of-shown")).to_contain_text(f"Of the {int((frame['status'] == 'finished').sum())} runs")
+    expect(page.locator(".headline")).to_be_hidden()
 
 
 def test_a_filter_takes_several_values_and_ranges_acts_on_all_and_is_reset(report: Path, opened: Open) -> None:
@@ -161,6 +164,10 @@ def test_a_filter_takes_several_values_and_ranges_acts_on_all_and_is_reset(repor
     page.keyboard.press("Tab")
     left = len(table_column(page, 1))
     assert 0 < left < 4 and f"{left} of 12" in (page.locator("#shown").text_content() or "")
+    page.locator("[data-filter=target_error] input[data-end=to]").fill("-1")
+    page.keyboard.press("Tab")
+    expect(page.locator("#shown")).to_contain_text("0 of 12 finished runs shown. None has all of these")
+    expect(page.locator("#scatter")).to_be_hidden()
     page.get_by_role("button", name="Reset", exact=True).click()
     expect(page.locator("#shown")).to_have_text("12 of 12 finished runs shown.")
     assert page.locator("#choices input:checked").count() == 0

@@ -45,9 +45,11 @@ def headline(found: Sequence[Recommendation]) -> str:
     else:
         nearest = f"the nearest, {what}," if first.others else what
         text = f"{who}keep {KEEP}: {nearest} has {effect}."
-    of_class = [one for one in classes if len(one.classes) == 1]
+    tasks = [{name: value for name, value in one.task.items() if name != "target"} for one in found]
+    of_class = [one for one, task in zip(classes, tasks[1:], strict=True) if task == tasks[0]]
     better = f" Class by class, {sum(one.is_gain for one in of_class)} of {len(of_class)} gain." if many else ""
-    return f"{text[0].upper()}{text[1:]} {how_sure(first)}.{better}"
+    rest = " The table has the other data sets and classifiers." if any(task != tasks[0] for task in tasks) else ""
+    return f"{text[0].upper()}{text[1:]} {how_sure(first)}.{better}{rest}"
 
 
 def recommended_table(found: Sequence[Recommendation]) -> Table:

@@ -49,7 +49,8 @@ def title(sweep: Sweep) -> str:
     runs = finished(sweep.frame)
     given = dict(part.partition("=")[::2] for part in shlex.split(sweep.command))
     names = [heading(name) for name in varied(runs) if name not in SEEDS] if len(runs) else []
-    own = given.get("report.name") or given.get("experiment") or ""
+    joined = sweep.name if "report" in given else ""
+    own = given.get("report.name") or given.get("experiment") or joined
     what = " by ".join(names) if len(names) > 1 else f"by {names[0]}" if names else ""
     if not own and not what:
         return next(iter(sweep.results.values())).description.capitalize() if len(runs) == 1 else sweep.name
@@ -61,7 +62,8 @@ def head(sweep: Sweep) -> Section:
     counts = Counter(sweep.frame["status"])
     jobs = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     started = f" Started {sweep.started}." if sweep.started else ""
-    return Section("", [f"{len(sweep.frame)} jobs: {jobs}.{started}", Listing([sweep.command])])
+    count = f"{len(sweep.frame)} job{'s' if len(sweep.frame) > 1 else ''}"
+    return Section("", [f"{count}: {jobs}.{started}", Listing([sweep.command])])
 
 
 def recommendation_section(frame: pd.DataFrame) -> Section:

@@ -17,7 +17,7 @@ from lora_exp.config.images import MANY_CLASSES
 from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.measures.gains import NUMBERS
 from lora_exp.storage.result import RunResult
-from lora_exp.storage.varied import task_names, varied
+from lora_exp.storage.varied import distinct, task_names, varied
 
 # Types of columns. An absent text is None in every pandas; nullable integers keep 4 a 4 beside a failed job.
 TEXT, WHOLE, NUMBER, TRUTH = "object", "Int64", "float64", "boolean"
@@ -153,7 +153,7 @@ def finished(frame: pd.DataFrame) -> pd.DataFrame:
 
 def pareto_front(frame: pd.DataFrame) -> list[int]:
     """The finished jobs that no other of the same task beats in target error and forgetting, as `unbeaten` does."""
-    runs = finished(frame)
+    runs = finished(distinct(frame))
     task = task_names(varied(runs))
     groups = runs.groupby(task, sort=False, dropna=False) if task else [((), runs)]
     front: list[int] = []

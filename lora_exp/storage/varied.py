@@ -63,7 +63,8 @@ def asked(frame: pd.DataFrame) -> pd.DataFrame:
     given = {place: overrides_by_key(shlex.split(text)) for place, text in frame["overrides"].dropna().items()}
     for key in dict.fromkeys(key for own in given.values() for key in own):
         column = column_of(key)
-        if column not in SETTINGS or column == "hidden" or len({own.get(key) for own in given.values()}) < 2:
+        values = [own.get(key) for own in given.values()]  # a grid gives each key to every job
+        if column not in SETTINGS or column == "hidden" or None in values or len(set(values)) < 2:
             continue
         is_number = pd.api.types.is_numeric_dtype(filled[column])
         for place in frame.index[without & filled[column].isna()]:

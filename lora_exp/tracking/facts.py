@@ -20,6 +20,7 @@ from lora_exp.storage.words import as_text
 
 # Recording takes 0.1 ms a point, and a chart on a screen shows no more points.
 CURVE_POINTS = 200
+NAME_LIMIT = 200  # characters of a class in a metric's name, of which MLflow takes 250
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
 ERRORS = ("target_error", "other_error")
 # Of the numbers of a run's gains, those with a plain name, which users compare; the others are `gains/...`.
@@ -151,7 +152,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _metric_names(classes: Sequence[str]) -> list[str]:
     """Names of classes as MLflow allows them in those of metrics; where two would be equal, with their labels."""
-    names = [re.sub(r"[^\w.\- :]", "_", name) for name in classes]
+    names = [re.sub(r"[^\w.\- :]", "_", name)[:NAME_LIMIT] for name in classes]
     return [name if names.count(name) == 1 else f"{name}_{label}" for label, name in enumerate(names)]
 
 

@@ -82,7 +82,7 @@ def _description(sweep: Sweep, found: Sequence[Recommendation], links: Links) ->
     pages = f"[All runs of this sweep]({links.all_runs})"
     if links.report is not None:
         pages += f", [its report]({links.report})"
-    parts = [f"{len(frame)} jobs: {counts}. {pages}."]
+    parts = [f"{len(frame)} job{'s' if len(frame) > 1 else ''}: {counts}. {pages}."]
     if found:
         front = pareto_front(frame)
         parts.append(_sentence(found[0], links))

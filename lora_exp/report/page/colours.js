@@ -100,7 +100,7 @@ const symbolTraces = (runs) =>
           mode: "markers",
           x: [null],
           y: [null],
-          name: `rank ${rank}`,
+          name: rank === NONE ? "no rank" : `rank ${rank}`,
           hoverinfo: "skip",
           marker: {
             symbol: SYMBOLS[data.settings.rank.values.indexOf(rank) % SYMBOLS.length],

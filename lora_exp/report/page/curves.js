@@ -2,6 +2,7 @@
 
 const FEW_CURVES = 8; // runs that are drawn one by one
 const LEAST_LOSS = 1e-4; // a log scale has no zero
+const MOST_LOSS = 1e4; // beyond it a run has diverged in all but name, and one such run would set the scale
 
 /** Means over neighbouring points, as many as a tenth of the curve. */
 function smoothed(values) {
@@ -27,6 +28,7 @@ function losses(all) {
   byId("losses-note").textContent =
     "Lines are geometric means over the runs of a colour, smoothed over a tenth of the steps; bands are one standard " +
     `deviation of the logarithm.${apart ? ` ${apart} runs of other lengths have lines of their own.` : ""}`;
+  const decades = Math.log10(Math.max(...rows.slice(1).map((row) => row[4])) / LEAST_LOSS);
   return {
     traces,
     rows,
@@ -34,7 +36,12 @@ function losses(all) {
     layout: layout({
       showlegend: data.runs.length > 1,
       xaxis: { title: { text: "fine-tuning step" } },
-      yaxis: { type: "log", title: { text: "cross-entropy (nats)" }, exponentformat: "power", dtick: 1 },
+      yaxis: {
+        type: "log",
+        title: { text: "cross-entropy (nats)" },
+        exponentformat: "power",
+        dtick: Math.ceil(decades / 10),
+      },
     }),
   };
 }
@@ -45,7 +52,9 @@ function addCurves(traces, rows, value, members, isFirst, isFew) {
     name = plain(shortened(label)),
     tone = toneOf(colourName(), value),
     steps = members[0].losses[0];
-  const logs = steps.map((_, at) => members.map((run) => Math.log(Math.max(run.losses[1][at], LEAST_LOSS))));
+  const logs = steps.map((_, at) =>
+    members.map((run) => Math.log(Math.min(Math.max(run.losses[1][at], LEAST_LOSS), MOST_LOSS))),
+  );
   const middle = smoothed(logs.map(mean)),
     spread = smoothed(logs.map((values) => (values.length < 2 ? 0 : deviation(values))));
   const [line, low, high] = [0, -1, 1].map((sign) => middle.map((one, at) => Math.exp(one + sign * spread[at])));

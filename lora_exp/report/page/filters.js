@@ -157,7 +157,8 @@ function setLook(name, value) {
 function toAddress() {
   const parts = new URLSearchParams();
   for (const [name, values] of Object.entries(state.values)) for (const value of values) parts.append(name, value);
-  for (const [name, [from, to]] of Object.entries(state.ranges)) parts.set(`${name}.range`, `${from},${to}`);
+  for (const [name, [from, to]] of Object.entries(state.ranges))
+    parts.set(`${name}.range`, [from, to].map((end) => (Number.isFinite(end) ? end : "")).join(","));
   for (const [name, value] of Object.entries(state.looks)) parts.set(`look.${name}`, value);
   if (state.picked?.length === 1) parts.set("job", state.picked[0]);
   const text = parts.toString();
@@ -171,7 +172,7 @@ function fromAddress() {
     const ranged = name.replace(/\.range$/, "");
     if (data.settings[name]?.values.includes(value)) (state.values[name] ??= []).push(value);
     else if (ranged !== name && (data.settings[ranged]?.numeric || data.charted[ranged])) {
-      const range = value.split(",").map(Number);
+      const range = value.split(",").map((end, at) => (end === "" ? [-Infinity, Infinity][at] : Number(end)));
       if (range.length === 2 && !range.some(Number.isNaN)) state.ranges[ranged] = range;
     } else if (name.startsWith("look.")) {
       const known = [...Object.keys(data.settings), ...Object.keys(data.charted), "cells", "contour", "none"];

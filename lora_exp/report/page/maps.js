@@ -19,7 +19,9 @@ function mapAxes() {
       ? "target"
       : (names.find((name) => name !== across && name !== "setting") ?? ALL);
   const pick = (key, value) => ([...names, ALL].includes(look(key)) ? look(key) : value);
-  return [pick("map.x", across), pick("map.y", down)];
+  const chosen = pick("map.x", across),
+    other = pick("map.y", down);
+  return [chosen, other === chosen ? ALL : other];
 }
 const isContour = () =>
   look("map.as") === "contour" &&
@@ -37,7 +39,12 @@ function buildMapChoices() {
   const numeric = mapAxes().every((name) => data.settings[name].numeric) && across !== down;
   byId("map-choices").replaceChildren(
     choice("across", [...names, ALL], across, again("map.x")),
-    choice("down", [...names, ALL], down, again("map.y")),
+    choice(
+      "down",
+      [...names, ALL].filter((name) => name !== across),
+      down,
+      again("map.y"),
+    ),
     ...(numeric
       ? [choice("as", ["cells", "contour"], isContour() ? "contour" : "cells", again("map.as"), (name) => name)]
       : []),
@@ -123,7 +130,7 @@ function mapOf(name, title, around) {
             title: { text: titleOf(key) },
             categoryorder: "array",
             categoryarray: values,
-            ...named(values, 18, 30),
+            ...named(values, key === "setting" ? 40 : 18, 30),
           }),
       showgrid: false,
       ...more,

@@ -126,7 +126,8 @@ function sliceNames() {
     settings = ofPart(names, "setting");
   const x = names.includes(look("slice.x"))
     ? look("slice.x")
-    : (settings.find((name) => data.settings[name].numeric) ?? settings[0] ?? names[0]);
+    : (settings.find((name) => data.settings[name].numeric && !data.settings[name].values.includes(NONE)) ??
+      (names.includes("setting") ? "setting" : (settings[0] ?? names[0])));
   return [
     x,
     data.charted[look("slice.y")]

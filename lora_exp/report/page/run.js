@@ -139,8 +139,10 @@ function showGallery(run) {
         const lines = [
           ["before", before, sure],
           ["after", after, surer],
-        ].map(([when, name, confidence]) => element("div", `${when} ${name} (${Math.round(100 * confidence)} %)`));
-        item.append(picture, element("div", `a ${label}`), ...lines);
+        ].map(([when, name, confidence]) =>
+          element("div", `${when} ${shortened(name, 30)} (${Math.round(100 * confidence)} %)`),
+        );
+        item.append(picture, element("div", `a ${shortened(label, 30)}`), ...lines);
         list.append(item);
       }
       section.append(list);

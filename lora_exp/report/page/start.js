@@ -3,7 +3,9 @@
 function update() {
   const runs = shownRuns(),
     found = showRecommendation(runs);
-  if (byId("shown")) byId("shown").textContent = `${runs.length} of ${data.runs.length} finished runs shown.`;
+  const none = runs.length ? "" : " None has all of these; Reset shows all again.";
+  if (byId("shown")) byId("shown").textContent = `${runs.length} of ${data.runs.length} finished runs shown.${none}`;
+  byId("main").classList.toggle("empty", runs.length === 0);
   if (state.picked) state.picked = state.picked.filter((job) => runs.some((run) => run.job === job));
   if (!state.picked?.length) state.picked = null;
   state.job = state.picked?.[0] ?? found[0]?.group[0].job ?? null; // the best of those shown

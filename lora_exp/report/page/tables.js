@@ -7,10 +7,9 @@ function showRecommendation(runs) {
     filtered = runs.length < data.runs.length;
   const note = byId("of-shown");
   if (!byId("recommended")) return found;
+  document.querySelector(".headline").hidden = filtered;
   note.hidden = !filtered;
-  note.textContent = filtered
-    ? `The sentence above is of all ${data.runs.length} runs, the table of the ${runs.length} that are shown.`
-    : "";
+  note.textContent = `Of the ${runs.length} runs that are shown, of ${data.runs.length}:`;
   const withClose = found.some((one) => one.close !== null);
   const [task, recommended, ...others] = [...byId("recommended").tHead.rows[0].cells].map((cell) => cell.textContent);
   const headings = [task, recommended, ...others.slice(0, 7), ...(withClose ? ["no difference shown from"] : [])];
