@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from lora_exp.report.recommended import headline, how_sure, note, recommended_table
+from lora_exp.report.seeds import compare
 from lora_exp.storage.recommendation import Recommendation, recommendations, representative
 from lora_exp.storage.table import frame_of
 
@@ -81,6 +82,22 @@ def test_a_setting_of_which_a_run_diverged_is_not_recommended_where_another_is_w
     rows[1] |= {"status": "diverged"}
     assert only(frame(*rows)).setting == {"rank": 2}
     assert only(frame(*rows[:2])).jobs == (0,)  # there is no other
+
+
+def test_after_halving_the_setting_that_is_left_has_the_name_that_it_had_among_all() -> None:
+    stopped = dict.fromkeys(SAME) | {"status": "stopped", "steps": 10}
+    rows = [{**stopped, "overrides": f"adapter.rank={rank} finetune.learning_rate=1e-3"} for rank in (1, 2)]
+    rows.append({"rank": 4, "overrides": "adapter.rank=4 finetune.learning_rate=1e-3"})
+    found = only(frame(*rows))
+    assert found.setting_label == "rank 4" and found.others == 0
+
+
+def test_lost_jobs_without_a_rank_are_told_from_others() -> None:
+    lost = {"status": "diverged", "method": "full", "rank": None, "alpha": None, "learning_rate": 1.0}
+    kept = [{"rank": rank, "learning_rate": rate} for rank in (1, 4) for rate in (1e-3, 1e-2)]
+    assert only(frame(lost, *kept, {"method": "full", "rank": None, "alpha": None})).others == 4
+    comparison = compare(frame(lost, *kept))
+    assert comparison is not None and [setting.lost for setting in comparison.settings] == [0] * 4
 
 
 def test_a_setting_without_a_rank_is_found_again() -> None:

@@ -474,4 +474,6 @@ def test_any_sweep_gives_a_page_without_errors(tmp_path: Path, opened: Open, run
     page = opened(write_report(sweep, tmp_path / "report", PICTURES[:COUNT], LABELS[:COUNT]))
     sound = sum(isinstance(run, tuple) and run[0].outcome.diverged_at is None for run in runs)
     assert page.locator("#runs-table tbody tr").count() == sound
+    found = recommendations(sweep.frame)
+    assert recommended(page) == (recommended_table(found)[1] if found else [])
     assert not re.search(r"\b(nan|undefined|infinity)\b|<NA>", page.text_content("main") or "", re.IGNORECASE)

@@ -26,7 +26,17 @@ from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_file import run_command
 from lora_exp.storage.sweep_folder import Sweep
 from lora_exp.storage.table import finished
-from lora_exp.storage.varied import SEEDS, distinct, heading, is_of_task, label, setting_names, setting_text
+from lora_exp.storage.varied import (
+    SEEDS,
+    asked,
+    distinct,
+    heading,
+    is_of_task,
+    label,
+    setting_names,
+    setting_text,
+    varied,
+)
 
 FEW_RUNS = 100  # with more, the page holds less of each, so that it stays small and fast
 CURVE_POINTS = {True: 60, False: 25}  # of a loss curve, with few or many runs
@@ -73,6 +83,9 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
     """Collect the data; `pictures` (uint8 [N, C, H, W]) and `labels` [N] are the test images of the evaluation."""
     runs = finished(sweep.frame)
     names = shown_settings(runs)
+    tried = [] if runs.empty else varied(asked(distinct(sweep.frame)))
+    fixed = [name for name in setting_names(tried) if runs[name].nunique() == 1 and name not in names]
+    every = [name for name in tried if name in (*names, *fixed)] or names
     whole = setting_labels(runs) if len(setting_names(names)) > 1 else {}
     if len(set(whole.values())) > MOST_SETTINGS:
         whole = {}
@@ -96,7 +109,7 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
             "repeats": job not in once,
             "measured": cells[job][-len(MEASURES) :],
             "command": run_command(row["overrides"]),
-            "settings": {name: setting_text(row[name]) for name in names} | ({SETTING: whole[job]} if whole else {}),
+            "settings": {name: setting_text(row[name]) for name in every} | ({SETTING: whole[job]} if whole else {}),
             "target": row["target"],
             "seeds": [None if pd.isna(row[name]) else int(row[name]) for name in SEEDS],
             "numbers": {name: _number(row[name]) for name in (*numbers, *FURTHER)},
@@ -111,7 +124,7 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
         for base in [result.outcome.base_sha256_before]
     ]
     return {
-        "settings": _settings(runs, names) | ({SETTING: _whole(whole)} if whole else {}),
+        "settings": _settings(runs, every) | ({SETTING: _whole(whole)} if whole else {}),
         "charted": {name: vars(CHARTED[name]) for name in numbers},
         "measures": list(MEASURES),
         "gains": {
@@ -122,7 +135,8 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
             "none": gained.NO_GAINS,
         },
         "runs": rows,
-        "lost": _lost(sweep.frame, names),
+        "lost": _lost(sweep.frame, every),
+        "fixed": fixed,  # settings of which only one value has a result
         "quantiles": [t_quantile(count) for count in range(2, MOST_VALUES + 1)],
         "keep": recommended.KEEP,
         "importance": {
@@ -166,7 +180,7 @@ def _whole(labels: Mapping[int, str]) -> dict[str, Any]:
 
 def _lost(frame: pd.DataFrame, names: Sequence[str]) -> list[dict[str, str]]:
     """The settings of the jobs that ended without errors to compare, but for those that halving stopped."""
-    rows = distinct(frame)
+    rows = asked(distinct(frame))
     rows = rows[~rows["status"].isin(["finished", "stopped"])]
     return [{name: setting_text(row[name]) for name in names} for row in rows.to_dict("records")]
 

@@ -102,7 +102,10 @@ function byClass(one, other) {
 
 function best(task, classes, runs, names, lost) {
   const { overBases, replicate } = replicateOf(runs),
-    own = ofPart(names, "setting");
+    own = ofPart(
+      Object.keys(data.settings).filter((name) => names.includes(name) || data.fixed.includes(name)),
+      "setting",
+    );
   const settings = [...grouped(runs, (run) => keyOf(run, own)).values()];
   const meanOf = (group, name) => mean(known(group.map((run) => run.numbers[name])));
   const ranks = settings.map((group) => [
