@@ -45,7 +45,7 @@ function labelOf(settings, names) {
 function valueLabel(name, text) {
   if (name === "target") {
     const words = text.replaceAll(",", " and ");
-    return /^[\d,]+$/.test(text) ? `class ${words}` : words;
+    return /^[\d,]+$/.test(text) ? `class${text.includes(",") ? "es" : ""} ${words}` : words;
   }
   return ["method", "data", "origin", "setting"].includes(name) ? text : `${data.settings[name].title} ${text}`;
 }
