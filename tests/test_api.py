@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,7 @@ REFUSED = {
     "['experiment=rank_by_digit']": "experiment: this preset is a sweep; use lora_exp.sweep",
     "{'hydra.run.dir': '${now:%Y}'}": "hydra.run.dir=${now:%Y}: must be a folder's name as it is",
     "['adapter.rnk=1']": "adapter.rnk: no such key",
-    "3": "module: must be a torch.nn.Module, and this is a int",
+    "3": "module: must be a torch.nn.Module, and its type is int",
 }
 
 
@@ -162,7 +163,11 @@ def test_a_classifier_says_what_its_run_did(
         logits = classifier(images)
         assert (logits.argmax(1).numpy() == predictions["prediction"].cat.codes).all()
         np.testing.assert_allclose(logits.softmax(1).amax(1), predictions["confidence"], rtol=0, atol=2e-3)
+        assert re.fullmatch(
+            r"<AdaptedClassifier: 10 classes, adapter of [\d,]+ parameters on \d+ layers?, enabled>", repr(classifier)
+        )
         classifier.disable()
+        assert repr(classifier).endswith(", disabled>")
         assert (classifier.predict(images) == predictions["prediction_before"].astype(str)).all()
 
 

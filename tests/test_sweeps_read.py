@@ -115,6 +115,8 @@ def test_what_no_run_has_is_refused_in_one_line(sweep: Sweep, tmp_path: Path) ->
         (lambda: sweep.best("validation_target_error"), "by=validation_target_error: no finished run has a value"),
         (failed.best, "has no finished run"),
         (models.best, "has no best run of several tasks"),
+        (models.best, "; pass one, such as best(hidden='"),
+        (lambda: list_sweeps(tmp_path / "nowhere"), "nowhere: no such folder"),
         (failed.plot_heat_maps, "no finished run has a value of target_error to draw"),
         (failed.plot_parameters, "no finished run has a value of parameters_adapter to draw"),
         (failed.plot_loss_curves, "no run has a loss to draw"),
@@ -122,6 +124,10 @@ def test_what_no_run_has_is_refused_in_one_line(sweep: Sweep, tmp_path: Path) ->
         with pytest.raises(LoraExpError) as caught:
             call()
         assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_slice_of_a_sweep_is_a_list_of_its_runs(sweep: Sweep) -> None:
+    assert [run.folder.name for run in sweep[0:2]] == ["0", "1"] and sweep[9:] == []
 
 
 def test_figures_are_those_of_the_report(sweep: Sweep) -> None:
@@ -168,5 +174,6 @@ def test_sweeps_are_listed_from_the_newest_with_their_jobs_by_status(folder: Pat
     assert counts.to_numpy().tolist() == [[2, 1, 0, 1, 0, 0], [3, 0, 1, 0, 1, 1]]
     assert found["started"].dt.year.tolist() == [2026, 2026]
     assert load_sweep(found["folder"][0]).name == "later" and found["command"][1] == "lora-exp -m adapter.rank=1,2"
-    nothing = list_sweeps(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    nothing = list_sweeps(tmp_path / "empty")
     assert nothing.empty and list(nothing) == list(found)

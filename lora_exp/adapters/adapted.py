@@ -76,6 +76,14 @@ class AdaptedClassifier:
         """Whether the update is merged into the weights."""
         return self._merged is not None
 
+    def __repr__(self) -> str:
+        parameters = sum(factor.numel() for factor in self.factors.values())
+        layers = len({name.rpartition(".")[0] for name in self.factors})
+        state = "merged" if self.merged else "enabled" if self.enabled else "disabled"
+        classes = "" if self.facts is None else f"{len(self.facts.classes)} classes, "
+        on = f"{layers} layer{'s' if layers != 1 else ''}"
+        return f"<AdaptedClassifier: {classes}adapter of {parameters:,} parameters on {on}, {state}>"
+
     def predict(self, images: Any) -> NDArray[np.str_]:
         """Return the name of each image's class, [N] text.
 

@@ -22,8 +22,10 @@ SOUND = re.compile(rb'"diverged_at": *null')
 def list_sweeps(folder: str | Path = "runs") -> pd.DataFrame:
     """The sweeps below `folder`, the newest first: when they started, jobs by status, command, and folder, one a row.
 
-    Their results are not read: `load_sweep` does that.
+    Their results are not read: `load_sweep` does that. Raises LoraExpError for a folder that does not exist.
     """
+    if not Path(folder).is_dir():
+        raise LoraExpError(f"{folder}: no such folder; by default sweeps are in runs, below where they were started")
     rows = []
     for path in sorted(Path(folder).absolute().rglob(SWEEP)):
         try:

@@ -139,8 +139,10 @@ def _value(arguments: Mapping[str, Any], key: str) -> Any:
 
 
 def _argument(given: tuple[str, Any]) -> str:
-    """An override as the command line takes it."""
+    """An override as the command line takes it. Raises LoraExpError for a list without values to sweep over."""
     key, value = given
+    if isinstance(value, list) and not value:
+        raise LoraExpError(f"{key}=[]: the list is empty; it holds the values to sweep over")
     return value if isinstance(value, _Typed) else f"{key}={_written(value)}"
 
 

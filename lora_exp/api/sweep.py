@@ -6,7 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, final, overload
 
 import pandas as pd
 
@@ -68,7 +68,15 @@ class Sweep:
     def __len__(self) -> int:
         return len(self._stored.frame)
 
-    def __getitem__(self, job: int) -> Run:
+    @overload
+    def __getitem__(self, job: int) -> Run: ...
+
+    @overload
+    def __getitem__(self, job: slice) -> list[Run]: ...
+
+    def __getitem__(self, job: int | slice) -> Run | list[Run]:
+        if isinstance(job, slice):
+            return [self[at] for at in range(len(self))[job]]
         if not -len(self) <= job < len(self):
             raise IndexError(f"job {job}: this sweep has jobs 0 to {len(self) - 1}")
         return Run(self._stored, range(len(self))[job])
@@ -94,7 +102,11 @@ class Sweep:
             raise LoraExpError(f"{self.folder}: has no finished run")
         if len(first) > 1:
             tasks = "; ".join(one.task_label for one in first.values())
-            raise LoraExpError(f"{self.folder}: has no best run of several tasks, which are not compared: {tasks}")
+            own = {name: value for name, value in next(iter(first.values())).task.items() if name != "target"}
+            written = (repr(value) if isinstance(value, str) else setting_text(value) for value in own.values())
+            example = ", ".join(f"{name}={value}" for name, value in zip(own, written, strict=True))
+            why = f"has no best run of several tasks, which are not compared: {tasks}"
+            raise LoraExpError(f"{self.folder}: {why}; pass one, such as best({example})")
         [chosen] = first.values()
         return self[chosen.jobs[0]]
 

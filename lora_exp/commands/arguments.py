@@ -29,7 +29,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
     """Let a command take overrides. They may be anywhere among its arguments."""
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"overrides of settings, such as {example}")
+    about = f"overrides of settings, such as {example}"
+    # With a default argparse does not count them among what is required.
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=about)
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

@@ -132,6 +132,10 @@ def _is_under(key: str, names: Iterable[str]) -> bool:
 
 
 def _closed(given: str) -> str:
+    group = given.partition("=")[0]
+    if group in OPTIONS:
+        own = [f"{group}={option}" for option in OPTIONS[group]]
+        return f"{given}: must be {' or '.join(own)}{did_you_mean(closest(given, own))}"
     options = ", ".join(f"{group}={'|'.join(names)}" for group, names in OPTIONS.items())
     every = [*OPEN, *(f"{group}={name}" for group, names in OPTIONS.items() for name in names)]
     allowed = f"of Hydra's keys only these can: {', '.join(OPEN)}, {options}"

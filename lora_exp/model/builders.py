@@ -142,7 +142,7 @@ def give(module: nn.Module) -> str:
 
     kind = type(module).__name__
     if not isinstance(module, torch.nn.Module):
-        raise LoraExpError(f"module: must be a torch.nn.Module, and this is a {kind}")
+        raise LoraExpError(f"module: must be a torch.nn.Module, and its type is {kind}")
     if hasattr(module, "_orig_mod"):
         raise LoraExpError(
             "module: is compiled; give the module itself, module._orig_mod, to a session that compiles none"
