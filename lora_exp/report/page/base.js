@@ -10,7 +10,7 @@ const points = (difference) => {
   return Number(text) < 0 ? text : `+${text.replace("-", "")}`;
 };
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-const known = (values) => values.filter((value) => value !== null);
+const known = (values) => values.filter((value) => value !== null && value !== undefined);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const NARROW = 480; // pixels
