@@ -140,5 +140,5 @@ def test_the_glossary_explains_a_term_in_a_line_and_the_document_is_made_of_it(t
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert {"forgetting", "front", "rung", "pack", "recall", "replay", "setting", "moved threshold"} <= set(TERMS)
     assert list(TERMS) == sorted(TERMS, key=str.lower)
-    assert interpreter(tmp_path, "glossary", "Moved", "threshold").stdout.startswith("moved threshold    a constant")
+    assert interpreter(tmp_path, "glossary", "Moved", "threshold").stdout.startswith("moved threshold     a constant")
     assert (ROOT / "docs" / "glossary.md").read_text() == markdown(), "lora-exp glossary --markdown > docs/glossary.md"
