@@ -50,9 +50,8 @@ def report_pictures(browser: Browser, report: Path) -> None:
     for name, place, height in (("charts", "header", 1420), ("price", "#price", 1080), ("run", "#one", 1080)):
         page.set_viewport_size({"width": 1200, "height": height})
         page.locator(place).evaluate("element => element.scrollIntoView()")
-        for chart in page.locator(".chart:visible").all():
-            if chart.evaluate("element => element.getBoundingClientRect().top < innerHeight"):
-                chart.and_(page.locator("[data-drawn=true]")).wait_for()
+        page.wait_for_timeout(500)  # until the page has seen what is in sight
+        page.locator("body[data-drawn=true]").wait_for(state="attached")
         page.screenshot(path=PICTURES / f"report_{name}.png")
     page.close()
 

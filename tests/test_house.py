@@ -50,7 +50,8 @@ FACES = {
     "adapters": "plan pack adapted peft initialisation",
     "training": "laboratory executor base packing pack loop halving checkpoint probe",
     "executors": "choice",
-    "report": "write verdict terminal next_steps figures search_section document gained recommended sweep_figures tables",
+    "report": "write verdict terminal next_steps figures search_section document gained recommended sweep_figures "
+    "tables",
     "tracking": "connection recorder reader delivery registry",
     "sweeps": "job sweep search launcher recording application",
     "api": "listing run session sweep",
