@@ -6,7 +6,7 @@ compare, it is recommended only if no other has more of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,30 +93,31 @@ def recommendations(frame: pd.DataFrame) -> list[Recommendation]:
 
     `frame` comes from `read_sweep`. Without a finished run there is none.
     """
-    every = asked(distinct(frame))
-    runs = finished(every)
-    if runs.empty:
-        return []
-    names = varied(every)  # also where only runs of one value have a result, as after halving
-    task = task_names(names)
-    wide = [name for name in task if name != "target"]
-    found = []
-    for keys, group in _groups(runs, wide):
-        classes = sorted(set(group["target"]), key=target_order)
-        lost = having(every[~every["status"].isin(["finished", "stopped"])], keys)
-        if len(classes) > 1:
-            found.append(_best(keys, classes, group, names, lost))
-        of_class = {keys["target"]: (keys, own) for keys, own in _groups(group, ["target"])}
-        for name in classes:
-            own = keys | ({"target": name} if "target" in task else {})
-            found.append(_best(own, [name], of_class[name][1], names, having(lost, own)))
-    return found
+    return list(_each(frame))
 
 
 def representative(frame: pd.DataFrame) -> int | None:
     """The job to show in detail: a run of the first recommendation. None without a finished run."""
-    found = recommendations(frame)
-    return found[0].jobs[0] if found else None
+    return next((one.jobs[0] for one in _each(frame)), None)
+
+
+def _each(frame: pd.DataFrame) -> Iterator[Recommendation]:
+    every = asked(distinct(frame))
+    runs = finished(every)
+    if runs.empty:
+        return
+    names = varied(every)  # also where only runs of one value have a result, as after halving
+    task = task_names(names)
+    wide = [name for name in task if name != "target"]
+    for keys, group in _groups(runs, wide):
+        classes = sorted(set(group["target"]), key=target_order)
+        lost = having(every[~every["status"].isin(["finished", "stopped"])], keys)
+        if len(classes) > 1:
+            yield _best(keys, classes, group, names, lost)
+        of_class = {keys["target"]: (keys, own) for keys, own in _groups(group, ["target"])}
+        for name in classes:
+            own = keys | ({"target": name} if "target" in task else {})
+            yield _best(own, [name], of_class[name][1], names, having(lost, own))
 
 
 def _best(

@@ -57,8 +57,10 @@ def asked(frame: pd.DataFrame) -> pd.DataFrame:
 
     A stopped job's steps are those after which halving stopped it, and no setting.
     """
-    filled = frame.copy()
     without = ~frame["status"].isin(RESULTS)
+    if not without.any():
+        return frame
+    filled = frame.copy()
     filled["steps"] = filled["steps"].mask(without)
     given = {place: overrides_by_key(shlex.split(text)) for place, text in frame["overrides"].dropna().items()}
     for key in dict.fromkeys(key for own in given.values() for key in own):
