@@ -18,6 +18,7 @@ from hydra.test_utils.launcher_common_tests import (
     IntegrationTestSuite,
     LauncherTestSuite,
 )
+from hydra.version import _UNSPECIFIED_, VersionBase
 from places import QUICK, prepared
 
 from lora_exp.model.data import ImageData
@@ -25,6 +26,12 @@ from lora_exp.storage.sweep_folder import read_sweep
 
 # Some of the suites' applications state no version_base.
 pytestmark = pytest.mark.filterwarnings("ignore:Future Hydra versions will no longer change working directory")
+
+
+@pytest.fixture(autouse=True)
+def unspecified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suites' applications find no version_base that a test before them has set in this process."""
+    monkeypatch.setattr(VersionBase.instance(), "version_base", _UNSPECIFIED_)
 
 
 def test_hydra_finds_the_launcher_and_the_two_sweepers() -> None:

@@ -105,7 +105,7 @@ def test_the_verdict_of_one_run_is_its_numbers(tmp_path: Path) -> None:
     run = made.made_run(FEW, (2, 7))
     out = run[0].outcome
     line = verdict(read_sweep(made.write_sweep(tmp_path / "s", [run])).frame)
-    assert line.startswith("Class 2 and 7 at rank 4: ")
+    assert line.startswith("Classes 2 and 7 at rank 4: ")
     assert f"{100 * out.target_error_before:.2f} % -> {100 * out.target_error:.2f} %" in line
     assert f"{100 * out.other_error_before:.2f} % -> {100 * out.other_error:.2f} %" in line
 
