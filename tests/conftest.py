@@ -20,6 +20,7 @@ from lora_exp import numerics
 from lora_exp.adapters.plan import adapter_plan
 from lora_exp.config.images import MNIST
 from lora_exp.config.models import ModelSpec
+from lora_exp.config.settings import TrackingSettings
 from lora_exp.config.spec import AdapterSpec, BaseSpec, DataSpec, FinetuneSpec
 from lora_exp.model import data
 from lora_exp.model.architecture import Constants
@@ -35,6 +36,13 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="lora-exp-state-")
 SMALL = ModelSpec((96, 64))
 MakeJob = Callable[[AdapterSpec, FinetuneSpec], Job]
 TrainPack = Callable[[Sequence[Job]], FineTuned]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> TrackingSettings:
+    """The MLflow store of a file's tests, which takes seconds to make; each takes an experiment of its own."""
+    folder = tmp_path_factory.mktemp("tracking")
+    return TrackingSettings("sqlite", f"sqlite:///{folder}/mlflow.db", f"{folder}/artifacts")
 
 
 @pytest.fixture(scope="session")

@@ -120,13 +120,6 @@ def each_once(server: Server, place: Place) -> None:
     assert points == (1,) and inputs == (2 * len(names),)
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> TrackingSettings:
-    """A database, which takes seconds to make."""
-    folder = tmp_path_factory.mktemp("tracking")
-    return TrackingSettings("sqlite", f"sqlite:///{folder}/mlflow.db", f"{folder}/artifacts")
-
-
 @pytest.fixture
 def settings(database: TrackingSettings, request: pytest.FixtureRequest) -> TrackingSettings:
     """An experiment of the test's own."""

@@ -17,8 +17,9 @@ from lora_exp.storage.recommendation import recommendations, representative
 from lora_exp.storage.result import RunResult
 from lora_exp.storage.sweep_folder import Sweep, read_sweep
 from lora_exp.storage.table import pareto_front
+from lora_exp.storage.words import KEEP
 from lora_exp.tracking.facts import NOTE
-from lora_exp.tracking.summary import KEEP, ROWS, Links, metrics_of_sweep, tags_of_sweep
+from lora_exp.tracking.summary import ROWS, Links, metrics_of_sweep, tags_of_sweep
 
 LABELS = pictures_and_labels()[1]
 

@@ -22,17 +22,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:D
 PAGE = 100  # rows that MLflow's UI asks for
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> TrackingSettings:
-    """A store, which takes seconds to make."""
-    folder = tmp_path_factory.mktemp("store")
-    return TrackingSettings("sqlite", f"sqlite:///{folder}/mlflow.db", f"{folder}/artifacts")
-
-
 @pytest.fixture
-def recorder(store: TrackingSettings, request: pytest.FixtureRequest) -> Recorder:
+def recorder(database: TrackingSettings, request: pytest.FixtureRequest) -> Recorder:
     """A recorder on an experiment of the test's own."""
-    return Recorder.open(replace(store, experiment=request.node.name))
+    return Recorder.open(replace(database, experiment=request.node.name))
 
 
 def saved(recorder: Recorder, key: str) -> tuple[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from lora_exp.storage.sweep_file import FAILURE, SWEEP, read_about, read_failure
 log = logging.getLogger(__name__)
 
 STATUSES = ("finished", "diverged", "stopped", "failed", "missing")
-SOUND = re.compile(rb'"diverged_at": *null')
+HAS_ERRORS = re.compile(rb'"diverged_at": *null')
 
 
 def list_sweeps(folder: str | Path = "runs") -> pd.DataFrame:
@@ -53,7 +53,7 @@ def list_sweeps(folder: str | Path = "runs") -> pd.DataFrame:
 def _status(job: Path) -> str:
     """What became of a job, from the files in its folder."""
     try:
-        return "finished" if SOUND.search((job / RESULT).read_bytes()) else "diverged"
+        return "finished" if HAS_ERRORS.search((job / RESULT).read_bytes()) else "diverged"
     except OSError:
         pass
     if (job / FAILURE).is_file():

@@ -72,7 +72,7 @@ def sweep(module: nn.Module | Overrides | None = None, overrides: Overrides | No
 
 
 def _ran(flags: list[str], arguments: dict[str, Any], key: str) -> Path:
-    """Run the application and return the folder that it wrote to, which `key` names. That has what is said of failures.
+    """Run the application and return the folder that it wrote to, which `key` names. It holds the reasons of failures.
 
     Raises LoraExpError for what the application refuses.
     """

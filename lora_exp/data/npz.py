@@ -107,7 +107,7 @@ def _headers(file: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
 def _arrays(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
     import numpy as np
 
-    with np.load(file) as archive:  # which loads no objects unless it is told to
+    with np.load(file) as archive:  # which loads no objects by default
         return {name: archive[name] for name in names}
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lora_exp.measures.class_errors import ClassErrors
 from lora_exp.measures.intervals import MOST_VALUES, t_quantile
 from lora_exp.measures.paired import wilson
-from lora_exp.report import gained, recommended
+from lora_exp.report import gained
 from lora_exp.report.importance import importances
 from lora_exp.report.page_images import CHANGES, gallery, sprite
 from lora_exp.report.shown import folded, is_dark, shown_classes, shown_names, thumbnails
@@ -37,6 +37,7 @@ from lora_exp.storage.varied import (
     setting_text,
     varied,
 )
+from lora_exp.storage.words import KEEP
 
 FEW_RUNS = 100  # with more, the page holds less of each, so that it stays small and fast
 CURVE_POINTS = {True: 60, False: 25}  # of a loss curve, with few or many runs
@@ -138,7 +139,7 @@ def page_data(sweep: Sweep, pictures: NDArray[np.uint8], labels: NDArray[Any]) -
         "lost": _lost(sweep.frame, every),
         "fixed": fixed,  # settings of which only one value has a result
         "quantiles": [t_quantile(count) for count in range(2, MOST_VALUES + 1)],
-        "keep": recommended.KEEP,
+        "keep": KEEP,
         "importance": {
             name: {"explained": one.explained, "keys": [[heading(key), *own] for key, own in one.keys.items()]}
             for name, one in importances(sweep.frame, EXPLAINED).items()

@@ -11,6 +11,7 @@ from lora_exp.report.shown import short
 from lora_exp.report.tables import percent, points
 from lora_exp.storage.recommendation import Recommendation
 from lora_exp.storage.varied import NONE
+from lora_exp.storage.words import KEEP
 
 LONGEST = 60  # letters of a task
 CLOSE = 3  # labels listed of settings from which the same bases show no difference
@@ -23,7 +24,6 @@ OTHER_HALF = {
     "gained (points)": "gained, other half (points)",
     "price: forgetting (points)": "price: forgetting, other half (points)",
 }
-KEEP = "the base as it is"
 NOTE = (
     "A setting is chosen by the balanced accuracy that it gains on {chosen}, and reported on {judged}. {seeds}"
     "Balanced accuracy and recall before and after, and the comparison with a moved threshold, are of all test images. "

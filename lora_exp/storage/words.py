@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+KEEP = "the base as it is"  # what is recommended where no setting gains
 # Method and rank; the rank is None for a method without one.
 Kind = tuple[str, int | None]
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_exp.storage.words import KEEP
 from lora_exp.tracking.facts import ERRORS, NOTE, markdown_table, percent
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 # MLflow limits a description to 8,000 characters: rows of a table, characters of a name and of the command.
 ROWS, NAME_LIMIT, COMMAND_LIMIT = 12, 60, 1000
 JUDGED = ("elsewhere_gained", "elsewhere_forgetting")  # on images that took no part in the choice
-KEEP = "the base as it is"
 RECOMMENDED_HEADER = ["class", "use", "balanced accuracy before", "after", "gained (points)", "forgetting (points)"]
 FRONT_HEADER = ["run", "target error before", "after", "other classes before", "after", "forgetting (points)"]
 
