@@ -19,7 +19,8 @@ PACKAGE = ROOT / "lora_exp"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 PLUGINS = sorted((ROOT / "hydra_plugins").rglob("*.py"))
 
-# A package imports what stands before it. `report` and `tracking` read what is on disk, and neither knows the other.
+# A package imports what stands before it. `report` and `tracking` read what is on disk, and neither knows the other;
+# `contest` reads it too, and says what it found as a report does.
 ORDER = [
     "errors",
     "child",
@@ -37,11 +38,12 @@ ORDER = [
     "commands",
     "__main__",
 ]
-ASIDE = {name: ORDER[: ORDER.index("data")] for name in ("report", "tracking")}
+ON_DISK = ORDER[: ORDER.index("data")]
+ASIDE = {"report": ON_DISK, "tracking": ON_DISK, "contest": [*ON_DISK, "report"]}
 USERS_OF_ASIDE = ("sweeps", "api", "commands", "__main__")
 # What other packages may import of a package.
 FACES = {
-    "config": "fields images methods models spec settings compose names hydra_rules",
+    "config": "fields images methods models spec settings contest compose names hydra_rules",
     "measures": "class_errors intervals logits measured gains paired",
     "storage": "ownership recommendation result varied words table sweep_file sweep_folder store keys pruning promises "
     "provenance",
@@ -51,7 +53,8 @@ FACES = {
     "training": "laboratory executor base packing pack loop halving checkpoint probe",
     "executors": "choice",
     "report": "write verdict terminal next_steps figures search_section document gained recommended sweep_figures "
-    "tables",
+    "tables statistics",
+    "contest": "protocol space scores rounds verdict words page write next_steps",
     "tracking": "connection recorder reader delivery registry",
     "sweeps": "job sweep search launcher recording application",
     "api": "listing run session sweep",
@@ -65,10 +68,11 @@ KNOW = {
     "ray": "executors.ray executors.worker",
     "submitit": "executors.slurm",
     "omegaconf": "config.compose config.hydra_rules sweeps.job_configs sweeps.job sweeps.launcher sweeps.sweep "
-    "sweeps.search sweeps.application",
+    "sweeps.search sweeps.contest sweeps.contestants sweeps.application",
     "hydra": "config.compose config.hydra_rules config.names sweeps.job_configs sweeps.job sweeps.launcher "
-    "sweeps.sweep sweeps.search sweeps.search_space sweeps.application api.session",
-    "matplotlib": "report.figures report.sweep_figures report.claims.figure report.write api.shown api.run api.sweep",
+    "sweeps.sweep sweeps.search sweeps.search_space sweeps.contest sweeps.contestants sweeps.application api.session",
+    "matplotlib": "report.figures report.sweep_figures report.claims.figure report.write api.shown api.run api.sweep "
+    "contest.figures",
 }
 
 
@@ -110,7 +114,7 @@ def package_of(module: str) -> str:
     return module.partition(".")[0]
 
 
-def test_the_house_has_thirteen_packages_and_the_test_sees_all_of_them() -> None:
+def test_the_house_has_fourteen_packages_and_the_test_sees_all_of_them() -> None:
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(FACES)
     assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "child", "errors", "numerics"}
     assert 80 <= len(MODULES) <= 180

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=grid` runs every combination of the swept values, `hydra/sweeper=optuna` searches them in batches."""
+"""The sweepers: `grid` runs every combination of the swept values, `optuna` searches them, `contest` compares them."""
 
 # No `from __future__ import annotations`: Hydra's scanner executes this file without an entry in sys.modules, where
 # dataclasses would look names up.
@@ -22,13 +22,13 @@ class SweeperConf:
     params: dict[str, Any] = field(default_factory=dict)
 
 
-for name, target in {"grid": "GridSweeper", "optuna": "OptunaSweeper"}.items():
+for name, target in {"grid": "GridSweeper", "optuna": "OptunaSweeper", "contest": "ContestSweeper"}.items():
     node = SweeperConf(f"hydra_plugins.lora_exp_launcher.sweepers.{target}")
     ConfigStore.instance().store(group="hydra/sweeper", name=name, node=node, provider="lora_exp")
 
 
 class OwnSweeper(Sweeper):
-    """What both sweepers share; abstract, since Hydra registers every concrete sweeper that it finds in this file."""
+    """What the sweepers share; abstract, since Hydra registers every concrete sweeper that it finds in this file."""
 
     def __init__(self, params: dict[str, Any]) -> None:
         """Keep the swept values of the config."""
@@ -66,3 +66,13 @@ class OptunaSweeper(OwnSweeper):
         from lora_exp.sweeps.search import search
 
         return search(*self.given, self.overrides(arguments))
+
+
+class ContestSweeper(OwnSweeper):
+    """Compare the swept adapters, each tuned with the same effort."""
+
+    def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
+        """See `lora_exp.sweeps.contest.contest`."""
+        from lora_exp.sweeps.contest import contest
+
+        return contest(*self.given, self.overrides(arguments))

@@ -9,6 +9,7 @@
 - `register`: put a classifier into MLflow's model registry.
 - `report`: write a report again, or one report of several sweeps.
 - `reproduce`: make a run again and compare; `stored_run` reads what is stored of it, `differences` compares.
+- `contest`: compare adapters, each tuned with the same effort.
 - `resume`: go on with a sweep (`resume`), or record in MLflow what is missing there (`sync`).
 - `relocate`: put MLflow's database right after the working folder was moved.
 - `store`: list, verify or prune the store.
@@ -44,6 +45,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "ui": Command("ui", "compare runs in MLflow's pages"),
     "report": Command("report", "write a sweep's report again, or one report of several sweeps"),
+    "contest": Command("contest", "compare adapters fairly: each tuned as much, judged on other bases"),
     "resume": Command("resume", "go on with a sweep that was interrupted"),
     "reproduce": Command("reproduce", "make a run again, from scratch, and compare every number"),
     "export": Command("export", "write a run's adapter as a folder that PEFT loads"),

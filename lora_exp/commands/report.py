@@ -91,6 +91,7 @@ def write_again(sweep: Sweep, settings: Settings, out: Path | None = None) -> Pa
     import numpy as np
 
     from lora_exp.data.prepared import prepare, test_pictures
+    from lora_exp.contest.write import write_with_verdict
     from lora_exp.report.write import judged_claim, write_report
 
     out = out or settings.report.place(sweep.name)
@@ -103,4 +104,7 @@ def write_again(sweep: Sweep, settings: Settings, out: Path | None = None) -> Pa
             pictures, labels = test_pictures(prepare(first.spec.data, places))
         except LoraExpError as error:
             log.warning("%s; so the report shows no pictures", error)
+    if sweep.contest is not None:
+        write_with_verdict(sweep, out.absolute(), pictures, labels)
+        return out.absolute()
     return write_report(sweep, out.absolute(), pictures, labels, judged_claim(sweep, settings.report.claim))

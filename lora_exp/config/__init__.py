@@ -8,6 +8,7 @@ In reading order:
 - `models`: the kinds of classifiers, and the keys that each kind uses
 - `weights`: a file of trained weights, checked and hashed
 - `spec`: everything that determines the numbers of a run, as frozen dataclasses
+- `contest`: what a contest holds equal and how it judges
 - `settings`: where a run is computed and recorded, which changes no number
 - `names`: the names of groups and keys, and what a mistyped one may mean
 - `compose`: Hydra and OmegaConf to spec and settings, and their errors to one line

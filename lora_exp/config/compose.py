@@ -286,7 +286,7 @@ def _omega_default(default: Any) -> Any:
 
 def _omega_type(key: str, hint: Any) -> Any:
     """The type of a key for OmegaConf: lists for tuples; Any where several types are allowed, which the spec checks."""
-    if key in ("target", "classes", "alpha", "size", "validation") or key.endswith("_pattern"):
+    if key in ("target", "classes", "alpha", "size", "validation", "rates", "space") or key.endswith("_pattern"):
         return Any
     if typing.get_origin(hint) is tuple:
         return list[typing.get_args(hint)[0]]  # type: ignore[misc]

@@ -33,6 +33,7 @@ OPTIONS = {
     "hydra/sweeper": {
         "grid": "every combination of the values",
         "optuna": "a search, as the keys of search say",
+        "contest": "a contest, as the keys of contest say; lora-exp contest chooses it",
     },
     "hydra/launcher": {
         "packed": "jobs train in packs",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_exp.config.contest import ContestSettings
 from lora_exp.config.fields import allow, flag, integer, is_int, is_name, is_number, is_text, one_of, optional, positive
 from lora_exp.config.spec import KNOWN_SETS, NOT_SPEC, checked
 from lora_exp.errors import LoraExpError
@@ -185,6 +186,7 @@ class Settings:
     sweep: SweepSettings
     halving: HalvingSettings
     search: SearchSettings
+    contest: ContestSettings
     executor: ExecutorSettings
     data: DataFolder
     base: BaseFile

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lora_exp.config.models import MODULE
@@ -19,10 +19,7 @@ LEAST, MOST = 5, 20  # bases to propose
 
 
 def next_text(sweep: Sweep, width: int = WIDTH) -> str:
-    """The commands that a reader of the table may want next, with their purposes.
-
-    A purpose that does not fit on the line of its command stands above it.
-    """
+    """The commands that a reader of the table may want next, with their purposes."""
     steps = [("lora-exp ui", "compare the runs in MLflow")]
     found = recommendations(sweep.frame)
     job = chosen_job(sweep, found)
@@ -33,7 +30,12 @@ def next_text(sweep: Sweep, width: int = WIDTH) -> str:
         steps.append((f"lora-exp reproduce {folder}", f"repeat {what} from scratch"))
         it = "it" if is_shown else "the recommended setting"
         steps += _over_bases(sweep, found[0], it)
-    lines = []
+    return steps_text(steps, width)
+
+
+def steps_text(steps: Iterable[tuple[str, str]], width: int = WIDTH) -> str:
+    """Commands and their purposes; a purpose that does not fit on the line of its command stands above it."""
+    lines: list[str] = []
     for command, purpose in steps:
         whole = f"{command}  # {purpose}"
         lines += [whole] if len(whole) + 9 <= max(width, WIDTH) else [f"# {purpose}", command]

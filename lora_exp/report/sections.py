@@ -33,6 +33,10 @@ from lora_exp.storage.words import kind_label
 
 # Provenance that other sections show.
 SHOWN_ELSEWHERE = ("overrides", "config", "started")
+CONTEST = (
+    "This sweep is a contest: its verdict is in contest.html. This page shows its runs, those by which the rates were "
+    "chosen together with those that were judged, so what it recommends is not that verdict."
+)
 SIZE_COLUMNS = 8  # of the model table; more methods and ranks are thinned to these
 STATUSES = ("finished", "stopped", "diverged", "failed", "missing")
 VARIANTS = 10  # values listed of a setting or fact in which the runs differ
@@ -63,7 +67,8 @@ def head(sweep: Sweep) -> Section:
     jobs = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     started = f" Started {sweep.started}." if sweep.started else ""
     count = f"{len(sweep.frame)} job{'s' if len(sweep.frame) > 1 else ''}"
-    return Section("", [f"{count}: {jobs}.{started}", Listing([sweep.command])])
+    contest = [] if sweep.contest is None else [CONTEST]
+    return Section("", [f"{count}: {jobs}.{started}", *contest, Listing([sweep.command])])
 
 
 def recommendation_section(frame: pd.DataFrame) -> Section:

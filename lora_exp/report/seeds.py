@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lora_exp.report.statistics import CHANCE, Interval, interval
+from lora_exp.report.statistics import CHANCE, Interval, holm, interval
 from lora_exp.report.tables import points
 from lora_exp.storage.table import finished
 from lora_exp.storage.varied import SEEDS, asked, distinct, having, label, varied
@@ -187,7 +187,7 @@ def _against_contestants(settings: Sequence[Setting], groups: Sequence[pd.DataFr
     if not tested:
         return list(settings)
     chances = np.array([_chances(values[at].to_numpy(dtype=float)) for at in tested])
-    corrected = _holm(chances)
+    corrected = holm(chances)
     found = list(settings)
     for at, own in zip(tested, corrected, strict=True):
         found[at] = replace(settings[at], chances=dict(zip(columns, own.tolist(), strict=True)))
@@ -211,7 +211,7 @@ def _rankings(settings: Sequence[Setting], means: pd.DataFrame) -> tuple[Ranking
 
     values = means.to_numpy(dtype=float).reshape(len(means), len(settings), len(TESTED))
     pairs = np.array(list(combinations(range(len(settings)), 2)))
-    corrected = _holm(_chances(values[:, pairs[:, 0]] - values[:, pairs[:, 1]]))  # of [seeds, pairs, measures]
+    corrected = holm(_chances(values[:, pairs[:, 0]] - values[:, pairs[:, 1]]))  # of [seeds, pairs, measures]
     rankings = []
     for measure, (name, more) in enumerate(TESTED.items()):
         order = values[:, :, measure].mean(axis=0) * (-1 if more else 1)
@@ -236,14 +236,6 @@ def _chances(differences: NDArray[Any]) -> NDArray[Any]:
     if varies.any():
         chances[varies] = ttest_1samp(differences[:, varies], 0.0).pvalue
     return chances
-
-
-def _holm(chances: NDArray[Any]) -> NDArray[Any]:
-    """Correct p values for their number, in their shape."""
-    from statsmodels.stats.multitest import multipletests
-
-    corrected: NDArray[Any] = multipletests(chances.ravel(), method="holm")[1].reshape(chances.shape)
-    return corrected
 
 
 def _few(labels: Sequence[str], most: int = 6) -> str:

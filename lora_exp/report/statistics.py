@@ -11,6 +11,10 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 PASS, FAIL, UNDECIDED = "pass", "fail", "undecided"
 CHANCE = 0.05  # of a wrong decision; a single comparison has a 95 % interval
@@ -94,17 +98,26 @@ def interval(values: Sequence[float], confidence: float = 1 - CHANCE) -> Interva
     return _mean_test(values, 0.0, confidence)[1]
 
 
-def power(effect: float, deviation: float, seeds: int) -> float:
-    """The chance that a 95 % t interval of `seeds` differences excludes a margin that is `effect` from their mean.
+def power(effect: float, deviation: float, seeds: int, chance: float = CHANCE) -> float:
+    """The chance that a t test of `seeds` differences, at level `chance`, excludes a margin `effect` from their mean.
 
-    `deviation` is the standard deviation of the differences.
+    `deviation` is the standard deviation of the differences. (At 5 % the test is whether a 95 % interval does.)
     """
-    from scipy.stats import nct, t
+    from scipy.special import stdtrit
+    from scipy.stats import nct
 
     if deviation == 0:
         return 1.0
-    limit = float(t.ppf(1 - CHANCE / 2, seeds - 1))
+    limit = float(stdtrit(seeds - 1, 1 - chance / 2))
     return float(nct.sf(limit, seeds - 1, abs(effect) / deviation * math.sqrt(seeds)))
+
+
+def holm(chances: NDArray[Any]) -> NDArray[Any]:
+    """Correct p values for their number, in their shape (Holm's procedure)."""
+    from statsmodels.stats.multitest import multipletests
+
+    corrected: NDArray[Any] = multipletests(chances.ravel(), method="holm")[1].reshape(chances.shape)
+    return corrected
 
 
 def in_unit(value: float, unit: str, signed: bool = True) -> str:

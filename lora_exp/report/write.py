@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,17 @@ from lora_exp.storage.varied import heading, setting_names, varied
 
 
 def write_report(
-    sweep: Sweep, out: Path, pictures: NDArray[np.uint8], labels: NDArray[Any], claim: Verdict | None = None
+    sweep: Sweep,
+    out: Path,
+    pictures: NDArray[np.uint8],
+    labels: NDArray[Any],
+    claim: Verdict | None = None,
+    beside: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `summary.csv`, `summary.parquet`, `report.md`, `report.html` and `figures/*.png` into `out`; return it.
 
     `pictures` (uint8 [N, 28, 28]) and `labels` [N] are the test images of the evaluation; `claim` comes from
-    `judged_claim`. In the summaries `folder` is relative to the sweep's folder. The report is written whole or not at
+    `judged_claim`, and `beside` writes further files. In the summaries `folder` is relative to the sweep's folder. The report is written whole or not at
     all, and replaces an older one. Raises LoraExpError when `out` holds something else.
     """
     check_report_place(out)
@@ -55,6 +60,8 @@ def write_report(
         if claim is not None and claim.answers:
             figures.save(claim_figure(claim), fresh / "figures" / CLAIM_FIGURE)
         _write_pages(sweep, claim, drawn, page_data(sweep, pictures, labels), fresh)
+        if beside is not None:
+            beside(fresh)
         if out.exists():
             out.replace(old)
         fresh.replace(out)

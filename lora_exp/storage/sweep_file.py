@@ -29,6 +29,7 @@ from lora_exp.storage.ownership import signature
 from lora_exp.storage.schema import conform, parsed
 
 SWEEP, FAILURE, LOCK = "sweep.json", "failure.json", "sweep.lock"
+VERDICT = "verdict.md"  # of a contest, in a few sentences
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,27 @@ def begin_sweep(
     jobs: Sequence[Sequence[str]],
     search: Mapping[str, Any] | None = None,
     presets: Sequence[str] = (),
+    contest: str | None = None,
 ) -> dict[str, Any]:
     """Write `sweep.json`, unless it exists, with the command, its folder and each job's overrides; return its content.
 
     `presets` is the argument that names a folder of one's own presets, which every job needs. What `sweep.json` says
-    of an earlier end is removed, and so are the half-written files of killed processes. A search begins without jobs;
-    `search` holds its settings. It may go on with more trials than it had.
-    Raises LoraExpError when the folder holds a sweep of other jobs, or another search.
+    of an earlier end is removed, and so are the half-written files of killed processes. A search and a contest begin
+    without jobs; `search` holds the settings of a search, which may go on with more trials than it had, and `contest`
+    the hash of a contest's protocol.
+    Raises LoraExpError when the folder holds a sweep of other jobs, or another search or contest.
     """
     path, planned = folder / SWEEP, [list(overrides) for overrides in jobs]
     remove_half_written(folder)
     if path.exists():
         about = read_about(folder)
-        if about["jobs"][: len(planned)] != planned or not _is_same_search(about.get("search"), search):
+        if about.get("contest") != contest and None not in (about.get("contest"), contest):
+            raise LoraExpError(
+                f"hydra.sweep.dir={folder}: holds a contest with another protocol, which is another contest; choose "
+                "another folder"
+            )
+        is_same = about.get("contest") == contest and _is_same_search(about.get("search"), search)
+        if about["jobs"][: len(planned)] != planned or not is_same:
             raise LoraExpError(f"hydra.sweep.dir={folder}: holds another sweep, of other jobs; choose another folder")
         if search is None:
             return note(folder, ended=None)
@@ -99,7 +108,7 @@ def begin_sweep(
         return note(folder, ended=None, search={**search, "trials": trials})
     about = {
         "name": name,
-        "command": shlex.join(["lora-exp", *sys.argv[1:]]),
+        "command": shlex.join(["lora-exp", *(sys.argv[1:] if contest is None else _of_contest(sys.argv[1:]))]),
         "arguments": sys.argv[1:],
         "directory": str(Path.cwd()),
         "place": _place(folder),
@@ -109,6 +118,7 @@ def begin_sweep(
         "jobs": planned,
         "presets": list(presets),
         **({} if search is None else {"search": dict(search)}),
+        **({} if contest is None else {"contest": contest}),
     }
     about |= {"signature": signature(about)}
     write_json(path, about)
@@ -137,6 +147,11 @@ def alone_in(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         yield
+
+
+def _of_contest(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a contest as a user types them, instead of as the application gets them."""
+    return ["contest", *(one for one in arguments if one not in ("-m", "--multirun", "hydra/sweeper=contest"))]
 
 
 def _is_same_search(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:

@@ -31,7 +31,8 @@ class Sweep:
     """A sweep, read from disk.
 
     `results` are by job, those of diverged runs included; `stopped` holds, by job, why halving stopped it. `search`
-    holds the settings of a search (sampler, seed, batch, trials, objectives, space); None for a grid.
+    holds the settings of a search (sampler, seed, batch, trials, objectives, space); None for a grid. `contest` is the
+    SHA-256 of the protocol of a contest; None for another sweep.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Sweep:
     results: dict[int, RunResult]
     stopped: dict[int, Stopped] = field(default_factory=dict)
     search: dict[str, Any] | None = None
+    contest: str | None = None
 
     def logits(self, job: int) -> Logits:
         """Read the logits of job `job` for the test images. Raises ValueError when its file is absent or damaged."""
@@ -93,6 +95,7 @@ def read_sweep(folder: str | Path) -> Sweep:
         results=results,
         stopped=stopped,
         search=about.get("search"),
+        contest=about.get("contest"),
     )
 
 

@@ -14,5 +14,7 @@ In reading order:
 - `search`: a search instead of a grid, batch by batch
 - `search_space`: Hydra's sweep syntax as the dimensions of a search
 - `samplers`: which values the next trial gets
+- `contestants`: from overrides to the protocol of a contest
+- `contest`: its rounds, run as jobs of one sweep
 - `study`: the trials, kept in the file `study.db`
 """

@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 
@@ -19,25 +20,51 @@ from lora_exp.training.pack import PlannedJob, frozen_cut, plan_jobs
 TRIAL_BATCHES, TRIALS = 25, 3
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What jobs would take: how many there are, are different, and are not in the store yet; a line for each base and
+    pack; the seconds in all, and the bytes of the packs that train at a time."""
+
+    jobs: int
+    different: int
+    missing: int
+    lines: list[str]
+    seconds: float
+    memory: float
+
+    @property
+    def counts(self) -> str:
+        """`40 jobs: 10 in the store already, 30 to run`."""
+        text = f"{self.jobs:,} jobs: {self.different - self.missing:,} in the store already, {self.missing:,} to run"
+        duplicates = self.jobs - self.different
+        return f"{text}, {duplicates:,} duplicates" if duplicates else text
+
+
 def plan_text(laboratory: Laboratory, specs: Sequence[RunSpec]) -> str:
-    """Return the plan as lines of text. Times are extrapolated from measurements that take about a second."""
+    """The plan of these jobs as lines of text."""
+    plan = planned(laboratory, specs)
+    expected = f"expected time: about {duration(plan.seconds)}, with {laboratory.executor.workers} packs at a time"
+    return "\n".join([plan.counts, *plan.lines, expected])
+
+
+def planned(laboratory: Laboratory, specs: Sequence[RunSpec]) -> Plan:
+    """What these jobs would take. Times are extrapolated from measurements that take about a second."""
     unique = list(dict.fromkeys(specs))
     missing = [spec for spec in unique if not laboratory.store.has("results", laboratory.result_key(spec))]
-    lines = [f"{len(specs)} jobs: {len(unique) - len(missing)} in the store already, {len(missing)} to run"]
-    if len(unique) < len(specs):
-        lines[0] += f", {len(specs) - len(unique)} duplicates"
     rate = _product_rate(laboratory) if missing else 1.0
-    total = 0.0
+    lines: list[str] = []
+    total, packs = 0.0, [0.0]
     by_base: dict[str, list[RunSpec]] = {}
     for spec in missing:
         by_base.setdefault(spec.base_spec_key, []).append(spec)
     base_seconds = functools.cache(functools.partial(_base_seconds, laboratory))
     for jobs in by_base.values():
-        seconds, more = _base_lines(laboratory, jobs, rate, base_seconds)
+        seconds, more, memory = _base_lines(laboratory, jobs, rate, base_seconds)
         total += seconds
         lines += more
-    lines.append(f"expected time: about {_duration(total)}, with {laboratory.executor.workers} packs at a time")
-    return "\n".join(lines)
+        packs += memory
+    at_a_time = sum(sorted(packs)[-laboratory.executor.workers :])
+    return Plan(len(specs), len(unique), len(missing), lines, total, at_a_time)
 
 
 def _base_lines(
@@ -45,40 +72,41 @@ def _base_lines(
     jobs: list[RunSpec],
     rate: float,
     base_seconds: Callable[[ModelSpec, DataSpec, BaseSpec], float],
-) -> tuple[float, list[str]]:
-    """The expected seconds for one base and its jobs, and a line for the base and for each pack."""
+) -> tuple[float, list[str], list[float]]:
+    """The expected seconds for one base and its jobs, a line for the base and for each pack, and each pack's bytes."""
     first = jobs[0]
     total, state = 0.0, "in the store already"
     if not laboratory.store.has("bases", laboratory.base_key(first)):
         # Bases that differ in seed or learning rate take equally long, so they are measured once.
         alike = BaseSpec(batch_size=first.base.batch_size, classes=first.base.classes)
         total = first.base.epochs * base_seconds(first.model, first.data, alike) if first.base.epochs else 0.0
-        state = f"to be trained, about {_duration(total)}" if first.base.epochs else "from its file of weights"
-    planned = plan_jobs(jobs, laboratory.data(first.data))
+        state = f"to be trained, about {duration(total)}" if first.base.epochs else "from its file of weights"
+    own = plan_jobs(jobs, laboratory.data(first.data))
     facts = laboratory.data(first.data).facts
     layers = "-".join(filter(None, (str(facts.pixels), first.model.label, str(len(facts.classes)))))
-    lines = [f"base {layers} on {first.data.name}, seed {first.base.seed}: {state}", *_kept_line(laboratory, planned)]
-    for number, pack in enumerate(laboratory.packs(jobs, planned), 1):
-        sizes = [planned[spec].size for spec in pack]
+    lines = [f"base {layers} on {first.data.name}, seed {first.base.seed}: {state}", *_kept_line(laboratory, own)]
+    memories: list[float] = []
+    for number, pack in enumerate(laboratory.packs(jobs, own), 1):
+        sizes = [own[spec].size for spec in pack]
         methods = ", ".join(sorted({spec.adapter.method for spec in pack}))
         ranks, steps = [spec.adapter.rank for spec in pack], [size.steps for size in sizes]
         seconds = sum(size.cost for size in sizes) / rate
         total += seconds / laboratory.executor.workers
-        memory = sum(size.memory for size in sizes) / 2**20
+        memories.append(sum(size.memory for size in sizes))
         lines.append(
             f"  pack {number}: {len(pack)} jobs, {methods}, {_range('rank', ranks)}, {_range('steps', steps)}, "
-            f"{memory:,.0f} MiB, about {_duration(seconds)}"
+            f"{memories[-1] / 2**20:,.0f} MiB, about {duration(seconds)}"
         )
-    return total, lines
+    return total, lines, memories
 
 
-def _kept_line(laboratory: Laboratory, planned: Mapping[RunSpec, PlannedJob]) -> list[str]:
+def _kept_line(laboratory: Laboratory, jobs: Mapping[RunSpec, PlannedJob]) -> list[str]:
     """What is kept of the frozen part of the base, and how large packs are that keep a core busy."""
-    first = next(iter(planned))
+    first = next(iter(jobs))
     data = laboratory.data(first.data)
     form = network(first.model, data.facts)
-    cut = frozen_cut(BaseModel(form, form.initial(0)), data, planned, laboratory.executor.memory or None)
-    sizes = sorted({(job.size.full_pack, job.size.rows) for job in planned.values()})
+    cut = frozen_cut(BaseModel(form, form.initial(0)), data, jobs, laboratory.executor.memory or None)
+    sizes = sorted({(job.size.full_pack, job.size.rows) for job in jobs.values()})
     packs = ", ".join(f"of up to {full} jobs ({rows} rows a job and product)" for full, rows in sizes)
     images = sum(len(split.labels) for split in (data.train, data.validation, data.test) if split is not None)
     kept = (
@@ -129,5 +157,6 @@ def _range(name: str, values: Sequence[int]) -> str:
     return f"{name} {low}" if low == high else f"{name} {low} to {high}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`4.2 s`, `90 s` or `12 min`."""
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -10,7 +10,10 @@ import importlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_exp.storage.sweep_folder import Sweep
 
 
 class Tracking:
@@ -98,6 +101,8 @@ class Reports:
         from lora_exp.storage.sweep_folder import read_sweep
 
         done = read_sweep(Path(sweep))
+        if done.contest is not None:
+            return _contest_text(done, Path(out), *_test_pictures(data, places), terminal=terminal, width=width)
         judged = write.judged_claim(done, claim)
         write.write_report(done, Path(out), *_test_pictures(data, places), judged)
         sentences = [verdict(done.frame)]
@@ -113,6 +118,19 @@ class Reports:
             next_text(done, width),
         ]
         return "".join(parts)
+
+
+def _contest_text(done: Sweep, out: Path, pictures: Any, labels: Any, terminal: bool, width: int) -> str:
+    """Write the verdict of a contest with the report of its runs; return what to print of it."""
+    from lora_exp.contest.next_steps import next_steps
+    from lora_exp.contest.page import PAGE
+    from lora_exp.contest.words import terminal_text
+    from lora_exp.contest.write import write_with_verdict
+    from lora_exp.report.next_steps import steps_text
+
+    verdict = write_with_verdict(done, out, pictures, labels)
+    places = f"verdict  {out / PAGE}\nreport   {out / 'report.html'}\nruns     {done.folder}\n"
+    return terminal_text(verdict, terminal, width) + "\n" + places + steps_text(next_steps(verdict), width)
 
 
 def _job_folders(sweep: Path) -> list[Path]:

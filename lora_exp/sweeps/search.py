@@ -56,7 +56,7 @@ def search(context: HydraContext, config: DictConfig, launcher: Launcher, given:
     chosen = configs.read([*probes[0], *(one.input_line or "" for one in own)])[1].search
     check_sampler(chosen, space)
     laboratory = open_laboratory(settings)
-    _check_validation(laboratory, specs[0].data)
+    check_validation(laboratory, specs[0].data, "a search")
     folder = Path(str(config.hydra.sweep.dir))
     chosen = _resolved(chosen, space, laboratory.threads, folder)
     if settings.sweep.plan:
@@ -130,11 +130,11 @@ def _resolved(chosen: SearchSettings, space: Space, threads: int, folder: Path) 
     return dataclasses.replace(chosen, trials=trials, batch=batch)
 
 
-def _check_validation(laboratory: Laboratory, data: DataSpec) -> None:
-    """Raise LoraExpError when a class has no validation images, on which a search compares errors."""
+def check_validation(laboratory: Laboratory, data: DataSpec, what: str) -> None:
+    """Raise LoraExpError when a class has no validation images, on which a search, or a contest, compares errors."""
     held = laboratory.data(data).validation
     if held is None or len(set(held.labels.tolist())) < len(held.images.facts.classes):
-        reason = "since a search compares errors on validation images, never on the test set"
+        reason = f"since {what} compares errors on validation images, never on the test set"
         raise LoraExpError(
             f"data.validation={data.validation}: must be enough for images of all classes, such as 5000, {reason}"
         )

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_exp.config.compose import is_run_config, one_line_errors, presets_of
 from lora_exp.config.spec import RunSpec
+from lora_exp.contest.protocol import Protocol, state
 from lora_exp.errors import JobsFailed, LoraExpError
 from lora_exp.storage.pruning import kept_within
 from lora_exp.storage.sweep_file import (
@@ -110,13 +111,14 @@ def open_sweep(
     first: RunSpec,
     settings: Settings,
     search: Mapping[str, Any] | None = None,
+    contest: Protocol | None = None,
 ) -> Iterator[None]:
     """A block in which a sweep runs in its folder; its report is written when the block ends.
 
-    `jobs` are the overrides of each job. A search adds its jobs later, and describes itself in `search`. After an
-    interrupt no report is written, so that the process ends at once; the command to resume is printed instead.
-    Raises LoraExpError when the folder holds another sweep, when another process works on it, or when the report can't
-    be written where it should be.
+    `jobs` are the overrides of each job. A search and a contest add their jobs later; a search describes itself in
+    `search`, and the protocol of a contest is stated in the folder. After an interrupt no report is written, so that
+    the process ends at once; the command to resume is printed instead. Raises LoraExpError when the folder holds
+    another sweep, when another process works on it, or when the report can't be written where it should be.
     """
     folder = Path(str(config.hydra.sweep.dir))
     if Path.cwd().is_relative_to(folder.resolve()):
@@ -126,7 +128,9 @@ def open_sweep(
     with alone_in(folder), kept_within(open_laboratory(settings).store, settings.store.limit):
         write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(config).encode())
         is_resumed = (folder / SWEEP).exists()
-        begin_sweep(folder, name, jobs, search, presets_of(config.hydra))
+        begin_sweep(folder, name, jobs, search, presets_of(config.hydra), None if contest is None else contest.sha256)
+        if contest is not None:
+            state(contest, folder)
         recording().begin(folder, is_resumed)
         try:
             yield

@@ -87,8 +87,9 @@ class Delivery:
         """Create the parent run, or find it by its ticket."""
         ticket = Ticket(about["ticket"], now(), is_retry=bool(about.get("parent_asked")))
         note(folder, parent_asked=True)
-        # A search has no jobs yet when its parent is opened.
-        parameters = {"jobs": str(about.get("search", {}).get("trials") or len(about["jobs"]))}
+        # A search has no jobs yet when its parent is opened, and how many a contest will have nobody knows.
+        jobs = about.get("search", {}).get("trials") or len(about["jobs"])
+        parameters = {"contest": about["contest"]} if "contest" in about else {"jobs": str(jobs)}
         if words := varied_words(varied_keys(about)):
             parameters["varied"] = words
         parent = None

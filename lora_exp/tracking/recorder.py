@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # MLflow's limits, in characters.
 NAME_LIMIT, PARAMETER_LIMIT, TAG_LIMIT = 250, 6000, 8000
 ACTIVE, DELETED = "active", "deleted"  # MLflow's lifecycle stages
-REPORT_PAGES = ("report.html", "report.md")
+REPORT_PAGES = ("contest.html", "report.html", "report.md")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Recorder:
                 if sweep is not None:
                     from lora_exp.storage.recommendation import recommendations
 
-                    found = recommendations(sweep.frame)
+                    # A contest has a verdict, and recommends nothing by the runs that led to it.
+                    found = [] if sweep.contest else recommendations(sweep.frame)
                     points = summary.metrics_of_sweep(sweep.frame, found).items()
                     tags = summary.tags_of_sweep(sweep, found, self._links(parent, runs, report), runs)
                     self.client.log_batch(

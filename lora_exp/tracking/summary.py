@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import textwrap
@@ -9,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_exp.storage.sweep_file import VERDICT
 from lora_exp.storage.words import KEEP
 from lora_exp.tracking.facts import ERRORS, NOTE, markdown_table, percent
 
@@ -45,9 +47,8 @@ def metrics_of_sweep(frame: pd.DataFrame, found: Sequence[Recommendation]) -> di
     runs = finished(frame)
     if runs.empty:
         return numbers
-    first = found[0]
     for name, of in zip(("recommended_gain", "recommended_forgetting"), JUDGED, strict=True):
-        numbers[name] = first.means[of] if first.is_gain else 0.0
+        numbers |= {name: one.means[of] if one.is_gain else 0.0 for one in found[:1]}
     columns = {name: runs[name] for name in (*ERRORS, *(f"{name}_before" for name in ERRORS), "forgetting")}
     numbers |= {f"mean_{name}": float(values.mean()) for name, values in columns.items()}
     for name in ("balanced_accuracy_gained", "beyond_shift"):
@@ -71,7 +72,7 @@ def tags_of_sweep(
 
 
 def _description(sweep: Sweep, found: Sequence[Recommendation], links: Links) -> str:
-    """The sweep in Markdown: the jobs by status, the recommendation, the Pareto fronts, and the command.
+    """The sweep in Markdown: the jobs by status, the recommendation, or the verdict of a contest, and the command.
 
     The links come first, because MLflow folds all but the first lines of a description.
     """
@@ -83,6 +84,9 @@ def _description(sweep: Sweep, found: Sequence[Recommendation], links: Links) ->
     if links.report is not None:
         pages += f", [its report]({links.report})"
     parts = [f"{len(frame)} job{'s' if len(frame) > 1 else ''}: {counts}. {pages}."]
+    if sweep.contest is not None:
+        with contextlib.suppress(OSError):
+            parts.append((sweep.folder / VERDICT).read_text(encoding="utf-8").strip())
     if found:
         front = pareto_front(frame)
         parts.append(_sentence(found[0], links))

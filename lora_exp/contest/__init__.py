@@ -1,0 +1,16 @@
+"""A contest: methods compared after each was tuned with the same effort, by a protocol that was stated before.
+
+It knows what is on disk; `sweeps.contest` runs it. In reading order:
+
+- `protocol`: what is stated before anything runs, the file `contest.yaml` and its hash
+- `space`: the points that an arm tries, and those that it tries next
+- `scores`: what a run scored, and by which arm, point, base and target
+- `rounds`: which jobs follow from the protocol and from the results so far
+- `comparison`: paired differences over bases: tests, equivalence, power
+- `verdict`: all that a contest found
+- `words`: the verdict in sentences and tables, and on the terminal
+- `next_steps`: what it proposes at its end
+- `figures`: the forest plot and the rate curves
+- `page`: the page, the Markdown and the LaTeX table
+- `write`: all of it, beside the report of its runs
+"""

@@ -1,0 +1,85 @@
+"""The main table of a verdict for LaTeX; it needs the package booktabs."""
+
+from __future__ import annotations
+
+from lora_exp.contest.comparison import BETTER, NOT_TUNED, OPEN, WITHIN, WORSE, Comparison
+from lora_exp.contest.verdict import Verdict
+from lora_exp.contest.words import LOST, MEASURES, count, difference, outcome_of, percent, rate
+from lora_exp.report.statistics import CHANCE
+
+SPECIAL = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"},
+    **{">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "–": "--"},
+}
+# What stands at a difference, by its outcome, and what the caption says of it.
+SIGNS = {
+    BETTER: (r"$^{+}$", "better"),
+    WORSE: (r"$^{-}$", "worse"),
+    WITHIN: (r"$^{\approx}$", "within the margin (TOST)"),
+    OPEN: (r"$^{\circ}$", "no difference shown"),
+    NOT_TUNED: (r"$^{\ast}$", "not tuned"),
+    LOST: (r"$^{\dagger}$", "runs lost"),
+}
+
+
+def latex_table(verdict: Verdict) -> str:
+    """A `table` environment with a row an arm; its caption states n, margin, correction and the protocol's hash."""
+    heads = " & ".join(rf"minus {escaped(opponent)}" for opponent in verdict.opponents)
+    rows = [
+        " & ".join(
+            [
+                escaped(one.arm.name),
+                escaped(rate(one)),
+                escaped(percent(one.measure.mean)),
+                *(_cell(one.against(opponent)) for opponent in verdict.opponents),
+            ]
+        )
+        for one in verdict.standings
+    ]
+    lines = [
+        r"% Needs \usepackage{booktabs}.",
+        r"\begin{table}",
+        r"\centering\small\setlength{\tabcolsep}{4pt}",
+        rf"\caption{{{_caption(verdict)}}}",
+        r"\label{tab:contest}",
+        rf"\begin{{tabular}}{{@{{}}lrr{'l' * len(verdict.opponents)}@{{}}}}",
+        r"\toprule",
+        rf"arm & best rate & {escaped(MEASURES[verdict.protocol.measure])} (\%) & {heads} \\",
+        r"\midrule",
+        *(rf"{row} \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    """A text as LaTeX has to be given it."""
+    return "".join(SPECIAL.get(letter, letter) for letter in text)
+
+
+def _cell(one: Comparison | None) -> str:
+    """`$-1.20$ [$-1.42$, $-0.98$]$^{+}$`."""
+    if one is None or not one.differences:
+        return "--"
+    sign, _ = SIGNS.get(outcome_of(one), ("", ""))
+    mean, low, high = (f"${difference(value)}$" for value in (one.interval.mean, one.interval.low, one.interval.high))
+    return rf"{mean} [{low}, {high}]{sign}" if one.is_tested else mean
+
+
+def _caption(verdict: Verdict) -> str:
+    protocol = verdict.protocol
+    compared = [one for standing in verdict.standings for one in standing.comparisons if one.is_tested]
+    outcomes = {outcome_of(one) for one in compared}
+    signs = ", ".join(f"{sign} {meaning}" for outcome, (sign, meaning) in SIGNS.items() if outcome in outcomes)
+    stars = r" $\ast$ at a rate: the lowest or highest tried." if any(one.end for one in verdict.standings) else ""
+    digits = protocol.sha256
+    digest = r"\allowbreak ".join(digits[at : at + 8] for at in range(0, len(digits), 8))
+    return (
+        f"Differences in {escaped(MEASURES[protocol.measure])} (points) with 95\\,\\% intervals over "
+        f"$n={len(protocol.judging)}$ bases; below 0 the arm errs less. Paired $t$ tests at {100 * CHANCE:g}\\,\\%, "
+        f"corrected for {count(len(compared), 'test')} (Holm), and TOST with a margin of {protocol.margin:g} points: "
+        f"{signs}.{stars} Protocol: SHA-256 \\texttt{{{digest}}}."
+    )

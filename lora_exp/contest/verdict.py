@@ -1,0 +1,239 @@
+"""All that a contest found: how each arm was tuned, how it was judged, and how it compares."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from lora_exp.contest.comparison import BASE, THRESHOLD, Comparison, decide
+from lora_exp.contest.protocol import CONTEST, JUDGING, SELECTION, Arm, Protocol, read_protocol
+from lora_exp.contest.rounds import best_point, cells, rounds
+from lora_exp.contest.scores import Entry, Score, score_of
+from lora_exp.contest.space import Point, end_of
+from lora_exp.errors import LoraExpError
+from lora_exp.report.statistics import Interval, interval
+from lora_exp.storage.sweep_folder import Sweep
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A point that an arm tried: its measure on validation images by base (in percent), and the runs without one."""
+
+    point: Point
+    by_base: dict[int, float]
+    lost: int
+
+    @property
+    def interval(self) -> Interval:
+        """The mean over bases and its 95 % interval, in percent; NaN where no run ended."""
+        return interval(list(self.by_base.values())) if self.by_base else Interval(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An arm: its best point, whether that lies at an end of its rates, and how it was judged there.
+
+    `measure`, `forgetting` and `balanced_accuracy` are means over the judging bases, in percent or points. `steps`
+    counts those of all its jobs, `jobs` these, and `seconds` their share of the time of their packs, on one core each.
+    `lost` counts the judging runs that did not end. `comparisons` are with the base, a moved threshold and the
+    reference. `job` is the number of its first judging job.
+    """
+
+    arm: Arm
+    best: Point
+    end: str | None
+    measure: Interval
+    forgetting: Interval
+    balanced_accuracy: Interval
+    jobs: int
+    steps: int
+    seconds: float
+    lost: int
+    comparisons: tuple[Comparison, ...]
+    job: int = 0
+
+    def against(self, opponent: str) -> Comparison | None:
+        """The comparison with that opponent; None with itself."""
+        return next((one for one in self.comparisons if one.opponent == opponent), None)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a contest found. Without judging there are no `standings`, and `why_not` says why.
+
+    `tried` holds the points of each arm, by its name. `base` is the measure of the untouched bases, in percent.
+    `command` repeats the contest, `folder` holds its runs, `versions` are of the libraries and the machine. `widened`
+    counts how often the range of rates was widened.
+    """
+
+    protocol: Protocol
+    command: str
+    folder: str
+    versions: dict[str, str]
+    widened: int
+    base: Interval | None
+    standings: tuple[Standing, ...]
+    tried: dict[str, tuple[Tried, ...]]
+    why_not: str = ""
+
+    @property
+    def opponents(self) -> tuple[str, ...]:
+        """What every arm is compared with."""
+        return BASE, THRESHOLD, self.protocol.reference
+
+
+def verdict_of(sweep: Sweep) -> Verdict:
+    """What the contest in a sweep's folder has found so far.
+
+    Raises LoraExpError when its protocol can't be read, or is not that of its jobs.
+    """
+    protocol = read_protocol(sweep.folder)
+    if protocol.sha256 != sweep.contest:
+        raise LoraExpError(f"{sweep.folder / CONTEST}: is not the protocol that this contest began with")
+    ran = _Ran.of(protocol, sweep)
+    first = next(iter(sweep.results.values()), None)
+    facts = {} if first is None else first.provenance
+    standings = [] if ran.why_not else _compared(protocol, [ran.standing(arm) for arm in protocol.arms], ran)
+    return Verdict(
+        protocol=protocol,
+        command=sweep.command,
+        folder=str(sweep.folder),
+        versions={str(name): str(text) for name, text in facts.get("versions", {}).items()}
+        | {name: str(facts[name]) for name in ("processor", "device", "kernels", "commit") if facts.get(name)},
+        widened=max(0, ran.rounds - 1),
+        base=None if ran.why_not else _percent(ran.by_base(ran.of_phase(JUDGING), lambda score: score.base).values()),
+        standings=tuple(standings),
+        tried={arm.name: ran.tried(arm) for arm in protocol.arms},
+        why_not=ran.why_not,
+    )
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """The jobs of a contest so far, in order, with the scores of those that have one and the steps that each made.
+
+    `rounds` counts those of selection.
+    """
+
+    protocol: Protocol
+    entries: list[Entry]
+    scores: dict[Entry, Score]
+    steps: dict[Entry, int]
+    rounds: int
+    why_not: str
+
+    @staticmethod
+    def of(protocol: Protocol, sweep: Sweep) -> _Ran:
+        """Find out what each job of a sweep was run for."""
+        entries: list[Entry] = []
+        scores: dict[Entry, Score] = {}
+        steps: dict[Entry, int] = {}
+        selections, why_not = 0, "the contest has not begun"
+        status = sweep.frame["status"].tolist()
+        for batch in rounds(protocol, scores):
+            numbers = range(len(entries), len(entries) + len(batch))
+            if numbers.stop > len(status):
+                break
+            phase = batch[0].phase
+            selections += phase == SELECTION
+            for number, entry in zip(numbers, batch, strict=True):
+                given = shlex.split(sweep.frame["overrides"].iloc[number])
+                if given[-len(entry.overrides(protocol)) :] != entry.overrides(protocol):
+                    raise LoraExpError(f"{sweep.folder}: job {number} is not that of its {CONTEST}")
+                result = sweep.results.get(number)
+                score = None if result is None else score_of(result, protocol.measure)
+                if score is not None:
+                    scores[entry] = score
+                stopped = sweep.stopped.get(number)
+                steps[entry] = result.outcome.steps if result is not None else stopped.step if stopped else 0
+            entries += batch
+            lost = sum(status[number] in ("failed", "missing") for number in numbers)
+            why_not = f"{lost} of the {len(batch)} jobs of {phase} have no result" if lost else f"{phase} has ended"
+            if lost:
+                break
+            why_not = "" if phase == JUDGING else "judging has not begun"
+        return _Ran(protocol, entries, scores, steps, selections, why_not)
+
+    def of_phase(self, phase: str, arm: str | None = None) -> list[Entry]:
+        """The jobs of a phase, of one arm or of all."""
+        return [entry for entry in self.entries if entry.phase == phase and arm in (None, entry.arm)]
+
+    def by_base(self, entries: Iterable[Entry], value: Callable[[Score], float | None]) -> dict[int, float]:
+        """The mean over the jobs of each base, in percent; without bases of which a job lacks the value."""
+        found: dict[int, list[float | None]] = {}
+        for entry in entries:
+            score = self.scores.get(entry)
+            found.setdefault(entry.base, []).append(None if score is None else value(score))
+        whole = {base: [one for one in own if one is not None] for base, own in found.items() if None not in own}
+        return {base: 100 * math.fsum(own) / len(own) for base, own in whole.items()}
+
+    def tried(self, arm: Arm) -> tuple[Tried, ...]:
+        """The points that an arm tried, by rate, and what they scored."""
+        points = sorted({entry.point for entry in self.of_phase(SELECTION, arm.name)}, key=lambda point: point.rate)
+        found = []
+        for point in points:
+            own = cells(self.protocol, SELECTION, arm, point)
+            lost = sum(entry not in self.scores for entry in own)
+            found.append(Tried(point, self.by_base(own, lambda score: score.validation), lost))
+        return tuple(found)
+
+    def standing(self, arm: Arm) -> Standing:
+        """How an arm was tuned and judged, without comparisons."""
+        judged, every = self.of_phase(JUDGING, arm.name), [entry for entry in self.entries if entry.arm == arm.name]
+        points = list(dict.fromkeys(entry.point for entry in every if entry.phase == SELECTION))
+        best = best_point(self.protocol, arm, points, self.scores)
+        return Standing(
+            arm=arm,
+            best=best,
+            end=end_of(best, points),
+            measure=_percent(self.by_base(judged, lambda score: score.test).values()),
+            forgetting=_percent(self.by_base(judged, lambda score: score.forgetting).values()),
+            balanced_accuracy=_percent(self.by_base(judged, lambda score: score.balanced_accuracy).values()),
+            jobs=len(every),
+            steps=sum(self.steps[entry] for entry in every),
+            seconds=math.fsum(self.scores[entry].seconds for entry in every if entry in self.scores),
+            lost=sum(entry not in self.scores for entry in judged),
+            comparisons=(),
+            job=self.entries.index(judged[0]),
+        )
+
+
+def _compared(protocol: Protocol, standings: Sequence[Standing], ran: _Ran) -> list[Standing]:
+    """Compare each arm with the base, with a moved threshold and with the reference, over the bases of both."""
+    tuned = {one.arm.name: one.end is None for one in standings}
+    reference = ran.by_base(ran.of_phase(JUDGING, protocol.reference), lambda score: score.test)
+    found: list[Comparison] = []
+    for one in standings:
+        judged = ran.of_phase(JUDGING, one.arm.name)
+        own = ran.by_base(judged, lambda score: score.test)
+        over = {BASE: ran.by_base(judged, lambda score: score.test - score.base)}
+        over[THRESHOLD] = ran.by_base(
+            judged, lambda score: None if score.threshold is None else score.test - score.threshold
+        )
+        if one.arm.name != protocol.reference:
+            over[protocol.reference] = {base: own[base] - reference[base] for base in own if base in reference}
+        found += [
+            Comparison(
+                one.arm.name,
+                opponent,
+                tuple(differences.values()),
+                bases=tuple(differences),
+                is_tuned=tuned[one.arm.name],
+                opponent_tuned=tuned.get(opponent, True),
+                lost=one.lost,
+            )
+            for opponent, differences in over.items()
+        ]
+    decided = decide(found, protocol.margin)
+    return [
+        dataclasses.replace(one, comparisons=tuple(own for own in decided if own.arm == one.arm.name))
+        for one in standings
+    ]
+
+
+def _percent(values: Iterable[float]) -> Interval:
+    found = list(values)
+    return interval(found) if found else Interval(math.nan, math.nan, math.nan)
