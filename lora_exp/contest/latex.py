@@ -12,6 +12,7 @@ SPECIAL = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"},
     **{">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "–": "--"},
 }
+LONG_NAME = 24  # letters; a longer name of an arm is broken
 # What stands at a difference, by its outcome, and what the caption says of it.
 SIGNS = {
     BETTER: (r"$^{+}$", "better"),
@@ -25,7 +26,11 @@ SIGNS = {
 
 def latex_table(verdict: Verdict) -> str:
     """A `table` environment with a row an arm; its caption states n, margin, correction and the protocol's hash."""
-    heads = " & ".join(rf"minus {escaped(opponent)}" for opponent in verdict.opponents)
+    heads = " & ".join(
+        f"minus {escaped(one) if len(one) <= LONG_NAME else 'the reference'}" for one in verdict.opponents
+    )
+    is_long = any(len(one.arm.name) > LONG_NAME for one in verdict.standings)
+    arms = r"p{0.16\linewidth}" if is_long else "l"
     rows = [
         " & ".join(
             [
@@ -40,10 +45,10 @@ def latex_table(verdict: Verdict) -> str:
     lines = [
         r"% Needs \usepackage{booktabs}.",
         r"\begin{table}",
-        r"\centering\small\setlength{\tabcolsep}{4pt}",
+        r"\centering\small\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{6pt}",
         rf"\caption{{{_caption(verdict)}}}",
         r"\label{tab:contest}",
-        rf"\begin{{tabular}}{{@{{}}lrr{'l' * len(verdict.opponents)}@{{}}}}",
+        rf"\begin{{tabular}}{{@{{}}{arms}rr{'l' * len(verdict.opponents)}@{{}}}}",
         r"\toprule",
         rf"arm & best rate & {escaped(MEASURES[verdict.protocol.measure])} (\%) & {heads} \\",
         r"\midrule",
@@ -81,5 +86,5 @@ def _caption(verdict: Verdict) -> str:
         f"Differences in {escaped(MEASURES[protocol.measure])} (points) with 95\\,\\% intervals over "
         f"$n={len(protocol.judging)}$ bases; below 0 the arm errs less. Paired $t$ tests at {100 * CHANCE:g}\\,\\%, "
         f"corrected for {count(len(compared), 'test')} (Holm), and TOST with a margin of {protocol.margin:g} points: "
-        f"{signs}.{stars} Protocol: SHA-256 \\texttt{{{digest}}}."
+        f"{signs}.{stars} Reference: {escaped(protocol.reference)}. Protocol: SHA-256 \\texttt{{{digest}}}."
     )

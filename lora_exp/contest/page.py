@@ -113,8 +113,8 @@ def _results(verdict: Verdict) -> Section:
 def _equivalence(verdict: Verdict) -> Section:
     caption = (
         f"Whether each arm is shown to be within {_margin(verdict)} of its opponent (corrected p value of TOST), and "
-        f"the power to show a difference of {_margin(verdict)}, with the bases that would raise it to {100 * SURE:.0f} % "
-        "where no difference is shown."
+        f"the power to show a difference of {_margin(verdict)}, with the bases that would raise it to "
+        f"{100 * SURE:.0f} % where no difference is shown."
     )
     return Section("Equivalence and power", [caption, power_table(verdict)])
 

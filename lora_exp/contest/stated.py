@@ -93,8 +93,8 @@ def _bases(seeds: Sequence[int]) -> str:
 
 
 def _space(arm: Arm) -> str:
-    """`learning_rate 0.0001, 0.001, 0.01`, and further keys after a line break."""
-    return "\n".join(f"{key.rpartition('.')[2]} {', '.join(map(_value, values))}" for key, values in arm.space)
+    """`learning_rate 0.0001, 0.001, 0.01`, and further keys below it."""
+    return ";\n".join(f"{key.rpartition('.')[2]} {', '.join(map(_value, values))}" for key, values in arm.space)
 
 
 def _value(value: Any) -> str:

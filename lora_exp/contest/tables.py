@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from lora_exp.contest.comparison import BETTER, NOT_TUNED, NOTHING, OPEN, SURE, WITHIN, WORSE, Comparison
 from lora_exp.contest.verdict import Standing, Tried, Verdict
-from lora_exp.contest.words import MEASURES, chance, difference, further_text, outcome_of, percent, rate
+from lora_exp.contest.words import MEASURES, chance, difference, further_text, outcome_of, percent
 from lora_exp.report.document import Grid
 from lora_exp.report.statistics import CHANCE, Interval
 from lora_exp.storage.varied import NONE
@@ -19,11 +19,18 @@ from lora_exp.storage.varied import NONE
 def main_table(verdict: Verdict) -> Grid:
     """A row an arm: best rate, points tried, measure, and each difference with interval, corrected p and outcome."""
     measure = f"{MEASURES[verdict.protocol.measure]} (%)"
-    headings = ["arm", "best rate", "points tried", measure, *(f"minus {one}" for one in verdict.opponents)]
+    with_more = any(one.best.more for one in verdict.standings)
+    headings = [
+        "arm",
+        "best point" if with_more else "best rate",
+        "points tried",
+        measure,
+        *(f"minus {one}" for one in verdict.opponents),
+    ]
     rows = [
         [
             one.arm.name,
-            rate(one),
+            f"{one.best.label}{'*' if one.end else ''}",
             str(len(verdict.tried[one.arm.name])),
             _with_limits(one.measure, percent),
             *(_compared(verdict, one, opponent) for opponent in verdict.opponents),
@@ -52,7 +59,7 @@ def cost_table(verdict: Verdict) -> Grid:
     rows = [
         [
             one.arm.name,
-            *([one.arm.note or "as held equal"] if with_notes else []),
+            *([one.arm.note or NONE] if with_notes else []),
             _with_limits(one.forgetting, difference),
             _with_limits(one.balanced_accuracy, percent),
             f"{one.arm.parameters:,}",
@@ -96,7 +103,7 @@ def outcome_text(verdict: Verdict, one: Comparison) -> str:
 
 
 def _compared(verdict: Verdict, standing: Standing, opponent: str) -> str:
-    """`-1.20 (-1.42 to -0.98)`, and below it `p < 0.001, better`; with n where bases are missing."""
+    """`-1.20 (-1.42 to -0.98),` and below it `p < 0.001, better`; with n where bases are missing."""
     one = standing.against(opponent)
     if one is None:
         return NONE
@@ -105,11 +112,11 @@ def _compared(verdict: Verdict, standing: Standing, opponent: str) -> str:
         return outcome
     missing = f", n = {bases}" if bases < len(verdict.protocol.judging) else ""
     told = f"{chance(one.chance)}, {outcome}" if one.is_tested else outcome
-    return f"{_with_limits(one.interval, difference)}\n{told}{missing}"
+    return f"{_with_limits(one.interval, difference)},\n{told}{missing}"
 
 
 def _powerful(verdict: Verdict, one: Comparison | None) -> str:
-    """`p = 0.420, not shown`, and below it `power 34 %, 7 more bases`."""
+    """`p = 0.420, not shown,` and below it `power 34 %, 7 more bases`."""
     if one is None or not one.is_tested:
         return NONE
     why_not = "not shown" if one.equivalence >= CHANCE else "runs lost" if one.lost else NOT_TUNED
@@ -117,7 +124,7 @@ def _powerful(verdict: Verdict, one: Comparison | None) -> str:
     power = f"power {100 * one.power:.0f} %"
     if outcome_of(one) == OPEN and one.power < SURE:
         power += f", {further_text(one.further)}"
-    return f"{chance(one.equivalence)}, {shown}\n{power}"
+    return f"{chance(one.equivalence)}, {shown},\n{power}"
 
 
 def _chosen(standing: Standing | None, one: Tried) -> str:

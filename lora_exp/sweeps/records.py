@@ -123,13 +123,12 @@ class Reports:
 def _contest_text(done: Sweep, out: Path, pictures: Any, labels: Any, terminal: bool, width: int) -> str:
     """Write the verdict of a contest with the report of its runs; return what to print of it."""
     from lora_exp.contest.next_steps import next_steps
-    from lora_exp.contest.page import PAGE
     from lora_exp.contest.words import terminal_text
     from lora_exp.contest.write import write_with_verdict
     from lora_exp.report.next_steps import steps_text
 
     verdict = write_with_verdict(done, out, pictures, labels)
-    places = f"verdict  {out / PAGE}\nreport   {out / 'report.html'}\nruns     {done.folder}\n"
+    places = f"verdict  {out / 'contest.html'}\nreport   {out / 'report.html'}\nruns     {done.folder}\n"
     return terminal_text(verdict, terminal, width) + "\n" + places + steps_text(next_steps(verdict), width)
 
 
