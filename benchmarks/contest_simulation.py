@@ -282,6 +282,7 @@ def tuned_contest(
         arms=tuple(Arm(name, "lora", (), 1, ((RATE, RATES),)) for name in names),
         reference=REFERENCE,
         targets=("finetune.target=0",),
+        classes=("0",),
         fixed=(),
         equal="rank",
         measure="balanced_error",
@@ -292,6 +293,7 @@ def tuned_contest(
         seeds=1,
         steps=None,
         halving=False,
+        data_sha256="0" * 64,
         settings={},
     )
     best = random.uniform(math.log10(RATES[0]), math.log10(RATES[-1]))

@@ -134,8 +134,10 @@ def made_protocol(
         seeds=1,
         steps=300,
         halving=False,
+        data_sha256="0" * 64,
         settings=SETTINGS,
         classes=("dress", "bag"),
+        data_sha256="5" * 64,
     )
 
 

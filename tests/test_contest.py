@@ -142,7 +142,7 @@ def test_a_killed_contest_goes_on_to_the_same_bits_and_the_same_verdict(place: P
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    assert not (place.folder / "multirun_reports").exists()
+    assert not list(place.folder.glob("multirun_reports/*/*"))
     folder = place.folder / "runs/all/whole"
     place.run("resume", str(folder))
     same(whole, folder)
@@ -189,8 +189,9 @@ def test_halving_saves_work_in_selection_and_never_in_judging(lab: Place) -> Non
 
 
 def test_nothing_is_decided_while_jobs_fail_and_resuming_tries_them_again(place: Place, whole: Path) -> None:
-    arguments = ("contest", "adapter=lora,dora", "adapter.rank=2", *TASK, *SIZE, "hydra.sweep.dir=runs/all/faulty")
-    out, err = place.run(*arguments, code=1, FAULTS="3=raise")
+    arguments = ("contest", "adapter=lora,dora", "adapter.rank=2", *TASK, "finetune.replay=0", *SIZE)
+    # Without replay, so that all images of a batch are of the digit that the fault names.
+    out, err = place.run(*arguments, "hydra.sweep.dir=runs/all/faulty", code=1, FAULTS="3=raise")
     assert "nothing is decided without them" in err and "No verdict yet" in out
     folder = place.folder / "runs/all/faulty"
     assert len(read_about(folder)["jobs"]) == 2 * RATES * 2 * TARGETS
@@ -203,7 +204,7 @@ def test_mlflow_says_what_the_contest_found(lab: Place, whole: Path, found: Verd
     with sqlite3.connect(lab.folder / "mlflow.db") as database:
         rows = database.execute("SELECT value FROM tags WHERE key = 'mlflow.note.content'").fetchall()
         parameters = dict(database.execute("SELECT key, value FROM params WHERE key = 'contest'").fetchall())
-    assert any("Compared with the base" in text and found.protocol.sha256 in text for (text,) in rows)
+    assert any("compared with the base" in text and found.protocol.sha256 in text for (text,) in rows)
     assert parameters == {"contest": found.protocol.sha256}
 
 

@@ -90,8 +90,8 @@ def write_again(sweep: Sweep, settings: Settings, out: Path | None = None) -> Pa
     """
     import numpy as np
 
-    from lora_exp.data.prepared import prepare, test_pictures
     from lora_exp.contest.write import write_with_verdict
+    from lora_exp.data.prepared import prepare, test_pictures
     from lora_exp.report.write import judged_claim, write_report
 
     out = out or settings.report.place(sweep.name)

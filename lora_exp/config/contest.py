@@ -30,9 +30,8 @@ def _is_values(value: Any) -> bool:
 
 def _is_space(value: Any) -> bool:
     """Whether `value` maps methods to their keys, and these to lists of values; or is None."""
-    return (
-        value is None
-        or isinstance(value, Mapping)
+    return value is None or (
+        isinstance(value, Mapping)
         and all(
             method in METHODS
             and isinstance(keys, Mapping)

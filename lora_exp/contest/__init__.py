@@ -8,9 +8,12 @@ It knows what is on disk; `sweeps.contest` runs it. In reading order:
 - `rounds`: which jobs follow from the protocol and from the results so far
 - `comparison`: paired differences over bases: tests, equivalence, power
 - `verdict`: all that a contest found
-- `words`: the verdict in sentences and tables, and on the terminal
+- `words`: the verdict in sentences, and on the terminal
+- `tables`: how the arms compare, with which power, what each cost, and how each was tuned
+- `stated`: the protocol in words, and how its tests work
 - `next_steps`: what it proposes at its end
 - `figures`: the forest plot and the rate curves
-- `page`: the page, the Markdown and the LaTeX table
+- `latex`: the table of a paper
+- `page`: the page, and the same in Markdown, LaTeX and CSV
 - `write`: all of it, beside the report of its runs
 """

@@ -15,26 +15,26 @@ SPECIAL = {
 LONG_NAME = 24  # letters; a longer name of an arm is broken
 # What stands at a difference, by its outcome, and what the caption says of it.
 SIGNS = {
-    BETTER: (r"$^{+}$", "better"),
-    WORSE: (r"$^{-}$", "worse"),
-    WITHIN: (r"$^{\approx}$", "within the margin (TOST)"),
-    OPEN: (r"$^{\circ}$", "no difference shown"),
-    NOT_TUNED: (r"$^{\ast}$", "not tuned"),
-    LOST: (r"$^{\dagger}$", "runs lost"),
+    BETTER: (r"^\mathrm{b}", "better"),
+    WORSE: (r"^\mathrm{w}", "worse"),
+    WITHIN: (r"^{\approx}", "within the margin (TOST)"),
+    OPEN: (r"^{\circ}", "no difference shown"),
+    NOT_TUNED: (r"^{\ast}", "not tuned"),
+    LOST: (r"^{\dagger}", "runs lost"),
 }
 
 
 def latex_table(verdict: Verdict) -> str:
     """A `table` environment with a row an arm; its caption states n, margin, correction and the protocol's hash."""
+    is_long = any(len(one.arm.name) > LONG_NAME for one in verdict.standings)
     heads = " & ".join(
         f"minus {escaped(one) if len(one) <= LONG_NAME else 'the reference'}" for one in verdict.opponents
     )
-    is_long = any(len(one.arm.name) > LONG_NAME for one in verdict.standings)
     arms = r"p{0.16\linewidth}" if is_long else "l"
     rows = [
         " & ".join(
             [
-                escaped(one.arm.name),
+                rf"\raggedright {escaped(one.arm.name)}" if is_long else escaped(one.arm.name),
                 escaped(rate(one)),
                 escaped(percent(one.measure.mean)),
                 *(_cell(one.against(opponent)) for opponent in verdict.opponents),
@@ -45,12 +45,12 @@ def latex_table(verdict: Verdict) -> str:
     lines = [
         r"% Needs \usepackage{booktabs}.",
         r"\begin{table}",
-        r"\centering\small\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{6pt}",
+        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{6pt}",
         rf"\caption{{{_caption(verdict)}}}",
         r"\label{tab:contest}",
         rf"\begin{{tabular}}{{@{{}}{arms}rr{'l' * len(verdict.opponents)}@{{}}}}",
         r"\toprule",
-        rf"arm & best rate & {escaped(MEASURES[verdict.protocol.measure])} (\%) & {heads} \\",
+        rf"arm & rate & error (\%) & {heads} \\",
         r"\midrule",
         *(rf"{row} \\" for row in rows),
         r"\bottomrule",
@@ -66,25 +66,29 @@ def escaped(text: str) -> str:
 
 
 def _cell(one: Comparison | None) -> str:
-    """`$-1.20$ [$-1.42$, $-0.98$]$^{+}$`."""
+    r"""`$-1.20^\mathrm{b}$ {\scriptsize[$-1.42$, $-0.98$]}`."""
     if one is None or not one.differences:
         return "--"
     sign, _ = SIGNS.get(outcome_of(one), ("", ""))
-    mean, low, high = (f"${difference(value)}$" for value in (one.interval.mean, one.interval.low, one.interval.high))
-    return rf"{mean} [{low}, {high}]{sign}" if one.is_tested else mean
+    mean, low, high = map(difference, (one.interval.mean, one.interval.low, one.interval.high))
+    limits = rf" {{\scriptsize[${low}$, ${high}$]}}" if one.is_tested else ""
+    return f"${mean}{sign}${limits}"
 
 
 def _caption(verdict: Verdict) -> str:
     protocol = verdict.protocol
     compared = [one for standing in verdict.standings for one in standing.comparisons if one.is_tested]
     outcomes = {outcome_of(one) for one in compared}
-    signs = ", ".join(f"{sign} {meaning}" for outcome, (sign, meaning) in SIGNS.items() if outcome in outcomes)
+    signs = ", ".join(f"${sign}$ {meaning}" for outcome, (sign, meaning) in SIGNS.items() if outcome in outcomes)
     stars = r" $\ast$ at a rate: the lowest or highest tried." if any(one.end for one in verdict.standings) else ""
+    bases = len(protocol.judging)
+    fewer = " (fewer where runs were lost)" if any(len(one.differences) < bases for one in compared) else ""
     digits = protocol.sha256
     digest = r"\allowbreak ".join(digits[at : at + 8] for at in range(0, len(digits), 8))
     return (
-        f"Differences in {escaped(MEASURES[protocol.measure])} (points) with 95\\,\\% intervals over "
-        f"$n={len(protocol.judging)}$ bases; below 0 the arm errs less. Paired $t$ tests at {100 * CHANCE:g}\\,\\%, "
-        f"corrected for {count(len(compared), 'test')} (Holm), and TOST with a margin of {protocol.margin:g} points: "
-        f"{signs}.{stars} Reference: {escaped(protocol.reference)}. Protocol: SHA-256 \\texttt{{{digest}}}."
+        f"The {escaped(MEASURES[protocol.measure])} of each arm at its best rate, and its differences (points) with "
+        f"95\\,\\% intervals over $n={bases}$ bases{fewer}; below 0 the arm errs less. Paired $t$ tests at "
+        f"{100 * CHANCE:g}\\,\\%, corrected for {count(len(compared), 'test')} (Holm), and TOST with a margin of "
+        f"{protocol.margin:g} points: {signs}.{stars} Reference: {escaped(protocol.reference)}. "
+        f"Protocol: SHA-256 \\texttt{{{digest}}}."
     )

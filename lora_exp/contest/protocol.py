@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from lora_exp.config.contest import RATE
-from lora_exp.errors import LoraExpError
+from lora_exp.errors import LoraExpError, in_words
 from lora_exp.storage.sweep_file import write_whole
 
 CONTEST = "contest.yaml"
@@ -51,12 +51,14 @@ class Protocol:
     (empty for that of the config), and those of every job. Jobs have one of the seeds of `selection` or of `judging`
     for their base, and `seeds` orders of images on each. `margin` is in percentage points: a smaller difference of
     `measure` does not matter. The range of rates is widened at most `widenings` times. `halving` says whether selection
-    stops jobs early. `settings` are all other settings of a job, and `classes` the names of the targets, for a reader.
+    stops jobs early. `settings` are all other settings of a job, `classes` the names of the targets, and `data_sha256`
+    the hash of the images and labels, for a reader.
     """
 
     arms: tuple[Arm, ...]
     reference: str
     targets: tuple[str, ...]
+    classes: tuple[str, ...]
     fixed: tuple[str, ...]
     equal: str
     measure: str
@@ -67,8 +69,8 @@ class Protocol:
     seeds: int
     steps: int | None
     halving: bool
+    data_sha256: str
     settings: Mapping[str, Any]
-    classes: tuple[str, ...] = ()
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
@@ -118,7 +120,7 @@ def read_protocol(folder: Path) -> Protocol:
         lists = {name: tuple(values[name]) for name in ("targets", "fixed", "selection", "judging", "classes")}
         protocol = Protocol(arms=arms, **{**values, **lists})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise LoraExpError(f"{path}: is not the protocol of a contest ({type(error).__name__}: {error})") from error
+        raise LoraExpError(f"{path}: is not the protocol of a contest ({in_words(error)})") from error
     if protocol.text != text:
         raise LoraExpError(f"{path}: was changed after it was written")
     return protocol

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,4 +64,12 @@ def further_points(best: Point, tried: Sequence[Point]) -> list[Point]:
         found = [best.rate * factor ** (-step if at == 0 else step) for step in range(1, FURTHER + 1)]
     else:
         found = [math.sqrt(best.rate * rates[at + side]) for side in (-1, 1)]
-    return [Point(float(f"{rate:.2g}"), best.more) for rate in found]
+    new: list[float] = []
+    for rate in found:
+        new.append(_short(rate, {*rates, *new}))
+    return [Point(rate, best.more) for rate in new]
+
+
+def _short(rate: float, taken: Collection[float]) -> float:
+    """A rate in two digits, or in as many as tell it from those that are taken."""
+    return next(own for digits in range(2, 18) if (own := float(f"{rate:.{digits}g}")) not in taken)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_exp.contest.comparison import SURE
-from lora_exp.contest.protocol import Arm, Protocol
+from lora_exp.contest.protocol import CONTEST, Arm, Protocol
 from lora_exp.contest.space import FURTHER
 from lora_exp.contest.verdict import Verdict
 from lora_exp.contest.words import MEANINGS, MEASURES, count, listed, spoken
@@ -42,7 +42,8 @@ def protocol_table(verdict: Verdict) -> Grid:
         ["halving", "stops jobs of selection early, never of judging" if protocol.halving else "none"],
         ["every job", " ".join(protocol.fixed) or "the defaults"],
     ]
-    return Grid((["what", "stated"], [*rows, ["SHA-256", Code(protocol.sha256)]]), words=2)
+    rows += [["data, SHA-256", Code(protocol.data_sha256)]] if protocol.data_sha256 else []
+    return Grid((["what", "stated"], [*rows, [f"{CONTEST}, SHA-256", Code(protocol.sha256)]]), words=2)
 
 
 def arms_table(protocol: Protocol) -> Grid:

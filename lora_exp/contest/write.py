@@ -19,7 +19,7 @@ from lora_exp.storage.sweep_folder import Sweep
 
 
 def write_with_verdict(sweep: Sweep, out: Path, pictures: NDArray[np.uint8], labels: NDArray[Any]) -> Verdict:
-    """Write the report of a contest's runs and its verdict into `out`, and the verdict in a few sentences beside the runs.
+    """Write a contest's verdict and the report of its runs into `out`, and the verdict in sentences beside the runs.
 
     The other arguments are those of `write_report`. Raises LoraExpError when `out` holds something else, or the
     protocol can't be read.

@@ -45,8 +45,9 @@ def write_report(
     """Write `summary.csv`, `summary.parquet`, `report.md`, `report.html` and `figures/*.png` into `out`; return it.
 
     `pictures` (uint8 [N, 28, 28]) and `labels` [N] are the test images of the evaluation; `claim` comes from
-    `judged_claim`, and `beside` writes further files. In the summaries `folder` is relative to the sweep's folder. The report is written whole or not at
-    all, and replaces an older one. Raises LoraExpError when `out` holds something else.
+    `judged_claim`, and `beside` writes further files. In the summaries `folder` is relative to the sweep's folder. The
+    report is written whole or not at all, and replaces an older one. Raises LoraExpError when `out` holds something
+    else.
     """
     check_report_place(out)
     fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{which}") for which in ("new", "old"))

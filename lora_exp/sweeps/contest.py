@@ -43,7 +43,7 @@ def contest(context: HydraContext, config: DictConfig, launcher: Launcher, given
     with one_line_errors():
         overrides = OverridesParser.create(config_loader=context.config_loader).parse_overrides(given)
     configs = job_configs(context.config_loader, config)
-    protocol, first, settings = contest_of(context, config, overrides)
+    protocol, places, first, settings = contest_of(context, config, overrides)
     laboratory = open_laboratory(settings)
     check_validation(laboratory, first.data, "a contest")
     tried = {arm.name: first_points(arm) for arm in protocol.arms}
@@ -51,14 +51,16 @@ def contest(context: HydraContext, config: DictConfig, launcher: Launcher, given
     if begin + end + protocol.widenings * widening > MAX_JOBS:
         raise LoraExpError(f"a contest of {begin + end:,} jobs and more: a sweep can have {MAX_JOBS:,}")
     if settings.sweep.plan:
-        print("\n".join(_plan(laboratory, configs, protocol, tried)))
+        print("\n".join(_plan(laboratory, configs, protocol, places, tried)))
         return []
     with open_sweep(config, [], first, settings, contest=protocol):
-        return _run(protocol, launcher, configs, Path(str(config.hydra.sweep.dir)))
+        return _run(protocol, places, launcher, configs, Path(str(config.hydra.sweep.dir)))
 
 
-def _run(protocol: Protocol, launcher: Launcher, configs: JobConfigs, folder: Path) -> list[JobReturn]:
-    """Run round after round; return what each job returned.
+def _run(
+    protocol: Protocol, places: Sequence[str], launcher: Launcher, configs: JobConfigs, folder: Path
+) -> list[JobReturn]:
+    """Run round after round; return what each job returned. `places` are overrides of all that are no part of it.
 
     Raises LoraExpError when the jobs in the folder are not those of the protocol, and JobsFailed when jobs fail.
     """
@@ -68,7 +70,7 @@ def _run(protocol: Protocol, launcher: Launcher, configs: JobConfigs, folder: Pa
     recorded = read_about(folder)["jobs"]
     for batch in rounds(protocol, scores):
         begin = len(jobs)
-        jobs += [entry.overrides(protocol) for entry in batch]
+        jobs += [[*places, *entry.overrides(protocol)] for entry in batch]
         if recorded[begin : len(jobs)] != jobs[begin : begin + len(recorded[begin : len(jobs)])]:
             raise LoraExpError(f"{folder}: holds jobs that do not follow from its {CONTEST}; choose another folder")
         if len(recorded) < len(jobs):
@@ -125,7 +127,9 @@ def _sizes(protocol: Protocol, tried: Points) -> tuple[int, int, int]:
     return sum(map(len, tried.values())) * per_point, arms * cells * len(protocol.judging), arms * FURTHER * per_point
 
 
-def _plan(laboratory: Laboratory, configs: JobConfigs, protocol: Protocol, tried: Points) -> Iterator[str]:
+def _plan(
+    laboratory: Laboratory, configs: JobConfigs, protocol: Protocol, places: Sequence[str], tried: Points
+) -> Iterator[str]:
     """The plan of a contest as lines of text: jobs, time and memory of each phase."""
     from lora_exp.sweeps.plan import duration, planned
 
@@ -139,7 +143,7 @@ def _plan(laboratory: Laboratory, configs: JobConfigs, protocol: Protocol, tried
     yield f"a contest of {', '.join(arm.name for arm in protocol.arms)}; protocol {protocol.sha256[:12]}"
     total = rate = 0.0
     for what, entries in parts.items():
-        plan = planned(laboratory, [configs.read(entry.overrides(protocol))[0] for entry in entries])
+        plan = planned(laboratory, [configs.read([*places, *entry.overrides(protocol)])[0] for entry in entries])
         total += plan.seconds
         if plan.missing:
             rate = max(rate, plan.seconds / plan.missing)

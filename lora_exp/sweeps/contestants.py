@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext
@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 from lora_exp.adapters.plan import adapter_plan
 from lora_exp.config.contest import RATE, ContestSettings
 from lora_exp.config.methods import METHODS
-from lora_exp.config.spec import RunSpec
+from lora_exp.config.settings import SETTINGS
+from lora_exp.config.spec import NOT_SPEC, RunSpec
 from lora_exp.contest.protocol import Arm, Protocol
 from lora_exp.contest.space import first_points
 from lora_exp.errors import LoraExpError, closest, did_you_mean
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from lora_exp.training.laboratory import Laboratory
 
 TARGETS = ("finetune.target", "finetune.digit")
+# Overrides that say where something is, or is computed: they are no part of what is compared.
+PLACES = {*SETTINGS, "hydra"} - {"halving", "contest"}
 HELD_OUT = 0.1  # share of the training images, where the config holds none out
 # Keys that the contest itself sets, and what to set instead.
 OWN = {
@@ -41,15 +44,18 @@ OWN = {
 
 def contest_of(
     context: HydraContext, config: DictConfig, overrides: Sequence[Override]
-) -> tuple[Protocol, RunSpec, Settings]:
-    """The protocol of the contest that overrides describe, the spec of its first job, and the settings of all.
+) -> tuple[Protocol, list[str], RunSpec, Settings]:
+    """The protocol of the contest that overrides describe; the overrides of every job that are no part of it; the spec
+    of its first job, and the settings of all.
 
     Raises LoraExpError for what can't be compared fairly, and for the first job that is not valid.
     """
     settings_of_contest = [one.input_line or "" for one in overrides if one.key_or_group.startswith("contest.")]
     rest = [one for one in overrides if not one.key_or_group.startswith("contest.")]
     swept = {one.get_key_element(): _values(one) for one in rest if one.is_sweep_override()}
-    fixed = [one.input_line or "" for one in rest if not one.is_sweep_override() and one.key_or_group not in TARGETS]
+    shared = [one for one in rest if not one.is_sweep_override() and one.key_or_group not in TARGETS]
+    places = [one.input_line or "" for one in shared if _is_place(one)]
+    fixed = [one.input_line or "" for one in shared if not _is_place(one)]
     targets = _targets(rest, swept)
     _check_keys(rest, swept)
 
@@ -59,14 +65,14 @@ def contest_of(
         for values in itertools.product(*(swept[key] for key in arms))
     ]
     configs = job_configs(context.config_loader, config)
-    probe = [*fixed, *combinations[0], *filter(None, targets[:1])]
+    probe = [*places, *fixed, *combinations[0], *filter(None, targets[:1])]
     first, settings = configs.read([*probe, *settings_of_contest])
     if first.data.validation == 0:
         fixed.append(f"data.validation={HELD_OUT}")
     if first.base.epochs == 0:
         raise LoraExpError("base.epochs=0: makes one base, and a contest needs several; use base.epochs=1 or more")
     # The settings of `contest` are no part of a job, so that each can be run alone by its overrides.
-    alone = [[*fixed, *own, *filter(None, [target])] for own in combinations for target in targets]
+    alone = [[*places, *fixed, *own, *filter(None, [target])] for own in combinations for target in targets]
     specs, _ = read_jobs(context, config, alone, numbered=False)
     chosen = settings.contest
     laboratory = open_laboratory(settings)
@@ -86,7 +92,8 @@ def contest_of(
         seeds=chosen.seeds,
         steps=None if first.finetune.epochs is not None else first.finetune.steps,
         halving=settings.halving.eta is not None,
-        settings=dataclasses.asdict(specs[0]) | {"halving": dataclasses.asdict(settings.halving)},
+        data_sha256=laboratory.data(specs[0].data).sha256,
+        settings=_shared(specs[0], settings, set(swept)),
         classes=tuple(
             ",".join(facts.named(facts.positions("finetune.target", spec.finetune.target)))
             for spec in specs[: len(targets)]
@@ -94,12 +101,27 @@ def contest_of(
     )
     # Every point that is tried first, so that a value which is not allowed is found before anything runs.
     points = [
-        [*fixed, *arm.overrides, *point.overrides, *filter(None, targets[:1])]
+        [*places, *fixed, *arm.overrides, *point.overrides, *filter(None, targets[:1])]
         for arm in arms
         for point in first_points(arm)
     ]
     read_jobs(context, config, points, numbered=False)
-    return protocol, specs[0], settings
+    return protocol, places, specs[0], settings
+
+
+def _shared(spec: RunSpec, settings: Settings, swept: set[str]) -> dict[str, dict[str, Any]]:
+    """The settings that all jobs share, by group: not what the arms differ in, nor what the contest sets."""
+    groups = dataclasses.asdict(spec) | {"halving": dataclasses.asdict(settings.halving)}
+    own = {*OWN, *TARGETS, *swept, *(["adapter.method"] if "adapter" in swept else [])}
+    return {
+        group: {key: value for key, value in values.items() if f"{group}.{key}" not in own}
+        for group, values in groups.items()
+    }
+
+
+def _is_place(override: Override) -> bool:
+    group, _, name = override.key_or_group.partition("/")[0].partition(".")
+    return group in PLACES or (group, name) in {*NOT_SPEC, ("base", "weights")}
 
 
 def _check_keys(overrides: Sequence[Override], swept: dict[str, list[str]]) -> None:

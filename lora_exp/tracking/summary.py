@@ -47,8 +47,9 @@ def metrics_of_sweep(frame: pd.DataFrame, found: Sequence[Recommendation]) -> di
     runs = finished(frame)
     if runs.empty:
         return numbers
-    for name, of in zip(("recommended_gain", "recommended_forgetting"), JUDGED, strict=True):
-        numbers |= {name: one.means[of] if one.is_gain else 0.0 for one in found[:1]}
+    if found:
+        for name, of in zip(("recommended_gain", "recommended_forgetting"), JUDGED, strict=True):
+            numbers[name] = found[0].means[of] if found[0].is_gain else 0.0
     columns = {name: runs[name] for name in (*ERRORS, *(f"{name}_before" for name in ERRORS), "forgetting")}
     numbers |= {f"mean_{name}": float(values.mean()) for name, values in columns.items()}
     for name in ("balanced_accuracy_gained", "beyond_shift"):
