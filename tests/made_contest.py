@@ -137,7 +137,6 @@ def made_protocol(
         data_sha256="0" * 64,
         settings=SETTINGS,
         classes=("dress", "bag"),
-        data_sha256="5" * 64,
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from lora_exp.contest.comparison import BASE, BETTER, NOT_TUNED, NOTHING, OPEN
 from lora_exp.contest.stated import arms_table, how_it_decides, protocol_table, settings_table
-from lora_exp.contest.tables import cost_table, main_table, power_table, selection_table
+from lora_exp.contest.tables import cost_table, limits_text, main_table, power_table, selection_table
 from lora_exp.contest.verdict import Verdict
 from lora_exp.contest.words import LOST, chance, outcome_of, sentences, spoken, terminal_text
 from lora_exp.report.document import Grid
@@ -239,3 +239,18 @@ def _told(verdict: Verdict) -> str:
 def test_how_it_decides_counts_the_tests(verdicts: dict[str, Verdict]) -> None:
     assert "all 8 tests of the contest" in " ".join(how_it_decides(verdicts["equal"]))
     assert "all 4 tests of the contest" in " ".join(how_it_decides(verdicts["unmatched"]))
+
+
+@pytest.mark.parametrize(("bases", "shown"), [(1, False), (2, True), (3, True)])
+def test_few_bases_of_selection_have_a_range_and_no_interval(bases: int, shown: bool) -> None:
+    verdict = made.verdict({"lora": 0.0, "dora": 0.0}, selection=bases)
+    for row, one in zip(
+        selection_table(verdict).table[1], [*verdict.tried["lora"], *verdict.tried["dora"]], strict=True
+    ):
+        values = one.by_base.values()
+        low, high = (min(values), max(values)) if bases < 3 else (one.interval.low, one.interval.high)
+        assert row[3] == f"{one.interval.mean:.2f}" + (f" ({low:.2f} to {high:.2f})" if shown else "")
+    assert (
+        limits_text(verdict)
+        == {1: "range over 1 base", 2: "range over 2 bases", 3: "95 % interval over 3 bases"}[bases]
+    )

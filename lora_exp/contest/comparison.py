@@ -4,8 +4,8 @@ The difference of a base is the mean over its targets and orders of images of th
 opponent: below zero the arm is better. n counts bases. A difference is shown by a paired t test. That it lies within
 the margin is shown by two one-sided tests (TOST: Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15,
 657-680). Holm's procedure corrects all tests of a contest of one kind together, so that the chance of any wrong
-decision of that kind is at most 5 %. Unequal tuning is no difference between methods: an arm whose best rate may lie
-beyond those it tried can win, but it can't lose.
+decision of that kind is at most 5 %. What tuning owes to luck counts as part of the standard error. Unequal tuning is
+no difference between methods: an arm whose best rate may lie beyond those it tried can win, but it can't lose.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lora_exp.measures.intervals import deviation, t_quantile
 from lora_exp.report.statistics import CHANCE, Interval, holm, interval, power
 
 BASE, THRESHOLD = "the base", "a moved threshold"
@@ -31,10 +32,11 @@ class Comparison:
     """An arm and its opponent: `differences` in percentage points, one for each of `bases` (their seeds).
 
     `is_tuned` and `opponent_tuned` say whether neither's best rate lies at an end of those tried, and `lost` counts the
-    runs of the arm that did not end. `chance` and `equivalence` are the corrected p values of a difference, and of one
-    beyond the margin. `power` is the chance that a contest of so many bases shows a difference of the margin, as far as
-    one is sure of it (four times in five it is no less), and `further` how many more bases would raise it to SURE: 0
-    where the comparison is decided, None where more than MOST_BASES in all.
+    runs of the arm that did not end. `luck` is what tuning by luck adds to the difference, as a deviation in points.
+    `chance` and `equivalence` are the corrected p values of a difference, and of one beyond the margin. `power` is the
+    chance that a contest of so many bases shows a difference of the margin, as far as one is sure of it (four times in
+    five it is no less), and `further` how many more bases would raise it to SURE: 0 where the comparison is decided,
+    None where more than MOST_BASES in all.
     """
 
     arm: str
@@ -44,6 +46,7 @@ class Comparison:
     is_tuned: bool = True
     opponent_tuned: bool = True
     lost: int = 0
+    luck: float = 0.0
     chance: float = 1.0
     equivalence: float = 1.0
     power: float = 0.0
@@ -59,7 +62,11 @@ class Comparison:
         """The mean difference in points, and its 95 % interval, not corrected; NaN without runs."""
         if not self.differences:
             return Interval(math.nan, math.nan, math.nan)
-        return interval(self.differences)
+        found = interval(self.differences)
+        if self.luck == 0:
+            return found
+        half = t_quantile(len(self.differences)) * _error(self) if self.is_tested else math.nan
+        return dataclasses.replace(found, low=found.mean - half, high=found.mean + half)
 
     @property
     def is_within(self) -> bool:
@@ -88,9 +95,7 @@ def decide(comparisons: Sequence[Comparison], margin: float) -> list[Comparison]
     tested = [one for one in comparisons if one.is_tested]
     if not tested:
         return list(comparisons)
-    chances, beyond = (
-        holm(np.array(own)) for own in zip(*(_chances(one.differences, margin) for one in tested), strict=True)
-    )
+    chances, beyond = (holm(np.array(own)) for own in zip(*(_chances(one, margin) for one in tested), strict=True))
     level = CHANCE / len(tested)  # the strictest that Holm's procedure asks for
     found = iter(zip(chances.tolist(), beyond.tolist(), strict=True))
     decided = []
@@ -98,35 +103,43 @@ def decide(comparisons: Sequence[Comparison], margin: float) -> list[Comparison]
         if one.is_tested:
             chance, equivalence = next(found)
             one = dataclasses.replace(one, chance=chance, equivalence=equivalence)
-            count, spread = len(one.differences), _upper_deviation(one.differences)
-            further = _further(margin, spread, count, level) if one.outcome == OPEN else 0
-            one = dataclasses.replace(one, power=power(margin, spread, count, level), further=further)
+            further = _further(one, margin, level) if one.outcome == OPEN else 0
+            one = dataclasses.replace(one, power=_power(one, margin, len(one.differences), level), further=further)
         decided.append(one)
     return decided
 
 
-def _chances(values: Sequence[float], margin: float) -> tuple[float, float]:
+def _chances(one: Comparison, margin: float) -> tuple[float, float]:
     """The p values of a t test of the mean against zero, and of the larger of the two one-sided tests."""
     from scipy.special import stdtr
 
-    count, spread = len(values), _deviation(values)
-    mean = math.fsum(values) / count
-    if spread == 0:  # there is nothing to compare the size of the mean with
+    count, error = len(one.differences), _error(one)
+    mean = math.fsum(one.differences) / count
+    if error == 0:  # there is nothing to compare the size of the mean with
         return 1.0, 0.0 if abs(mean) < margin else 1.0
-    error = spread / math.sqrt(count)
     difference = 2 * stdtr(count - 1, -abs(mean) / error)
     return float(difference), float(stdtr(count - 1, (abs(mean) - margin) / error))
 
 
-def _further(margin: float, spread: float, count: int, level: float) -> int | None:
+def _error(one: Comparison) -> float:
+    """The standard error of the mean: of the bases, and of the luck of tuning, which is the same for all of them."""
+    return math.hypot(_deviation(one.differences) / math.sqrt(len(one.differences)), one.luck)
+
+
+def _power(one: Comparison, margin: float, count: int, level: float) -> float:
+    """The chance that so many bases show a difference of the margin."""
+    return power(margin, math.hypot(_upper_deviation(one.differences), math.sqrt(count) * one.luck), count, level)
+
+
+def _further(one: Comparison, margin: float, level: float) -> int | None:
     """How many more bases give a difference of the margin a chance of SURE to be shown; None for too many."""
-    low, high = count, MOST_BASES
-    if power(margin, spread, high, level) < SURE:
+    low, high = len(one.differences), MOST_BASES
+    if _power(one, margin, high, level) < SURE:
         return None
     while low < high:  # the least count whose power is enough, by bisection
         middle = (low + high) // 2
-        low, high = (low, middle) if power(margin, spread, middle, level) >= SURE else (middle + 1, high)
-    return low - count
+        low, high = (low, middle) if _power(one, margin, middle, level) >= SURE else (middle + 1, high)
+    return low - len(one.differences)
 
 
 def _upper_deviation(values: Sequence[float]) -> float:
@@ -143,7 +156,5 @@ def _upper_deviation(values: Sequence[float]) -> float:
 
 def _deviation(values: Sequence[float]) -> float:
     """The deviation of differences; exactly 0 where they differ by rounding alone."""
-    from lora_exp.measures.intervals import deviation
-
     found = deviation(values)
     return found if found > ROUNDING else 0.0

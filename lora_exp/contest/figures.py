@@ -20,6 +20,7 @@ from matplotlib.ticker import LogFormatterMathtext, LogLocator, MaxNLocator, Nul
 
 from lora_exp.contest.comparison import BETTER, NOT_TUNED, NOTHING, OPEN, WITHIN, WORSE, Comparison
 from lora_exp.contest.space import LOWEST
+from lora_exp.contest.tables import limits_of, limits_text
 from lora_exp.contest.verdict import Tried, Verdict
 from lora_exp.contest.words import LOST, MEASURES, outcome_of
 from lora_exp.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, VERMILION, empty_figure
@@ -192,17 +193,11 @@ def _draw_lines(axes: Axes, tried: Sequence[Tried], colour: str, style: str, wid
             rates, [one.interval.mean for one in own], style, color=colour, lw=width, marker="." if style == "-" else ""
         )
         if style == "-":
-            low, high = zip(*map(_band, own), strict=True) if own else ((), ())
+            low, high = zip(*map(limits_of, own), strict=True) if own else ((), ())
             axes.fill_between(rates, low, high, color=colour, alpha=0.2, lw=0)
     if style == "-" and (lost := [one.point.rate for one in tried if not one.by_base]):
         place = axes.get_xaxis_transform()
         axes.plot(lost, [0.96] * len(lost), "x", color=VERMILION, ms=7, mew=2, transform=place, clip_on=False)
-
-
-def _band(one: Tried) -> tuple[float, float]:
-    """The 95 % interval of a point's mean, or the range of fewer than 3 bases."""
-    values, found = list(one.by_base.values()), one.interval
-    return (found.low, found.high) if len(values) > 2 else (min(values), max(values))
 
 
 def _draw_chosen(axes: Axes, one: Tried, end: str | None) -> None:
@@ -234,7 +229,7 @@ def _scale(axes: Axes, tried: Sequence[Tried]) -> None:
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
         return
-    bands = [(one.interval.mean, *_band(one)) for one in tried if one.by_base]
+    bands = [(one.interval.mean, *limits_of(one)) for one in tried if one.by_base]
     low = min(max(low, mean / WIDEST) for mean, low, _ in bands)
     high = max(min(high, mean * WIDEST) for mean, _, high in bands)
     room = 0.1 * (high - low or 1)
@@ -242,11 +237,9 @@ def _scale(axes: Axes, tried: Sequence[Tried]) -> None:
 
 
 def _curve_legend(verdict: Verdict) -> Iterator[Line2D | Patch]:
-    bases = len(verdict.protocol.selection)
-    what = f"95 % interval over {bases} bases" if bases > 2 else f"range of {bases} bases"
     yield Line2D([], [], color=BLUE, lw=1.6, marker=".", label="mean of the arm")
-    if bases > 1:
-        yield Patch(color=BLUE, alpha=0.2, label=what)
+    if len(verdict.protocol.selection) > 1:
+        yield Patch(color=BLUE, alpha=0.2, label=limits_text(verdict))
     yield Line2D([], [], color=FAINT, lw=1.2, ls="--", label="the reference")
     ends = {one.end is None for one in verdict.standings}
     if True in ends:
@@ -254,7 +247,7 @@ def _curve_legend(verdict: Verdict) -> Iterator[Line2D | Patch]:
     if False in ends:
         yield Line2D([], [], marker="o", ls="", ms=9, mec=ORANGE, mfc="white", mew=1.6, label="chosen, not tuned")
     if any(not one.by_base for own in verdict.tried.values() for one in own):
-        yield Line2D([], [], marker="x", ls="", ms=7, mew=2, color=VERMILION, label="no run ended")
+        yield Line2D([], [], marker="x", ls="", ms=7, mew=2, color=VERMILION, label="no run has ended")
 
 
 def _broken(name: str) -> str:

@@ -18,7 +18,7 @@ from lora_exp.contest.comparison import SURE
 from lora_exp.contest.figures import FOREST, RATES, figure_names, write_figures
 from lora_exp.contest.latex import latex_table
 from lora_exp.contest.stated import arms_table, how_it_decides, protocol_table, settings_table
-from lora_exp.contest.tables import cost_table, main_table, power_table, selection_table
+from lora_exp.contest.tables import cost_table, limits_text, main_table, power_table, selection_table
 from lora_exp.contest.verdict import Verdict
 from lora_exp.contest.words import MEANINGS, MEASURES, SIGN, count, listed, sentences, spoken
 from lora_exp.report.document import Block, Code, Grid, Heading, Listing, Picture, Section, markdown
@@ -74,7 +74,10 @@ def sections(verdict: Verdict) -> list[Section]:
         found += [_results(verdict), _equivalence(verdict), _cost(verdict)]
     if any(verdict.tried.values()):
         tuning: list[Block] = [_picture(RATES, "Learning rates tried and chosen.")] if RATES in figures else []
-        tuning += ["Every point that an arm tried, with its 95 % interval over bases.", selection_table(verdict)]
+        tuning += [
+            f"Every point that an arm tried: its measure, {_over(verdict)}.",
+            selection_table(verdict),
+        ]
         found.append(Section("Tuning", tuning))
     return _numbered([*found, _protocol(verdict), _repeat(verdict)])
 
@@ -128,6 +131,11 @@ def _cost(verdict: Verdict) -> Section:
     return Section("Cost", [caption, cost_table(verdict)])
 
 
+def _over(verdict: Verdict) -> str:
+    """What a number of the selection table is."""
+    return f"the mean and the {limits_text(verdict)}" if len(verdict.protocol.selection) > 1 else "on 1 base"
+
+
 def _margin(verdict: Verdict) -> str:
     return f"{verdict.protocol.margin:g} points"
 
@@ -149,7 +157,11 @@ def _repeat(verdict: Verdict) -> Section:
     if verdict.versions:
         pairs = [[name, text] for name, text in verdict.versions.items()]
         versions = ["What it ran with.", Grid((["what", "version"], pairs), words=2)]
-    where = ("Its runs are in ", Code(verdict.folder), ". The same command gives the same numbers, bit by bit.")
+    where = (
+        "The same command states the same protocol and gives the same numbers. Its runs are in the folder ",
+        Code(Path(verdict.folder).name),
+        ".",
+    )
     return Section("Repeat it", [Listing([verdict.command]), where, *versions])
 
 

@@ -27,7 +27,10 @@ def protocol_table(verdict: Verdict) -> Grid:
     protocol = verdict.protocol
     names = protocol.classes
     targets = [shlex.join(target.split()) or "that of the config" for target in protocol.targets]
-    told = [f"{text} ({names[at]})" if at < len(names) else text for at, text in enumerate(targets)]
+    told = [
+        f"{text} ({names[at]})" if at < len(names) and not text.endswith(f"={names[at]}") else text
+        for at, text in enumerate(targets)
+    ]
     rows = [
         ["compared with", f"{listed([spoken(one) for one in verdict.opponents])} (the reference)"],
         ["measure", f"{MEASURES[protocol.measure]}: {MEANINGS[protocol.measure]}"],
@@ -42,8 +45,8 @@ def protocol_table(verdict: Verdict) -> Grid:
         ["halving", "stops jobs of selection early, never of judging" if protocol.halving else "none"],
         ["every job", " ".join(protocol.fixed) or "the defaults"],
     ]
-    rows += [["data, SHA-256", Code(protocol.data_sha256)]] if protocol.data_sha256 else []
-    return Grid((["what", "stated"], [*rows, [f"{CONTEST}, SHA-256", Code(protocol.sha256)]]), words=2)
+    hashes = [["data, SHA-256", Code(protocol.data_sha256)], [f"{CONTEST}, SHA-256", Code(protocol.sha256)]]
+    return Grid((["what", "stated"], [*rows, *hashes]), words=2)
 
 
 def arms_table(protocol: Protocol) -> Grid:
@@ -57,8 +60,12 @@ def arms_table(protocol: Protocol) -> Grid:
 
 
 def settings_table(protocol: Protocol) -> Grid:
-    """A row for each of all other settings of a job."""
-    return Grid((["key", "value"], [list(pair) for pair in _flat(protocol.settings)]), words=2)
+    """A row for each group of all other settings of a job."""
+    rows = [
+        [name, Code(" ".join(_pairs(own if isinstance(own, Mapping) else {name: own})))]
+        for name, own in protocol.settings.items()
+    ]
+    return Grid((["group", "settings"], rows), words=2)
 
 
 def how_it_decides(verdict: Verdict) -> list[str]:
@@ -102,10 +109,10 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else as_text(value)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as pairs of a dotted key and a value in text."""
+def _pairs(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Nested settings as `key=value`, with dotted keys."""
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _pairs(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", as_text(value)
+            yield f"{prefix}{key}={as_text(value) or value}"

@@ -8,9 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from lora_exp.contest.comparison import BETTER, NOT_TUNED, NOTHING, OPEN, SURE, WITHIN, WORSE, Comparison
+from lora_exp.contest.comparison import (
+    BETTER,
+    LEAST_BASES,
+    NOT_TUNED,
+    NOTHING,
+    OPEN,
+    SURE,
+    WITHIN,
+    WORSE,
+    Comparison,
+)
 from lora_exp.contest.verdict import Standing, Tried, Verdict
-from lora_exp.contest.words import MEASURES, chance, difference, further_text, outcome_of, percent
+from lora_exp.contest.words import MEASURES, chance, count, difference, further_text, outcome_of, percent
 from lora_exp.report.document import Grid
 from lora_exp.report.statistics import CHANCE, Interval
 from lora_exp.storage.varied import NONE
@@ -81,7 +91,7 @@ def selection_table(verdict: Verdict) -> Grid:
             name,
             one.point.label,
             _chosen(best.get(name), one),
-            _with_limits(one.interval, percent),
+            _validated(one),
             str(len(one.by_base)),
             str(one.lost),
         ]
@@ -89,6 +99,18 @@ def selection_table(verdict: Verdict) -> Grid:
         for one in own
     ]
     return Grid((headings, rows), words=3)
+
+
+def limits_of(one: Tried) -> tuple[float, float]:
+    """The 95 % interval of a point's mean over its bases, or their range where they are too few for an interval."""
+    values, found = one.by_base.values(), one.interval
+    return (found.low, found.high) if len(values) >= LEAST_BASES else (min(values), max(values))
+
+
+def limits_text(verdict: Verdict) -> str:
+    """What these limits are."""
+    bases = len(verdict.protocol.selection)
+    return f"95 % interval over {bases} bases" if bases >= LEAST_BASES else f"range over {count(bases, 'base')}"
 
 
 def outcome_text(verdict: Verdict, one: Comparison) -> str:
@@ -131,6 +153,14 @@ def _chosen(standing: Standing | None, one: Tried) -> str:
     if standing is None or standing.best != one.point:
         return ""
     return f"chosen, {standing.end}: not tuned" if standing.end else "chosen"
+
+
+def _validated(one: Tried) -> str:
+    """The mean of a point with its limits, if it has more than one base."""
+    if len(one.by_base) < 2:
+        return percent(one.interval.mean)
+    low, high = limits_of(one)
+    return f"{percent(one.interval.mean)} ({percent(low)} to {percent(high)})"
 
 
 def _with_limits(value: Interval, written: Callable[[float], str]) -> str:
