@@ -6,8 +6,8 @@ binomial test, with Holm's correction for all promises, says that the share is b
 are 95 % intervals (Clopper and Pearson).
 
 A contest has 3, 6 or 9 arms, one of them the reference, 5, 10 or 20 bases, and differences with a deviation of 0.1 to 1
-point. All arms and the moved threshold share the luck of a base, so their differences from the base are correlated.
-That luck and their own are normal, heavy-tailed (t with 3 degrees of freedom), skewed or very skewed (lognormal with
+point. All arms and the moved threshold share a part of their noise, so that their differences from the base correlate.
+That part and their own are normal, heavy-tailed (t with 3 degrees of freedom), skewed or very skewed (lognormal with
 sigma 0.5 and 1; a difference from the base has then a skew of 1.2 and 4.3).
 
 What is promised, and where: equal arms differ by symmetric noise whatever its shape, so the promises about arms hold
@@ -113,9 +113,9 @@ def drawn(random: np.random.Generator, shape: str, spread: float, means: Sequenc
     Every difference of two columns has the deviation `spread`.
     """
     own = SHAPES[shape](random, (bases, len(means)))
-    luck = SHAPES[shape](random, (bases, 1))
-    noise = spread / math.sqrt(2) * (own + luck)
-    noise[:, -2] = 0.0  # the base itself has no luck beyond that which all share
+    shared = SHAPES[shape](random, (bases, 1))
+    noise = spread / math.sqrt(2) * (own + shared)
+    noise[:, -2] = 0.0  # the base itself has no noise beyond that which all columns share
     measures: Floats = 3 * random.standard_normal((bases, 1)) + np.asarray(means) + noise
     return measures
 
@@ -266,7 +266,7 @@ def whole_contests(random: np.random.Generator, contests: int, promises: Promise
 def tuned_contest(
     random: np.random.Generator, arms: int, selection: int, spread: float, curvature: float
 ) -> tuple[Floats, list[float], list[float], list[str]]:
-    """Run a contest of arms with one curve, a parabola of so many points per decade squared in the logarithm of the rate.
+    """Run a contest of arms with one curve of rates: a parabola of so many points per decade squared.
 
     Returns the measures [10, arms + 2] of judging; the true measure at the rate that each arm picked; the luck of each;
     and the arms whose rate is at an end. The base is 1 point above the best rate.

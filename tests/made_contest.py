@@ -40,14 +40,15 @@ def verdict(
     bases: int = 10,
     selection: int = 3,
     noise: float = 0.08,
+    luck: float = 0.0,
     ratios: Mapping[str, tuple[int, ...]] | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> Verdict:
     """A verdict on arms by name, whose true `differences` to the reference are in points; the first is the reference.
 
     The best rate of an arm is `optima`, where it is not BEST. `lost` counts its judging runs that did not end. For
-    those `unmatched` no moved threshold has their recall. Differences vary by `noise` over the bases. Arms with
-    `ratios` try each of them with each rate.
+    those `unmatched` no moved threshold has their recall. Differences vary by `noise` over the bases, and `luck` is
+    that of tuning. Arms with `ratios` try each of them with each rate.
     """
     names, optima, lost = list(differences), optima or {}, lost or {}
     protocol = made_protocol(names, bases, selection, ratios or {}, notes or {})
@@ -69,6 +70,7 @@ def verdict(
             is_tuned=ends[name] is None,
             opponent_tuned=opponent != names[0] or ends[names[0]] is None,
             lost=lost.get(name, 0),
+            luck=luck,
         )
         for name in names
         for opponent, error in opposing.items()
@@ -190,7 +192,8 @@ CONTESTS: dict[str, Callable[[], Verdict]] = {
     "not tuned": lambda: verdict({"lora": 0.0, "dora": 0.1, "full": 0.8, "head": -0.7}, {"full": 1e-1, "head": 1e-5}),
     "reference not tuned": lambda: verdict({"lora": 0.0, "dora": -0.6}, {"lora": 1e-1}),
     "lost": lambda: verdict({"lora": 0.0, "dora": -0.6, "pissa": 0.0}, lost={"dora": 2}),
-    "two": lambda: verdict({"lora": 0.0, "dora": 0.0}, selection=1),
+    "lucky": lambda: verdict({"lora": 0.0, "dora": -0.3, "pissa": 0.1}, luck=0.2),
+    "two": lambda: verdict({"lora": 0.0, "dora": 0.0}, selection=1, luck=math.inf),
     "twelve": lambda: verdict(
         dict(
             zip(

@@ -73,4 +73,4 @@ assert not loaded, loaded
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("usage: lora-exp ") == len(COMMANDS) == 14
+    assert done.stdout.count("usage: lora-exp ") == len(COMMANDS) == 15

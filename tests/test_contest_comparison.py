@@ -12,6 +12,7 @@ import random
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
@@ -31,6 +32,7 @@ from lora_exp.contest.comparison import (
     Comparison,
     decide,
 )
+from lora_exp.contest.luck import luck
 from lora_exp.report.statistics import CHANCE, power
 
 MARGIN = 0.3
@@ -43,7 +45,7 @@ def differences(mean: float, spread: float, bases: int = 10, seed: int = 0) -> t
     return tuple(values.tolist())
 
 
-def alone(values: tuple[float, ...], margin: float = MARGIN, **more: bool | int) -> Comparison:
+def alone(values: tuple[float, ...], margin: float = MARGIN, **more: float) -> Comparison:
     """The one comparison of a contest, decided."""
     [found] = decide([dataclasses.replace(Comparison("dora", "lora", values), **more)], margin)
     return found
@@ -229,3 +231,70 @@ def test_one_arm_alone_is_compared_with_base_and_threshold() -> None:
     found = decide(made, MARGIN)
     assert [one.outcome for one in found] == [BETTER, WITHIN]
     assert found[0].chance == pytest.approx(2 * stats.ttest_1samp(made[0].differences, 0.0).pvalue, rel=1e-9)
+
+
+def test_what_tuning_owes_to_luck_adds_to_the_standard_error() -> None:
+    values, chance = differences(-0.4, 0.3, 9), 0.15
+    found, error = alone(values, luck=chance), math.hypot(0.3 / 3, chance)
+    assert found.chance == pytest.approx(2 * stats.t.sf(0.4 / error, 8), rel=1e-9)
+    assert found.equivalence == pytest.approx(stats.t.sf((MARGIN - 0.4) / error, 8), rel=1e-9)
+    limits = stats.t.interval(0.95, 8, -0.4, error)
+    assert (found.interval.low, found.interval.high) == pytest.approx(limits, rel=1e-9)
+    assert found.power == pytest.approx(power(MARGIN, math.hypot(upper(0.3, 9), 3 * chance), 9), rel=1e-9)
+    assert (alone(values).outcome, found.outcome) == (BETTER, OPEN)
+    assert found.further is None  # bases for judging do not make tuning surer
+    assert alone(values, luck=0.0) == alone(values)
+
+
+def test_without_a_measure_of_luck_nothing_is_shown() -> None:
+    found = alone(differences(-5.0, 0.1), luck=math.inf)
+    assert (found.chance, found.outcome, found.further, found.is_within) == (1.0, OPEN, None, False)
+    assert found.power == pytest.approx(CHANCE / 2)
+
+
+def tried(measures: NDArray[np.float64]) -> list[dict[int, float]]:
+    """Points of an arm as `luck` takes them, from measures [points, bases]."""
+    return [dict(enumerate(own)) for own in measures.tolist()]
+
+
+def test_luck_is_the_deviation_over_the_picks_that_other_bases_would_have_led_to() -> None:
+    drawn = np.random.default_rng(0)
+    measures = np.array([0.5, 0.1, 0.0, 0.05, 0.9])[:, None] + drawn.normal(0.0, 0.2, (5, 4)) + drawn.normal(0, 3, 4)
+    means = measures.mean(axis=1)
+    table = measures[np.argsort(means)[:3]]
+    fitted = table.mean(axis=0) + table.mean(axis=1, keepdims=True) - table.mean()
+    noise = math.sqrt(((table - fitted) ** 2).sum() / (2 * 3) / 4)
+    picks = (means + drawn.normal(0.0, noise, (200_000, 5))).argmin(axis=1)
+    assert len(set(picks.tolist())) > 2
+    assert luck(tried(measures)) == pytest.approx(means[picks].std(), rel=0.02)
+
+
+def test_a_clear_pick_owes_nothing_to_luck() -> None:
+    drawn = np.random.default_rng(0).normal(0.0, 0.01, (3, 3))
+    assert luck(tried(np.array([[1.0], [0.0], [1.0]]) + drawn)) == pytest.approx(0.0, abs=1e-9)
+    assert luck(tried(np.array([[1.0, 2.0], [0.0, 1.0]]))) == 0.0  # the same difference on both bases
+    assert luck([{0: 1.0, 1: 2.0}]) == 0.0
+
+
+def test_luck_is_not_known_where_fewer_than_two_bases_have_every_point() -> None:
+    assert luck([{0: 1.0}, {0: 2.0}]) == math.inf
+    assert luck([{0: 1.0, 1: 1.0}, {1: 2.0, 2: 1.0}]) == math.inf
+    assert luck([{0: 1.0, 1: 1.0, 5: 9.0}, {0: 2.0, 1: 1.5}]) < 1.0
+
+
+@pytest.mark.parametrize("curvature", [1.0, 3.0])
+def test_arms_with_one_curve_are_called_different_too_often_without_their_luck_and_not_with_it(
+    curvature: float,
+) -> None:
+    drawn, rates = np.random.default_rng(0), np.linspace(-4, -2, 5)
+    called = {True: 0, False: 0}
+    for _ in range(400):
+        curve = curvature * (rates - drawn.uniform(-3.5, -2.5)) ** 2
+        selected = curve[:, None] + drawn.normal(0.0, 0.2, (2, 5, 3))
+        picks = selected.mean(axis=2).argmin(axis=1)
+        judged = curve[picks][:, None] + drawn.normal(0.0, 0.2, (2, 20))
+        adds = math.hypot(*(luck(tried(own)) for own in selected))
+        for counts in called:
+            found = alone(tuple((judged[0] - judged[1]).tolist()), luck=adds if counts else 0.0)
+            called[counts] += found.outcome in (BETTER, WORSE)
+    assert called[True] <= 33 < called[False]  # 20 and three deviations

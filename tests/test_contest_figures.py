@@ -76,6 +76,14 @@ def test_an_arm_far_from_all_others_is_an_arrow_with_its_number(verdicts: dict[s
         assert [text.get_text() for text in axes.texts][-1] == f"{one.interval.mean:+.1f}"
 
 
+def test_an_interval_without_limits_goes_through_the_whole_panel(verdicts: dict[str, Verdict]) -> None:
+    for axes in forest_plot(verdicts["two"]).axes:
+        low, high = axes.get_xlim()
+        ends = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0] < low]
+        assert ends and all(end > high for _, end in ends)
+        assert all(low < line.get_xdata()[0] < high for line in marks(axes).values())
+
+
 def test_where_nothing_can_be_compared_words_say_so(verdicts: dict[str, Verdict]) -> None:
     _, threshold, reference = forest_plot(verdicts["unmatched"]).axes
     assert [text.get_text() for text in threshold.texts] == [NOTHING]

@@ -6,6 +6,7 @@ What is said of a contest: nothing wider than a terminal, every arm under its ou
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -112,7 +113,15 @@ def test_power_that_no_number_of_bases_gives_is_said_so(verdicts: dict[str, Verd
         for text in sentences(dataclasses.replace(verdict, standings=hopeless))
         if "no difference is shown, a" in text
     ]
-    assert told.endswith("it takes more than 1,000 bases in all to raise it to 80 %.")
+    assert told.endswith("more than 1,000 bases in all would raise it to 80 %.")
+
+
+def test_where_tuning_was_luck_more_bases_of_selection_are_asked_for(verdicts: dict[str, Verdict]) -> None:
+    told = sentences(verdicts["lucky"])[-1]
+    assert told.endswith("more bases of selection, and not of judging, would raise it to 80 %.")
+    assert cell(power_table(verdicts["lucky"]), "dora", "against lora").endswith(",\nluck 0.20")
+    assert cell(power_table(verdicts["two"]), "dora", "against lora").endswith(",\nluck unknown")
+    assert cell(main_table(verdicts["two"]), "lora", "minus the base") == "-1.44,\np = 1.000, no difference shown"
 
 
 def test_an_arm_that_is_not_tuned_is_never_called_worse(verdicts: dict[str, Verdict]) -> None:
@@ -181,7 +190,7 @@ def test_tables_hold_the_numbers_of_the_verdict(verdicts: dict[str, Verdict], na
                 continue
             mean, low, high = (f"{value:+z.2f}" for value in dataclasses.astuple(one.interval)[:3])
             start, end = cell(found, arm, f"minus {one.opponent}").split("\n")
-            assert start == f"{mean} ({low} to {high}),"
+            assert start == (f"{mean} ({low} to {high})," if math.isfinite(one.luck) else f"{mean},")
             assert end.startswith(f"{chance(one.chance)}, ")
     assert cell(found, verdict.protocol.reference, f"minus {verdict.protocol.reference}") == "–"
 

@@ -45,7 +45,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "ui": Command("ui", "compare runs in MLflow's pages"),
     "report": Command("report", "write a sweep's report again, or one report of several sweeps"),
-    "contest": Command("contest", "compare adapters fairly: each tuned as much, judged on other bases"),
+    "contest": Command("contest", "compare adapters fairly, each tuned with the same effort"),
     "resume": Command("resume", "go on with a sweep that was interrupted"),
     "reproduce": Command("reproduce", "make a run again, from scratch, and compare every number"),
     "export": Command("export", "write a run's adapter as a folder that PEFT loads"),

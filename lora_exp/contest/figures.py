@@ -161,7 +161,8 @@ def _draw_difference(axes: Axes, row: int, one: Comparison | None, reach: float)
         )
         return {outcome}
     if not math.isnan(interval.low):
-        axes.plot((interval.low, interval.high), (row, row), color=colour, lw=2, solid_capstyle="butt")
+        limits = [min(max(end, -2 * reach), 2 * reach) for end in (interval.low, interval.high)]
+        axes.plot(limits, (row, row), color=colour, lw=2, solid_capstyle="butt")
     axes.plot(interval.mean, row, shape, ms=7, mec=colour, mfc=colour if filled else "white", mew=1.6, zorder=3)
     return {outcome}
 
@@ -171,8 +172,8 @@ def _reach(compared: Sequence[Comparison], margin: float) -> float:
     intervals = [one.interval for one in compared if one.differences]
     means = [abs(one.mean) for one in intervals]
     near = FAR * max([2 * margin, *([statistics.median(means)] if means else [])])
-    ends = [max(abs(one.mean), abs(one.low), abs(one.high)) for one in intervals if abs(one.mean) <= near]
-    return max(1.5 * margin, *(end for end in ends if not math.isnan(end)), 0.0)
+    ends = [abs(end) for one in intervals if abs(one.mean) <= near for end in (one.mean, one.low, one.high)]
+    return max([1.5 * margin, *filter(math.isfinite, ends)])
 
 
 def _legend(seen: set[str]) -> Iterator[Line2D]:

@@ -44,7 +44,7 @@ def _picked(means: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
     from scipy.special import ndtr
 
     if noise == 0:
-        return np.eye(1, len(means), int(means.argmin()))[0]
+        return np.asarray(np.arange(len(means)) == means.argmin(), dtype=np.float64)
     ahead = (means[None, :] - means[:, None]) / noise
     larger = ndtr(ahead[:, :, None] - NORMAL)  # of one point's noise: how likely another point's measure is larger
     larger[np.arange(len(means)), np.arange(len(means))] = 1.0

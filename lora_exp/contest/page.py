@@ -114,11 +114,12 @@ def _results(verdict: Verdict) -> Section:
 
 
 def _equivalence(verdict: Verdict) -> Section:
+    has_luck = any(one.luck for standing in verdict.standings for one in standing.comparisons)
     caption = (
         f"Whether each arm is shown to be within {_margin(verdict)} of its opponent (corrected p value of TOST), and "
         f"the power to show a difference of {_margin(verdict)}, with the bases that would raise it to "
         f"{100 * SURE:.0f} % where no difference is shown."
-    )
+    ) + (" Luck is the deviation, in points, that is due to which rates were picked." if has_luck else "")
     return Section("Equivalence and power", [caption, power_table(verdict)])
 
 

@@ -81,10 +81,14 @@ def how_it_decides(verdict: Verdict) -> list[str]:
         f"A difference is shown by a two-sided paired t test. Holm's procedure corrects {every} of the contest "
         f"together, so that the chance of any wrong one is at most {wrong}. Intervals are 95 % t intervals, not "
         "corrected.",
+        "Tuning may be lucky: over other selection bases another rate might have been the best. The deviation of the "
+        "measure over the rates that might have been picked, of the arm and of the reference, is the luck; its square "
+        "is added to that of the standard error.",
         f"That an arm is within the margin is shown by two one-sided t tests (TOST, Schuirmann 1987) against {margin}, "
         "corrected in the same way among themselves. No difference shown means neither: the contest can't tell.",
-        "Power is the chance that a t test with the spread seen here, at the strictest level that Holm's procedure "
-        f"asks for, shows a difference of {margin}. More bases are counted until it is {100 * SURE:.0f} %.",
+        "Power is the chance that a t test, at the strictest level that Holm's procedure asks for, shows a difference "
+        f"of {margin}. It is computed with the upper end of the one-sided 80 % interval of the spread, so in four of "
+        f"five contests it is no less. More bases are counted until it is {100 * SURE:.0f} %.",
         "An arm is tuned when its best rate is neither the lowest nor the highest tried. Best is the point with most "
         "runs that ended, then the lowest mean on validation images, then the lowest rate. In a widening every arm "
         "gets as many further points. An arm that is not tuned can win but not lose, and one that lost runs can't win.",

@@ -138,7 +138,7 @@ def _compared(verdict: Verdict, standing: Standing, opponent: str) -> str:
 
 
 def _powerful(verdict: Verdict, one: Comparison | None) -> str:
-    """`p = 0.420, not shown,` and below it `power 34 %, 7 more bases`."""
+    """`p = 0.420, not shown,`, and below it `power 34 %, 7 more bases,` and `luck 0.05`, if there is any."""
     if one is None or not one.is_tested:
         return NONE
     why_not = "not shown" if one.equivalence >= CHANCE else "runs lost" if one.lost else NOT_TUNED
@@ -146,7 +146,8 @@ def _powerful(verdict: Verdict, one: Comparison | None) -> str:
     power = f"power {100 * one.power:.0f} %"
     if outcome_of(one) == OPEN and one.power < SURE:
         power += f", {further_text(one.further)}"
-    return f"{chance(one.equivalence)}, {shown},\n{power}"
+    luck = f",\nluck {f'{one.luck:.2f}' if math.isfinite(one.luck) else 'unknown'}" if one.luck else ""
+    return f"{chance(one.equivalence)}, {shown},\n{power}{luck}"
 
 
 def _chosen(standing: Standing | None, one: Tried) -> str:
@@ -164,6 +165,6 @@ def _validated(one: Tried) -> str:
 
 
 def _with_limits(value: Interval, written: Callable[[float], str]) -> str:
-    """`3.60 (3.31 to 3.89)`; without limits for a single value."""
-    limits = "" if math.isnan(value.low) else f" ({written(value.low)} to {written(value.high)})"
+    """`3.60 (3.31 to 3.89)`; without limits where there are none."""
+    limits = f" ({written(value.low)} to {written(value.high)})" if math.isfinite(value.low) else ""
     return f"{written(value.mean)}{limits}"

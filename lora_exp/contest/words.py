@@ -180,7 +180,9 @@ def _power(verdict: Verdict) -> str:
         least = f"{known[0]} to " if most != further_text(known[0]) else ""
         text += f"; {least}{most} would raise it to {100 * SURE:.0f} %"
     elif needed:
-        text += f"; it takes {further_text(None)} to raise it to {100 * SURE:.0f} %"
+        is_luck = any(one.luck for one in still if one.further is None)
+        more = "more bases of selection, and not of judging," if is_luck else further_text(None)
+        text += f"; {more} would raise it to {100 * SURE:.0f} %"
     return f"{text}."
 
 
