@@ -213,3 +213,11 @@ def test_equal_verdicts_give_equal_files(
     ]
     for name in names:
         assert (tmp_path / name).read_bytes() == (folders["winner"] / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", made.CONTESTS)
+def test_no_number_that_is_missing_or_infinite_is_written(folders: dict[str, Path], name: str) -> None:
+    for kind in ("html", "md", "tex", "csv"):
+        if (path := folders[name] / f"contest.{kind}").exists():
+            visible = re.sub(r"data:[^\"]*", "", path.read_text())
+            assert re.findall(r"[-+$>( ](?:nan|inf)\b", visible) == [], path

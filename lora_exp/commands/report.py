@@ -39,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         out = report(options.folder, options.out, options.overrides)
     else:
         out = experiment_report(options.experiment, options.out, options.overrides)
+    if (page := out / "contest.html").is_file():
+        print(f"verdict  {page}")
     print(f"report   {out / 'report.html'}\n         {out / 'report.md'}")
     return 0
 

@@ -6,6 +6,7 @@ It knows what is on disk; `sweeps.contest` runs it. In reading order:
 - `space`: the points that an arm tries, and those that it tries next
 - `scores`: what a run scored, and by which arm, point, base and target
 - `rounds`: which jobs follow from the protocol and from the results so far
+- `luck`: how much of a difference of tuned arms may be due to which points were picked
 - `comparison`: paired differences over bases: tests, equivalence, power
 - `verdict`: all that a contest found
 - `words`: the verdict in sentences, and on the terminal

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lora_exp.contest.comparison import BETTER, NOT_TUNED, OPEN, WITHIN, WORSE, Comparison
 from lora_exp.contest.verdict import Verdict
 from lora_exp.contest.words import LOST, MEASURES, count, difference, outcome_of, percent, rate
@@ -71,7 +73,7 @@ def _cell(one: Comparison | None) -> str:
         return "--"
     sign, _ = SIGNS.get(outcome_of(one), ("", ""))
     mean, low, high = map(difference, (one.interval.mean, one.interval.low, one.interval.high))
-    limits = rf" {{\scriptsize[${low}$, ${high}$]}}" if one.is_tested else ""
+    limits = rf" {{\scriptsize[${low}$, ${high}$]}}" if math.isfinite(one.interval.low) else ""
     return f"${mean}{sign}${limits}"
 
 

@@ -2,8 +2,9 @@
 
 An arm is judged at the rate that was best over a few bases. Over others it might have been another, as good as that in
 these but not in truth. So two methods with the same curve of rates can differ truly at the rates that they picked, and
-more judging bases only make that clearer. The luck of an arm is the deviation of its measure over the picks that other
-selection bases might have led to; `comparison` adds its square to that of the standard error.
+more judging bases only make that clearer. The luck of an arm is how far, in the root mean square, its measure at the
+point that was picked lies from that at the points which other selection bases might have led to; `comparison` adds its
+square to that of the standard error. benchmarks/contest_simulation.py shows what that does.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+SURE = 0.8  # that the noise is no larger than assumed
 NEAREST = 3  # points by which the noise of selection is estimated: that of far worse ones is often much larger
 NORMAL = np.linspace(-6.0, 6.0, 121)  # where the density of the noise of a mean is summed, in deviations
 
 
 def luck(points: Sequence[Mapping[int, float]]) -> float:
-    """The deviation in points of an arm's measure that is due to which point was picked.
+    """How far an arm's measure at its best point may lie, by chance, from that at another pick, in points.
 
     `points` hold the measure by base of each point that could be picked, in percent. It is 0 for a single point, and
     infinite where fewer than two bases have all points, since then nothing tells noise from truth.
     """
+    from scipy.special import chdtri
+
     if len(points) < 2:
         return 0.0
     bases = sorted(set.intersection(*map(set, points)))
@@ -34,9 +38,9 @@ def luck(points: Sequence[Mapping[int, float]]) -> float:
     near = measures[np.argsort(means)[:NEAREST]]
     rest = near - near.mean(axis=0) - near.mean(axis=1, keepdims=True) + near.mean()
     freedom = (len(near) - 1) * (len(bases) - 1)
-    chances = _picked(means, math.sqrt(float((rest**2).sum()) / freedom / len(bases)))
-    mean = float(chances @ means)
-    return math.sqrt(float(chances @ (means - mean) ** 2))
+    # The upper end of a one-sided 80 % interval: with the estimate itself, few bases too often seem to agree.
+    noise = math.sqrt(float((rest**2).sum()) / float(chdtri(freedom, SURE)))
+    return math.sqrt(float(_picked(means, noise / math.sqrt(len(bases))) @ (means - means.min()) ** 2))
 
 
 def _picked(means: NDArray[np.float64], noise: float) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lora_exp.contest.comparison import BASE, THRESHOLD, Comparison, decide
+from lora_exp.contest.luck import luck
 from lora_exp.contest.protocol import CONTEST, JUDGING, SELECTION, Arm, Protocol, read_protocol
 from lora_exp.contest.rounds import best_point, cells, rounds
 from lora_exp.contest.scores import Entry, Score, score_of
@@ -204,6 +205,8 @@ class _Ran:
 def _compared(protocol: Protocol, standings: Sequence[Standing], ran: _Ran) -> list[Standing]:
     """Compare each arm with the base, with a moved threshold and with the reference, over the bases of both."""
     tuned = {one.arm.name: one.end is None for one in standings}
+    # An arm that is better than the base at the rate that it picked is better, however it came to pick that.
+    lucky = {arm.name: luck([one.by_base for one in ran.tried(arm) if not one.lost]) for arm in protocol.arms}
     reference = ran.by_base(ran.of_phase(JUDGING, protocol.reference), lambda score: score.test)
     found: list[Comparison] = []
     for one in standings:
@@ -224,6 +227,7 @@ def _compared(protocol: Protocol, standings: Sequence[Standing], ran: _Ran) -> l
                 is_tuned=tuned[one.arm.name],
                 opponent_tuned=tuned.get(opponent, True),
                 lost=one.lost,
+                luck=math.hypot(lucky[one.arm.name], lucky[opponent]) if opponent in lucky else 0.0,
             )
             for opponent, differences in over.items()
         ]
