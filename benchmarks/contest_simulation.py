@@ -123,7 +123,7 @@ def drawn(random: np.random.Generator, shape: str, spread: float, means: Sequenc
 def decided(measures: Floats, lucks: Sequence[float] = (), at_an_end: Sequence[str] = ()) -> list[Comparison]:
     """Every arm against the base, the threshold and the reference, as a contest decides it."""
     arms = measures.shape[1] - 2
-    own = [*(lucks or [0.0] * arms), 0.0, 0.0]
+    own = lucks or [0.0] * arms
     columns = {BASE: arms, THRESHOLD: arms + 1, REFERENCE: 0}
     return decide(
         [
@@ -133,7 +133,7 @@ def decided(measures: Floats, lucks: Sequence[float] = (), at_an_end: Sequence[s
                 tuple((measures[:, arm] - measures[:, column]).tolist()),
                 is_tuned=f"arm {arm}" not in at_an_end,
                 opponent_tuned=opponent not in at_an_end,
-                luck=math.hypot(own[arm], own[column]),
+                luck=math.hypot(own[arm], own[column]) if opponent == REFERENCE else 0.0,
             )
             for arm in range(arms)
             for opponent, column in columns.items()
@@ -235,9 +235,8 @@ def more_bases(random: np.random.Generator, contests: int, promises: Promises) -
                         added.add(is_called(against_reference(both, arms - 1)))
                 if size == 0:
                     false.add(wrong)
-        promises.row(
-            f"{bases} bases, then all new ones", afresh, least=SURE, more=f"median {np.median(asked):.0f} bases"
-        )
+        more = f"median {np.median(asked):.0f} bases"
+        promises.row(f"{bases} bases, then all new ones", afresh, least=SURE, more=more)
         promises.row(f"{bases} bases, then more beside them", added, least=SURE)
         promises.row(f"{bases} bases, equal, any call in 2 looks", false)
 

@@ -21,6 +21,7 @@ from lora_exp.contest.comparison import (
     BASE,
     BETTER,
     LEAST_BASES,
+    LOST,
     MOST_BASES,
     NOT_TUNED,
     NOTHING,
@@ -145,7 +146,13 @@ def test_an_untuned_arm_is_never_worse_and_an_untuned_opponent_never_beaten(mean
     assert not alone(values, is_tuned=False).is_within
 
 
-@pytest.mark.parametrize(("mean", "outcome"), [(-2.0, OPEN), (0.0, OPEN), (2.0, WORSE)])
+@pytest.mark.parametrize(("mean", "outcome"), [(-2.0, BETTER), (0.0, OPEN), (2.0, LOST)])
+def test_nothing_is_worse_than_an_opponent_that_lost_runs_or_within_its_margin(mean: float, outcome: str) -> None:
+    found = alone(differences(mean, 0.1), opponent_lost=1)
+    assert found.outcome == outcome and not found.is_within
+
+
+@pytest.mark.parametrize(("mean", "outcome"), [(-2.0, LOST), (0.0, OPEN), (2.0, WORSE)])
 def test_an_arm_that_lost_runs_is_neither_better_nor_within(mean: float, outcome: str) -> None:
     found = alone(differences(mean, 0.1), lost=1)
     assert found.outcome == outcome and not found.is_within
@@ -278,7 +285,7 @@ def test_a_clear_pick_owes_nothing_to_luck() -> None:
 
 
 def test_luck_is_not_known_where_fewer_than_two_bases_have_every_point() -> None:
-    assert luck([{0: 1.0}, {0: 2.0}]) == math.inf
+    assert luck([]) == luck([{0: 1.0}, {0: 2.0}]) == math.inf
     assert luck([{0: 1.0, 1: 1.0}, {1: 2.0, 2: 1.0}]) == math.inf
     assert luck([{0: 1.0, 1: 1.0, 5: 9.0}, {0: 2.0, 1: 1.5}]) < 1.0
 

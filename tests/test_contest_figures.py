@@ -19,7 +19,6 @@ from matplotlib.lines import Line2D
 from lora_exp.contest.comparison import BETTER, NOT_TUNED, NOTHING, OPEN
 from lora_exp.contest.figures import MARKS, figure_names, forest_plot, rate_curves, write_figures
 from lora_exp.contest.verdict import Verdict
-from lora_exp.contest.words import outcome_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,7 +46,7 @@ def test_every_difference_is_a_mark_with_its_interval_and_its_outcome(verdicts: 
             if (one := standing.against(opponent)) is None:
                 assert row not in found
                 continue
-            shape, colour, is_filled = MARKS[outcome_of(one)]
+            shape, colour, is_filled = MARKS[one.outcome]
             assert found[row].get_xdata()[0] == one.interval.mean
             assert (one.interval.low, one.interval.high) in intervals
             assert found[row].get_marker() == shape

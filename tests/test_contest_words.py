@@ -13,11 +13,11 @@ from typing import Any
 import made_contest as made
 import pytest
 
-from lora_exp.contest.comparison import BASE, BETTER, NOT_TUNED, NOTHING, OPEN
+from lora_exp.contest.comparison import BASE, BETTER, LOST, NOT_TUNED, NOTHING, OPEN
 from lora_exp.contest.stated import arms_table, how_it_decides, protocol_table, settings_table
 from lora_exp.contest.tables import cost_table, limits_text, main_table, power_table, selection_table
 from lora_exp.contest.verdict import Verdict
-from lora_exp.contest.words import LOST, chance, outcome_of, sentences, spoken, terminal_text
+from lora_exp.contest.words import chance, sentences, spoken, terminal_text
 from lora_exp.report.document import Grid
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -61,7 +61,7 @@ def test_the_terminal_has_a_row_an_arm_with_its_differences_and_outcomes(
     assert text.count("Below 0 the arm errs less") == 1
     for standing in verdicts[name].standings:
         for one in standing.comparisons:
-            outcome = {OPEN: "not shown", NOTHING: "no runs"}.get(outcome_of(one), outcome_of(one))
+            outcome = {OPEN: "not shown", NOTHING: "no runs"}.get(one.outcome, one.outcome)
             number = f"{one.interval.mean:+z.2f} " if one.differences else ""
             assert f"{number}{outcome}" in text
 
@@ -118,7 +118,7 @@ def test_power_that_no_number_of_bases_gives_is_said_so(verdicts: dict[str, Verd
 
 def test_where_tuning_was_luck_more_bases_of_selection_are_asked_for(verdicts: dict[str, Verdict]) -> None:
     told = sentences(verdicts["lucky"])[-1]
-    assert told.endswith("more bases of selection, and not of judging, would raise it to 80 %.")
+    assert told.endswith("; more bases of selection would raise it to 80 %.")
     assert cell(power_table(verdicts["lucky"]), "dora", "against lora").endswith(",\nluck 0.20")
     assert cell(power_table(verdicts["two"]), "dora", "against lora").endswith(",\nluck unknown")
     assert cell(main_table(verdicts["two"]), "lora", "minus the base") == "-1.44,\np = 1.000, no difference shown"
@@ -148,7 +148,7 @@ def test_no_arm_is_called_better_than_a_reference_that_is_not_tuned(verdicts: di
 def test_an_arm_that_lost_runs_is_neither_better_nor_said_to_show_no_difference(verdicts: dict[str, Verdict]) -> None:
     verdict = verdicts["lost"]
     dora = verdict.standings[1]
-    assert {outcome_of(one) for one in dora.comparisons} == {LOST}
+    assert {one.outcome for one in dora.comparisons} == {LOST}
     assert sentences(verdict)[-1] == (
         "Judging runs that did not end: 2 of 20 of dora. An arm that lost runs is not called better."
     )

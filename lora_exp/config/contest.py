@@ -58,7 +58,7 @@ class ContestSettings:
         default=(),
     )
     widenings: int = integer(0, default=3)
-    selection: int = integer(2, default=3)
+    selection: int = integer(2, default=5)
     judging: int = integer(3, default=10)
     seeds: int = integer(1, default=1)
     measure: str = one_of(JUDGED, default="balanced_error")

@@ -20,7 +20,7 @@ from lora_exp.report.statistics import CHANCE, Interval, holm, interval, power
 
 BASE, THRESHOLD = "the base", "a moved threshold"
 BETTER, WORSE, WITHIN, OPEN = "better", "worse", "within", "no difference shown"
-NOT_TUNED, NOTHING = "not tuned", "no runs to compare"
+NOT_TUNED, LOST, NOTHING = "not tuned", "runs lost", "no runs to compare"
 SURE = 0.8  # the power from which on a contest is said to have seen a difference of the margin
 MOST_BASES = 1000
 LEAST_BASES = 3
@@ -31,12 +31,12 @@ ROUNDING = 1e-6  # points: a spread below this is of floating-point numbers, not
 class Comparison:
     """An arm and its opponent: `differences` in percentage points, one for each of `bases` (their seeds).
 
-    `is_tuned` and `opponent_tuned` say whether neither's best rate lies at an end of those tried, and `lost` counts the
-    runs of the arm that did not end. `luck` is what tuning by luck adds to the difference, as a deviation in points.
-    `chance` and `equivalence` are the corrected p values of a difference, and of one beyond the margin. `power` is the
-    chance that a contest of so many bases shows a difference of the margin, as far as one is sure of it (four times in
-    five it is no less), and `further` how many more bases would raise it to SURE: 0 where the comparison is decided,
-    None where more than MOST_BASES in all.
+    `is_tuned` and `opponent_tuned` say whether neither's best rate lies at an end of those tried, and `lost` and
+    `opponent_lost` count the judging runs of both that did not end. `luck` is what tuning by luck adds to the
+    difference, as a deviation in points. `chance` and `equivalence` are the corrected p values of a difference, and of
+    one beyond the margin. `power` is the chance that a contest of so many bases shows a difference of the margin, as
+    far as one is sure of it (four times in five it is no less), and `further` how many more bases would raise it to
+    SURE: 0 where the comparison is decided, None where more than MOST_BASES in all.
     """
 
     arm: str
@@ -46,6 +46,7 @@ class Comparison:
     is_tuned: bool = True
     opponent_tuned: bool = True
     lost: int = 0
+    opponent_lost: int = 0
     luck: float = 0.0
     chance: float = 1.0
     equivalence: float = 1.0
@@ -71,20 +72,26 @@ class Comparison:
     @property
     def is_within(self) -> bool:
         """Whether the difference is shown to be smaller than the margin."""
-        return self.equivalence < CHANCE and self.is_tuned and self.opponent_tuned and not self.lost
+        is_whole = self.is_tuned and self.opponent_tuned and not (self.lost or self.opponent_lost)
+        return self.equivalence < CHANCE and is_whole
 
     @property
     def outcome(self) -> str:
-        """BETTER or WORSE, whatever `is_within` says; else WITHIN, OPEN, NOT_TUNED or NOTHING."""
+        """BETTER or WORSE, whatever `is_within` says; else NOT_TUNED, LOST, WITHIN, OPEN or NOTHING.
+
+        LOST where a difference would be called, had no run been lost: the bases that are left may be the easy ones.
+        """
         if not self.is_tested:
             return NOTHING
-        if self.chance < CHANCE:
-            if self.interval.mean < 0 and self.opponent_tuned and not self.lost:
-                return BETTER
-            if self.interval.mean > 0 and self.is_tuned:
-                return WORSE
+        is_called, is_below = self.chance < CHANCE, self.interval.mean < 0
+        if is_called and is_below and self.opponent_tuned and not self.lost:
+            return BETTER
+        if is_called and not is_below and self.is_tuned and not self.opponent_lost:
+            return WORSE
         if not (self.is_tuned and self.opponent_tuned):
             return NOT_TUNED
+        if is_called:
+            return LOST
         return WITHIN if self.is_within else OPEN
 
 

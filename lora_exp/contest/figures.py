@@ -18,11 +18,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterMathtext, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from lora_exp.contest.comparison import BETTER, NOT_TUNED, NOTHING, OPEN, WITHIN, WORSE, Comparison
+from lora_exp.contest.comparison import BETTER, LOST, NOT_TUNED, NOTHING, OPEN, WITHIN, WORSE, Comparison
 from lora_exp.contest.space import LOWEST
 from lora_exp.contest.tables import limits_of, limits_text
 from lora_exp.contest.verdict import Tried, Verdict
-from lora_exp.contest.words import LOST, MEASURES, outcome_of
+from lora_exp.contest.words import MEASURES
 from lora_exp.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, VERMILION, empty_figure
 
 FOREST, RATES = "contest_forest", "contest_rates"
@@ -145,7 +145,7 @@ def _draw_difference(axes: Axes, row: int, one: Comparison | None, reach: float)
             bbox={"fc": "white", "ec": "none", "pad": 1},
         )
         return set()
-    interval, outcome = one.interval, outcome_of(one)
+    interval, outcome = one.interval, one.outcome
     shape, colour, filled = MARKS.get(outcome, MARKS[OPEN])
     if abs(interval.mean) > reach:
         side = math.copysign(1, interval.mean)

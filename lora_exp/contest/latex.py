@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from lora_exp.contest.comparison import BETTER, NOT_TUNED, OPEN, WITHIN, WORSE, Comparison
+from lora_exp.contest.comparison import BETTER, LOST, NOT_TUNED, OPEN, WITHIN, WORSE, Comparison
 from lora_exp.contest.verdict import Verdict
-from lora_exp.contest.words import LOST, MEASURES, count, difference, outcome_of, percent, rate
+from lora_exp.contest.words import MEASURES, count, difference, percent, rate
 from lora_exp.report.statistics import CHANCE
 
 SPECIAL = {
@@ -71,7 +71,7 @@ def _cell(one: Comparison | None) -> str:
     r"""`$-1.20^\mathrm{b}$ {\scriptsize[$-1.42$, $-0.98$]}`."""
     if one is None or not one.differences:
         return "--"
-    sign, _ = SIGNS.get(outcome_of(one), ("", ""))
+    sign, _ = SIGNS.get(one.outcome, ("", ""))
     mean, low, high = map(difference, (one.interval.mean, one.interval.low, one.interval.high))
     limits = rf" {{\scriptsize[${low}$, ${high}$]}}" if math.isfinite(one.interval.low) else ""
     return f"${mean}{sign}${limits}"
@@ -80,7 +80,7 @@ def _cell(one: Comparison | None) -> str:
 def _caption(verdict: Verdict) -> str:
     protocol = verdict.protocol
     compared = [one for standing in verdict.standings for one in standing.comparisons if one.is_tested]
-    outcomes = {outcome_of(one) for one in compared}
+    outcomes = {one.outcome for one in compared}
     signs = ", ".join(f"${sign}$ {meaning}" for outcome, (sign, meaning) in SIGNS.items() if outcome in outcomes)
     stars = r" $\ast$ at a rate: the lowest or highest tried." if any(one.end for one in verdict.standings) else ""
     bases = len(protocol.judging)

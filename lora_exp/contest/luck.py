@@ -24,13 +24,13 @@ def luck(points: Sequence[Mapping[int, float]]) -> float:
     """How far an arm's measure at its best point may lie, by chance, from that at another pick, in points.
 
     `points` hold the measure by base of each point that could be picked, in percent. It is 0 for a single point, and
-    infinite where fewer than two bases have all points, since then nothing tells noise from truth.
+    infinite for none, or where fewer than two bases have all points: then nothing tells noise from truth.
     """
     from scipy.special import chdtri
 
-    if len(points) < 2:
+    if len(points) == 1:
         return 0.0
-    bases = sorted(set.intersection(*map(set, points)))
+    bases = sorted(set.intersection(*map(set, points))) if points else []
     if len(bases) < 2:
         return math.inf
     measures = np.array([[own[base] for base in bases] for own in points])

@@ -9,6 +9,7 @@ from lora_exp.contest.verdict import Verdict
 
 MOST = 100  # judging bases to propose
 JUDGING = "contest.judging="
+REPLACED = (JUDGING, "base.seed=", "hydra.sweep.dir", "report.name")
 
 
 def next_steps(verdict: Verdict) -> Iterator[tuple[str, str]]:
@@ -23,5 +24,7 @@ def next_steps(verdict: Verdict) -> Iterator[tuple[str, str]]:
     further = [one.further for standing in verdict.standings for one in standing.comparisons if one.further]
     done = len(verdict.protocol.judging)
     if further and (count := min(done + max(further), MOST)) > done:
-        own = [part for part in shlex.split(verdict.command) if not part.startswith((JUDGING, "hydra.sweep.dir"))]
-        yield shlex.join([*own, f"{JUDGING}{count}"]), "another contest, on more bases; stored runs are taken over"
+        own = [part for part in shlex.split(verdict.command) if not part.startswith(REPLACED)]
+        # Bases that were looked at already would raise the chance of a wrong call.
+        fresh = f"base.seed={max(verdict.protocol.judging) + 1}"
+        yield shlex.join([*own, fresh, f"{JUDGING}{count}"]), "another contest, with more and new bases"

@@ -81,9 +81,9 @@ def how_it_decides(verdict: Verdict) -> list[str]:
         f"A difference is shown by a two-sided paired t test. Holm's procedure corrects {every} of the contest "
         f"together, so that the chance of any wrong one is at most {wrong}. Intervals are 95 % t intervals, not "
         "corrected.",
-        "Tuning may be lucky: over other selection bases another rate might have been the best. The deviation of the "
-        "measure over the rates that might have been picked, of the arm and of the reference, is the luck; its square "
-        "is added to that of the standard error.",
+        "Tuning may be lucky: over other selection bases another rate might have been the best. How far, in root mean "
+        "square, the rates that might have been picked are from the best, for the arm and for the reference, is the "
+        "luck; its square is added to that of the standard error.",
         f"That an arm is within the margin is shown by two one-sided t tests (TOST, Schuirmann 1987) against {margin}, "
         "corrected in the same way among themselves. No difference shown means neither: the contest can't tell.",
         "Power is the chance that a t test, at the strictest level that Holm's procedure asks for, shows a difference "

@@ -20,7 +20,7 @@ from lora_exp.contest.comparison import (
     Comparison,
 )
 from lora_exp.contest.verdict import Standing, Tried, Verdict
-from lora_exp.contest.words import MEASURES, chance, count, difference, further_text, outcome_of, percent
+from lora_exp.contest.words import MEASURES, chance, count, difference, further_text, percent
 from lora_exp.report.document import Grid
 from lora_exp.report.statistics import CHANCE, Interval
 from lora_exp.storage.varied import NONE
@@ -118,7 +118,7 @@ def outcome_text(verdict: Verdict, one: Comparison) -> str:
     within = f"within {verdict.protocol.margin:g}"
     if not one.is_tested:
         return "too few bases" if one.differences else NOTHING
-    outcome = outcome_of(one)
+    outcome = one.outcome
     if outcome in (BETTER, WORSE) and one.is_within:
         return f"{outcome}, {within}"
     return within if outcome == WITHIN else outcome
@@ -144,7 +144,7 @@ def _powerful(verdict: Verdict, one: Comparison | None) -> str:
     why_not = "not shown" if one.equivalence >= CHANCE else "runs lost" if one.lost else NOT_TUNED
     shown = f"within {verdict.protocol.margin:g}" if one.is_within else why_not
     power = f"power {100 * one.power:.0f} %"
-    if outcome_of(one) == OPEN and one.power < SURE:
+    if one.outcome == OPEN and one.power < SURE:
         power += f", {further_text(one.further)}"
     luck = f",\nluck {f'{one.luck:.2f}' if math.isfinite(one.luck) else 'unknown'}" if one.luck else ""
     return f"{chance(one.equivalence)}, {shown},\n{power}{luck}"

@@ -206,7 +206,8 @@ def _compared(protocol: Protocol, standings: Sequence[Standing], ran: _Ran) -> l
     """Compare each arm with the base, with a moved threshold and with the reference, over the bases of both."""
     tuned = {one.arm.name: one.end is None for one in standings}
     # An arm that is better than the base at the rate that it picked is better, however it came to pick that.
-    lucky = {arm.name: luck([one.by_base for one in ran.tried(arm) if not one.lost]) for arm in protocol.arms}
+    lucky = {arm.name: luck(_candidates(ran.tried(arm))) for arm in protocol.arms}
+    lost = {one.arm.name: one.lost for one in standings}
     reference = ran.by_base(ran.of_phase(JUDGING, protocol.reference), lambda score: score.test)
     found: list[Comparison] = []
     for one in standings:
@@ -227,6 +228,7 @@ def _compared(protocol: Protocol, standings: Sequence[Standing], ran: _Ran) -> l
                 is_tuned=tuned[one.arm.name],
                 opponent_tuned=tuned.get(opponent, True),
                 lost=one.lost,
+                opponent_lost=lost.get(opponent, 0),
                 luck=math.hypot(lucky[one.arm.name], lucky[opponent]) if opponent in lucky else 0.0,
             )
             for opponent, differences in over.items()
@@ -236,6 +238,12 @@ def _compared(protocol: Protocol, standings: Sequence[Standing], ran: _Ran) -> l
         dataclasses.replace(one, comparisons=tuple(own for own in decided if own.arm == one.arm.name))
         for one in standings
     ]
+
+
+def _candidates(tried: Sequence[Tried]) -> list[dict[int, float]]:
+    """The measures by base of the points that `best_point` chooses among: those that lost the fewest runs."""
+    least = min(one.lost for one in tried)
+    return [one.by_base for one in tried if one.lost == least]
 
 
 def _percent(values: Iterable[float]) -> Interval:

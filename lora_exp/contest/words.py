@@ -16,6 +16,7 @@ from rich.text import Text
 
 from lora_exp.contest.comparison import (
     BETTER,
+    LOST,
     MOST_BASES,
     NOT_TUNED,
     NOTHING,
@@ -27,7 +28,7 @@ from lora_exp.contest.comparison import (
 )
 from lora_exp.contest.protocol import CONTEST, Protocol
 from lora_exp.contest.verdict import Standing, Verdict
-from lora_exp.report.statistics import CHANCE, in_unit
+from lora_exp.report.statistics import in_unit
 from lora_exp.storage.varied import NONE
 
 WIDTH = 80
@@ -37,7 +38,6 @@ MEANINGS = {
     "both_errors": "the error rate on the target plus the mean error rate on the other classes",
 }
 SIGN = "Below 0 the arm errs less than its opponent"
-LOST = "runs lost"
 SHORT = {OPEN: "not shown", NOTHING: "no runs"}  # the other outcomes are short enough
 STYLES = {BETTER: "green", WORSE: "red", NOT_TUNED: "yellow", LOST: "yellow"}
 HEADER = 15  # columns of a terminal
@@ -91,11 +91,6 @@ def spoken(name: str) -> str:
     return f"{method} ({more})" if comma else name
 
 
-def outcome_of(one: Comparison) -> str:
-    """The outcome; LOST where a difference would be called one, had the arm lost no runs."""
-    return LOST if one.outcome == OPEN and one.lost and one.chance < CHANCE else one.outcome
-
-
 def count(number: int, noun: str) -> str:
     """`1 base` or `2 bases`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -143,7 +138,7 @@ def _against(verdict: Verdict, opponent: str, opening: str) -> str:
     phrases = []
     for outcome in (BETTER, WITHIN, OPEN, WORSE, NOTHING):
         for within in (False, True):
-            group = [spoken(one.arm) for one in compared if outcome_of(one) == outcome and one.is_within == within]
+            group = [spoken(one.arm) for one in compared if one.outcome == outcome and one.is_within == within]
             if not group:
                 continue
             who, be = listed(group), "is" if len(group) == 1 else "are"
@@ -164,7 +159,7 @@ def _against(verdict: Verdict, opponent: str, opening: str) -> str:
 
 def _power(verdict: Verdict) -> str:
     """With which chance a difference of the margin would have been shown, where none is."""
-    still = [one for standing in verdict.standings for one in standing.comparisons if outcome_of(one) == OPEN]
+    still = [one for standing in verdict.standings for one in standing.comparisons if one.outcome == OPEN]
     if not still:
         return ""
     low, high = (f"{100 * bound(one.power for one in still):.0f}" for bound in (min, max))
@@ -173,16 +168,17 @@ def _power(verdict: Verdict) -> str:
         f"Where no difference is shown, a real one of {verdict.protocol.margin:g} points would be shown with a chance "
         f"of {low if low == high else f'{low} to {high}'} %{where}"
     )
-    needed = [one.further for one in still if one.power < SURE]
-    known = sorted({one for one in needed if one is not None})
+    weak = [one for one in still if one.power < SURE]
+    known = sorted({one.further for one in weak if one.further is not None})
+    many = [one for one in weak if one.further is None]
     if known:
-        most = further_text(None if None in needed else known[-1])
-        least = f"{known[0]} to " if most != further_text(known[0]) else ""
-        text += f"; {least}{most} would raise it to {100 * SURE:.0f} %"
-    elif needed:
-        is_luck = any(one.luck for one in still if one.further is None)
-        more = "more bases of selection, and not of judging," if is_luck else further_text(None)
-        text += f"; {more} would raise it to {100 * SURE:.0f} %"
+        least = f"{known[0]} to " if len(known) > 1 else ""
+        text += f"; {least}{further_text(known[-1])} would raise it to {100 * SURE:.0f} %"
+    if many:
+        # The luck of tuning stays, however many bases judge.
+        more = "more bases of selection" if any(one.luck for one in many) else further_text(None)
+        whom = f" for {listed(list(dict.fromkeys(spoken(one.arm) for one in many)))}" if known else ""
+        text += f", and {more}{whom}" if known else f"; {more} would raise it to {100 * SURE:.0f} %"
     return f"{text}."
 
 
@@ -230,14 +226,14 @@ def _table(verdict: Verdict) -> Table:
 def _cell(one: Comparison | None) -> Text:
     if one is None:
         return Text(NONE)
-    outcome, number = outcome_of(one), difference(one.interval.mean)
+    outcome, number = one.outcome, difference(one.interval.mean)
     word = SHORT.get(outcome, outcome)
     return Text(word if number == NONE else f"{number} {word}", style=STYLES.get(outcome, ""))
 
 
 def _marks(verdict: Verdict) -> Iterator[str]:
     """What the short words of the table mean, of those that stand there."""
-    outcomes = {outcome_of(one) for standing in verdict.standings for one in standing.comparisons}
+    outcomes = {one.outcome for standing in verdict.standings for one in standing.comparisons}
     if OPEN in outcomes:
         yield f"{SHORT[OPEN]}: {OPEN}"
     if WITHIN in outcomes:
