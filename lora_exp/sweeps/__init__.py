@@ -15,6 +15,7 @@ In reading order:
 - `search_space`: Hydra's sweep syntax as the dimensions of a search
 - `samplers`: which values the next trial gets
 - `contestants`: from overrides to the protocol of a contest
+- `arms`: its arms, at equal rank or equal size
 - `contest`: its rounds, run as jobs of one sweep
 - `study`: the trials, kept in the file `study.db`
 """
