@@ -175,17 +175,39 @@ def test_a_protocol_that_was_changed_afterwards_gives_no_verdict(lab: Place, who
     assert "is not the protocol that this contest began with" in err
 
 
-def test_halving_saves_work_in_selection_and_never_in_judging(lab: Place) -> None:
-    folder, _ = run(lab, "halved", "halving.eta=2", "halving.first=10", "tracking=off")
-    sweep = read_sweep(folder)
-    stopped = sweep.frame[sweep.frame["status"] == "stopped"]
-    assert len(stopped) > 0
-    judged = sweep.frame.tail(3 * 3 * TARGETS)
-    assert set(judged["status"]) == {"finished"} and set(judged["steps"]) == {40}
-    # Jobs of one arm compete with each other: each arm keeps as many.
-    kept = sweep.frame[: len(sweep.frame) - len(judged)].loc[lambda rows: rows["status"] == "finished"]
-    assert kept.groupby("method").size().nunique() == 1 and len(kept["method"].unique()) == 3
-    assert verdict_of(sweep).standings
+def test_halving_saves_work_in_selection_alone_and_drops_as_many_points_of_each_arm(lab: Place) -> None:
+    folder, _ = run(lab, "halved", "contest.halving=true", "contest.selection=3", "tracking=off")
+    frame = read_sweep(folder).frame
+    chosen = frame[frame["base_seed"] < 3]
+    assert set(chosen[chosen["base_seed"] < 2].groupby("method")["learning_rate"].nunique()) == {RATES + 2}
+    last = chosen[chosen["base_seed"] == 2].groupby("method")["learning_rate"].nunique()
+    assert set(last) == {3 + 2} and len(last) == 3  # the better half of five, and the widening
+    assert frame[frame["base_seed"] >= 3].groupby("method").size().tolist() == [3 * TARGETS] * 3
+    found = verdict_of(read_sweep(folder))
+    for standing in found.standings:
+        tried = {one.point: one for one in found.tried[standing.arm.name]}
+        assert len(tried[standing.best].by_base) == 3 and {one.lost for one in tried.values()} == {0}
+
+
+def test_the_base_of_the_verdict_is_the_same_whichever_runs_an_arm_has_lost(whole: Path, tmp_path: Path) -> None:
+    before = verdict_of(read_sweep(whole))
+    damaged = shutil.copytree(whole, tmp_path / "whole")
+    result = damaged / str(before.standings[2].job) / "result.json"
+    values = json.loads(result.read_text())
+    values["outcome"] |= {"diverged_at": 3, "gains": None}
+    result.write_text(json.dumps(values))
+    after = verdict_of(read_sweep(damaged))
+    assert after.base == before.base and [one.lost for one in after.standings] == [0, 0, 1]
+    assert len(after.standings[2].comparisons[0].differences) == 2
+
+
+def test_a_result_of_another_job_is_not_counted(whole: Path, tmp_path: Path, lab: Place) -> None:
+    swapped = shutil.copytree(whole, tmp_path / "whole")
+    (swapped / "0").rename(swapped / "x")
+    (swapped / "7").rename(swapped / "0")
+    (swapped / "x").rename(swapped / "7")
+    _, err = lab.run("report", str(swapped), code=2)
+    assert "holds the result of another job" in err
 
 
 def test_nothing_is_decided_while_jobs_fail_and_resuming_tries_them_again(place: Place, whole: Path) -> None:
@@ -211,7 +233,8 @@ def test_mlflow_says_what_the_contest_found(lab: Place, whole: Path, found: Verd
 def test_a_plan_says_jobs_time_and_memory_and_writes_nothing(place: Place) -> None:
     out, _ = place.run("contest", "--plan", ARMS, *TASK, *SIZE)
     assert "60 jobs: 0 in the store already, 60 to run" in out and "18 jobs" in out
-    assert "MiB at a time" in out and "expected time: about" in out and "each widening, of at most 1: 24 jobs" in out
+    assert "MiB at a time" in out and "expected time: about" in out and "at most 1 widenings of 24 jobs" in out
+    assert max(map(len, out.splitlines())) <= 80
     assert not (place.folder / "runs").exists() and not (place.folder / "mlflow.db").exists()
 
 
@@ -244,6 +267,18 @@ def test_arms_of_equal_size_get_the_ranks_that_are_nearest_to_the_reference(lab:
         (("adapter=lora,dora", "contest.space={lora:{adapter.init_std:[0.5,1]}}"), "as many points"),
         (("adapter=lora,dora", "contest.space={pissa:{adapter.alpha:[1,2]}}"), "pissa is the method of no arm"),
         (("adapter=lora,dora", "base.epochs=0", "base.weights=x.safetensors"), "x.safetensors"),
+        (("adapter=lora,dora", "data.validation=0"), "data.validation=0: a contest"),
+        (("adapter=lora,dora", "halving.eta=2"), "contest.halving=true"),
+        (("adapter=lora,dora", "adapter.method=pissa"), "would make all arms of adapter=lora,dora one method"),
+        (
+            ("adapter=lora,dora", "contest.space={lora:{adapter.rank:[1,4]},dora:{adapter.rank:[1,4]}}"),
+            "can't be tuned",
+        ),
+        (("adapter=lora", "contest.space={lora:{adapter.dropout:[0,0.0]}}"), "only 5 of the 10 points of lora"),
+        (("adapter=lora", "contest.space={lora:{adapter.layers:[[linear1],[linear2]]}}"), "contest.space"),
+        (("adapter=lora,dora", "contest.reference=lora, rank 4"), "must be one value"),
+        (("adapter=lora,dora", "contest.selection=99999999999"), "an integer from 2 to 1000"),
+        (("adapter=lora,dora", "contest.widenings=99999"), "contest.widenings=99999"),
         (("adapter=lora,dora", "data.validation=5"), "a contest compares errors on validation images"),
         (("adapter=lora,dora", "finetune.digit=3", "finetune.target=3,5"), "two names of one key"),
     ],

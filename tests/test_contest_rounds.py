@@ -114,4 +114,23 @@ def test_choosing_never_looks_at_test_images() -> None:
         for target in (0, 1)
         for base in (0, 1)
     }
-    assert best_point(protocol, protocol.arm("lora"), points, scores) == Point(1e-2)
+    assert best_point(protocol, "lora", points, scores) == Point(1e-2)
+
+
+def test_halving_drops_the_worse_half_of_each_arms_points_after_two_bases() -> None:
+    protocol = dataclasses.replace(protocol_of("lora", "dora"), halving=True, selection=(0, 1, 2), judging=(3, 4, 5))
+    first, second, widened, judged = played(protocol, valley)
+    assert {entry.base for entry in first} == {0, 1} and {entry.base for entry in second} == {2}
+    kept = {entry.point.rate for entry in second if entry.arm == "lora"}
+    assert kept == {3e-4, 1e-3, 3e-3} and len({entry.point.rate for entry in second if entry.arm == "dora"}) == 3
+    assert {entry.base for entry in widened} == {0, 1, 2} and {entry.base for entry in judged} == {3, 4, 5}
+    assert {entry.point.rate for entry in judged if entry.arm == "lora"} == {1e-3}
+
+
+def test_a_point_that_halving_dropped_is_not_chosen_for_being_better_on_fewer_bases() -> None:
+    protocol = dataclasses.replace(
+        protocol_of("lora", widenings=0), halving=True, selection=(0, 1, 2), judging=(3, 4, 5)
+    )
+    # The last base is hard for all that run on it.
+    batches = played(protocol, lambda entry: valley(entry) + (0.5 if entry.base == 2 else 0.0))
+    assert {entry.point.rate for entry in batches[-1]} == {1e-3}

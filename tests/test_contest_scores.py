@@ -12,7 +12,7 @@ import pytest
 from made_contest import made_protocol
 from made_results import made_run, pictures_and_labels
 
-from lora_exp.contest.protocol import JUDGING, SELECTION
+from lora_exp.contest.protocol import SELECTION
 from lora_exp.contest.scores import Entry, score_of
 from lora_exp.contest.space import Point
 from lora_exp.storage.result import RunResult
@@ -57,13 +57,22 @@ def test_a_run_without_a_matching_threshold_has_none(result: RunResult) -> None:
     assert score is not None and score.threshold is None
 
 
-def test_a_job_has_all_overrides_of_its_contest_and_is_judged_without_halving() -> None:
+def test_a_job_has_all_overrides_of_its_contest() -> None:
     protocol = made_protocol(("lora", "dora"), bases=3, selection=2, ratios={}, notes={})
     entry = Entry(SELECTION, "dora", Point(0.003, (("adapter.dropout", 0.1),)), 1, base=7, order=15)
     assert entry.overrides(protocol) == [
         *("model=cnn_small", "data=fashion_mnist", "adapter=dora", "finetune.learning_rate=0.003"),
         *("adapter.dropout=0.1", "finetune.digit=8", "base.seed=7", "finetune.seed=15"),
     ]
-    halved = dataclasses.replace(protocol, halving=True)
-    assert "halving.eta=null" not in entry.overrides(halved)
-    assert dataclasses.replace(entry, phase=JUDGING).overrides(halved)[-1] == "halving.eta=null"
+
+
+def test_a_result_is_that_of_a_job_with_its_seeds_rate_method_and_target(result: RunResult) -> None:
+    protocol = dataclasses.replace(made_protocol(("lora", "dora"), 3, 2, {}, {}), classes=("3", "8"))
+    spec = result.spec
+    entry = Entry(SELECTION, "lora", Point(spec.finetune.learning_rate), 0, spec.base.seed, spec.finetune.seed)
+    assert entry.is_of(result, protocol)
+    assert not dataclasses.replace(entry, arm="dora").is_of(result, protocol)
+    assert not dataclasses.replace(entry, target=1).is_of(result, protocol)
+    assert not dataclasses.replace(entry, base=9).is_of(result, protocol)
+    assert not dataclasses.replace(entry, order=9).is_of(result, protocol)
+    assert not dataclasses.replace(entry, point=Point(0.5)).is_of(result, protocol)

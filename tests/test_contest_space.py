@@ -201,15 +201,15 @@ def test_the_best_point_has_most_runs_that_ended_then_the_least_error_then_the_l
 
 def test_a_point_that_lost_a_run_is_behind_those_that_lost_none_however_little_its_error() -> None:
     tried = first_points(LORA)
-    runs = {point: cells(PROTOCOL, SELECTION, LORA, point) for point in tried}
+    runs = {point: cells(PROTOCOL, SELECTION, LORA.name, point, PROTOCOL.selection) for point in tried}
     scores = {
         entry: Score(0.01 if point == tried[3] else 0.5 + point.rate, 0.1, 0.1, None, 0.0, 0.9, 1, 1, 1.0)
         for point, own in runs.items()
         for entry in own
     }
-    assert best_point(PROTOCOL, LORA, tried, scores) == tried[3]
+    assert best_point(PROTOCOL, LORA.name, tried, scores) == tried[3]
     del scores[runs[tried[3]][-1]]
-    assert best_point(PROTOCOL, LORA, tried, scores) == tried[0]
+    assert best_point(PROTOCOL, LORA.name, tried, scores) == tried[0]
 
 
 def test_no_two_bases_share_an_order_of_images_and_no_base_judges_that_selected() -> None:

@@ -11,7 +11,7 @@ EXAMPLES = """\
 What varies among the arms are keys of adapter. finetune.digit or finetune.target name the
 classes, over which results are averaged. Every other override is that of all jobs.
 
-  lora-exp contest adapter=lora,dora,pissa,shift finetune.digit=3
+  lora-exp contest adapter=lora,dora,pissa,shift finetune.replay=0.8
   lora-exp contest --plan adapter=lora,dora finetune.digit=2,4,6 contest.judging=20
   lora-exp contest adapter=lora,dora contest.equal=parameters model=vit_tiny
   lora-exp contest adapter.rank=1,4,16 contest.equal=none

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_exp.config.fields import allow, integer, is_positive, is_text, one_of, optional, positive
+from lora_exp.config.fields import allow, flag, integer, is_int, is_positive, is_text, one_of, optional, positive
 from lora_exp.config.methods import METHODS
 
 EQUAL = ("rank", "parameters", "none")
@@ -16,6 +16,7 @@ RATE = "finetune.learning_rate"
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 # How many times larger than RATES those of a method are: a shift trains one logit, which has to move by some units.
 LARGER = {"shift": 100.0}
+MOST_BASES = 1000
 LEAST_RATES = 3  # so that one is not at an end
 
 
@@ -25,7 +26,15 @@ def _is_rates(value: Any) -> bool:
 
 
 def _is_values(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) > 0
+    """Whether `value` is a list of single values, without lists or mappings in it."""
+    is_list = isinstance(value, list | tuple) and len(value) > 0
+    return is_list and all(isinstance(own, str | int | float | bool) for own in value)
+
+
+def _bases(least: int, default: int) -> Any:
+    """A field for a number of bases."""
+    text = f"an integer from {least} to {MOST_BASES}"
+    return allow(text, lambda v: is_int(v) and least <= v <= MOST_BASES, default=default)
 
 
 def _is_space(value: Any) -> bool:
@@ -58,9 +67,10 @@ class ContestSettings:
         default=(),
     )
     widenings: int = integer(0, default=3)
-    selection: int = integer(2, default=5)
-    judging: int = integer(3, default=10)
+    selection: int = _bases(2, 5)
+    judging: int = _bases(3, 10)
     seeds: int = integer(1, default=1)
+    halving: bool = flag(default=False)
     measure: str = one_of(JUDGED, default="balanced_error")
     margin: float = positive(default=0.3)
     reference: str | None = optional("the name of an arm, such as lora", is_text)

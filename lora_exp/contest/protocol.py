@@ -50,9 +50,9 @@ class Protocol:
     `reference` is the arm with which the others are compared. `targets` and `fixed` are overrides: one for each target
     (empty for that of the config), and those of every job. Jobs have one of the seeds of `selection` or of `judging`
     for their base, and `seeds` orders of images on each. `margin` is in percentage points: a smaller difference of
-    `measure` does not matter. The range of rates is widened at most `widenings` times. `halving` says whether selection
-    stops jobs early. `settings` are all other settings of a job, `classes` the names of the targets, and `data_sha256`
-    the hash of the images and labels, for a reader.
+    `measure` does not matter. The range of rates is widened at most `widenings` times. `halving` says whether the worse
+    half of each arm's points runs on the first bases of selection only. `settings` are all other settings of a job,
+    `classes` the names of the targets, and `data_sha256` the hash of the images and labels, for a reader.
     """
 
     arms: tuple[Arm, ...]

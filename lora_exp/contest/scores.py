@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora_exp.contest.protocol import JUDGING, Protocol
+from lora_exp.contest.protocol import Protocol
 from lora_exp.contest.space import Point
 from lora_exp.measures.class_errors import error_of
 from lora_exp.storage.result import RunResult
@@ -24,13 +24,21 @@ class Entry:
     base: int
     order: int
 
+    def is_of(self, result: RunResult, protocol: Protocol) -> bool:
+        """Whether a result is that of this job."""
+        spec, arm = result.spec, protocol.arm(self.arm)
+        return (
+            (spec.base.seed, spec.finetune.seed, spec.finetune.learning_rate)
+            == (self.base, self.order, self.point.rate)
+            and spec.adapter.method == arm.method
+            and result.target_text == protocol.classes[self.target]
+        )
+
     def overrides(self, protocol: Protocol) -> list[str]:
         """The overrides of the job."""
         seeds = [f"base.seed={self.base}", f"finetune.seed={self.order}"]
-        # Whatever selection may save, each arm is judged on every base.
-        whole = ["halving.eta=null"] if self.phase == JUDGING and protocol.halving else []
         arm, target = protocol.arm(self.arm).overrides, protocol.targets[self.target]
-        return [*protocol.fixed, *arm, *self.point.overrides, *([target] if target else []), *seeds, *whole]
+        return [*protocol.fixed, *arm, *self.point.overrides, *([target] if target else []), *seeds]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_exp.contest.comparison import SURE
 from lora_exp.contest.protocol import CONTEST, Arm, Protocol
+from lora_exp.contest.rounds import FIRST_BASES
 from lora_exp.contest.space import FURTHER
 from lora_exp.contest.verdict import Verdict
 from lora_exp.contest.words import MEANINGS, MEASURES, count, listed, spoken
@@ -42,7 +43,7 @@ def protocol_table(verdict: Verdict) -> Grid:
         ["targets", listed(told)],
         ["steps", "as the epochs of the config give" if protocol.steps is None else f"{protocol.steps:,} a job"],
         ["widenings", f"at most {protocol.widenings}, of {FURTHER} points an arm; {verdict.widened} made"],
-        ["halving", "stops jobs of selection early, never of judging" if protocol.halving else "none"],
+        ["halving", f"after {FIRST_BASES} bases of selection the better half goes on" if protocol.halving else "none"],
         ["every job", " ".join(protocol.fixed) or "the defaults"],
     ]
     hashes = [["data, SHA-256", Code(protocol.data_sha256)], [f"{CONTEST}, SHA-256", Code(protocol.sha256)]]

@@ -145,7 +145,8 @@ def _powerful(verdict: Verdict, one: Comparison | None) -> str:
     shown = f"within {verdict.protocol.margin:g}" if one.is_within else why_not
     power = f"power {100 * one.power:.0f} %"
     if one.outcome == OPEN and one.power < SURE:
-        power += f", {further_text(one.further)}"
+        # The luck of tuning stays, however many bases judge.
+        power += ", more bases of selection" if one.further is None and one.luck else f", {further_text(one.further)}"
     luck = f",\nluck {f'{one.luck:.2f}' if math.isfinite(one.luck) else 'unknown'}" if one.luck else ""
     return f"{chance(one.equivalence)}, {shown},\n{power}{luck}"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lora_exp.contest.comparison import BASE, THRESHOLD, Comparison, decide
 from lora_exp.contest.luck import luck
 from lora_exp.contest.protocol import CONTEST, JUDGING, SELECTION, Arm, Protocol, read_protocol
-from lora_exp.contest.rounds import best_point, cells, rounds
+from lora_exp.contest.rounds import best_point, rounds
 from lora_exp.contest.scores import Entry, Score, score_of
 from lora_exp.contest.space import Point, end_of
 from lora_exp.errors import LoraExpError
@@ -105,7 +105,7 @@ def verdict_of(sweep: Sweep) -> Verdict:
         versions={str(name): str(text) for name, text in facts.get("versions", {}).items()}
         | {name: str(facts[name]) for name in ("processor", "device", "kernels", "commit") if facts.get(name)},
         widened=max(0, ran.rounds - 1),
-        base=None if ran.why_not else _percent(ran.by_base(ran.of_phase(JUDGING), lambda score: score.base).values()),
+        base=None if ran.why_not else _percent(ran.untouched().values()),
         standings=tuple(standings),
         tried={arm.name: ran.tried(arm) for arm in protocol.arms},
         why_not=ran.why_not,
@@ -145,15 +145,18 @@ class _Ran:
                 if given[-len(entry.overrides(protocol)) :] != entry.overrides(protocol):
                     raise LoraExpError(f"{sweep.folder}: job {number} is not that of its {CONTEST}")
                 result = sweep.results.get(number)
+                if result is not None and not entry.is_of(result, protocol):
+                    raise LoraExpError(
+                        f"{sweep.folder / str(number)}: holds the result of another job than its {CONTEST} asks for"
+                    )
                 score = None if result is None else score_of(result, protocol.measure)
                 if score is not None:
                     scores[entry] = score
-                stopped = sweep.stopped.get(number)
-                steps[entry] = result.outcome.steps if result is not None else stopped.step if stopped else 0
+                steps[entry] = 0 if result is None else result.outcome.steps
             entries += batch
-            lost = sum(status[number] in ("failed", "missing") for number in numbers)
-            why_not = f"{lost} of the {len(batch)} jobs of {phase} have no result" if lost else f"{phase} has ended"
-            if lost:
+            if lost := [number for number in numbers if status[number] not in ("finished", "diverged")]:
+                have = "has" if len(lost) == 1 else "have"
+                why_not = f"{len(lost)} of {len(batch)} jobs of {phase} {have} no result, the first is {lost[0]}"
                 break
             why_not = "" if phase == JUDGING else "judging has not begun"
         return _Ran(protocol, entries, scores, steps, selections, why_not)
@@ -171,12 +174,20 @@ class _Ran:
         whole = {base: [one for one in own if one is not None] for base, own in found.items() if None not in own}
         return {base: 100 * math.fsum(own) / len(own) for base, own in whole.items()}
 
+    def untouched(self) -> dict[int, float]:
+        """The measure of the untouched base on each judging base, in percent: the same whichever arm ran there."""
+        found: dict[int, dict[tuple[int, int], float]] = {}
+        for entry in self.of_phase(JUDGING):
+            if (score := self.scores.get(entry)) is not None:
+                found.setdefault(entry.base, {})[entry.order, entry.target] = score.base
+        return {base: 100 * math.fsum(own.values()) / len(own) for base, own in found.items()}
+
     def tried(self, arm: Arm) -> tuple[Tried, ...]:
         """The points that an arm tried, by rate, and what they scored."""
-        points = sorted({entry.point for entry in self.of_phase(SELECTION, arm.name)}, key=lambda point: point.rate)
+        asked = self.of_phase(SELECTION, arm.name)
         found = []
-        for point in points:
-            own = cells(self.protocol, SELECTION, arm, point)
+        for point in sorted({entry.point for entry in asked}, key=lambda point: point.rate):
+            own = [entry for entry in asked if entry.point == point]
             lost = sum(entry not in self.scores for entry in own)
             found.append(Tried(point, self.by_base(own, lambda score: score.validation), lost))
         return tuple(found)
@@ -185,7 +196,7 @@ class _Ran:
         """How an arm was tuned and judged, without comparisons."""
         judged, every = self.of_phase(JUDGING, arm.name), [entry for entry in self.entries if entry.arm == arm.name]
         points = list(dict.fromkeys(entry.point for entry in every if entry.phase == SELECTION))
-        best = best_point(self.protocol, arm, points, self.scores)
+        best = best_point(self.protocol, arm.name, points, self.scores)
         return Standing(
             arm=arm,
             best=best,

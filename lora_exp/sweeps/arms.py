@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ from lora_exp.errors import LoraExpError, closest, did_you_mean
 from lora_exp.model.base import network
 from lora_exp.storage.varied import column_of, value_label, value_of
 
+SIZES = ("adapter.rank", "adapter.rank_pattern", "adapter.layers")  # keys on which the number of parameters depends
+
 if TYPE_CHECKING:
     from lora_exp.training.laboratory import Laboratory
 
@@ -30,9 +32,12 @@ def arms_of(
     for overrides, spec in zip(combinations, specs, strict=True):
         if spec.adapter.method == "none":
             raise LoraExpError("adapter=none: is the base, with which every arm is compared anyway")
-        if any(spec.adapter == other.adapter for _, other in named.values()):
-            continue  # they differ in a key that the method does not use
         name = _name(overrides, spec)
+        same = next((known for known, (_, other) in named.items() if spec.adapter == other.adapter), None)
+        if same == name:
+            continue  # they differ in a key that the method does not use
+        if same is not None:
+            raise LoraExpError(f"{' '.join(overrides)}: is the same adapter as {same}, so it can't be another arm")
         named[f"{name} ({' '.join(overrides)})" if name in named else name] = (overrides, spec)  # numbers are rounded
     ranks = {spec.adapter.rank for _, spec in named.values() if _has_rank(spec)}
     if chosen.equal == "rank" and len(ranks) > 1:
@@ -51,9 +56,24 @@ def arms_of(
     return tuple(arms)
 
 
+def check_distinct(arms: Sequence[Arm], specs: Sequence[RunSpec]) -> None:
+    """Raise LoraExpError where points of an arm are one run; `specs` are those of all arms' first points, in order."""
+    for arm in arms:
+        count = len(first_points(arm))
+        own, specs = specs[:count], specs[count:]
+        if len(set(own)) < count:
+            raise LoraExpError(
+                f"contest.space: only {len(set(own))} of the {count} points of {arm.name} are different runs; leave "
+                "out values that are equal, and keys that its method does not use"
+            )
+
+
 def _check_spaces(arms: Sequence[Arm], chosen: ContestSettings) -> None:
-    methods = {arm.method for arm in arms}
-    for method, _ in chosen.space:
+    methods, swept = {arm.method for arm in arms}, {own.partition("=")[0] for arm in arms for own in arm.overrides}
+    closed = {"adapter", "adapter.method", *swept, *(SIZES if chosen.equal != "none" else ())}
+    for method, keys in chosen.space:
+        if taken := [key for key, _ in keys if key in closed]:
+            raise LoraExpError(f"contest.space: {taken[0]} can't be tuned, since it makes the arms what they are")
         if method not in methods:
             raise LoraExpError(
                 f"contest.space: {method} is the method of no arm; the methods are {', '.join(sorted(methods))}"
@@ -110,12 +130,12 @@ def _resized(
         raise LoraExpError(
             "contest.equal=parameters: sets the ranks, so adapter.rank can't vary; use contest.equal=none"
         )
-    best = spec
-    for rank in itertools.count(1):
-        at = dataclasses.replace(spec, adapter=dataclasses.replace(spec.adapter, rank=rank))
-        count = _parameters(laboratory, at)
-        if rank == 1 or abs(math.log(count / size)) < abs(math.log(_parameters(laboratory, best) / size)):
-            best = at
-        if count >= size or rank > 4 * spec.adapter.rank:
-            break
-    return (*overrides, f"adapter.rank={best.adapter.rank}"), best
+
+    def at(rank: int) -> RunSpec:
+        return dataclasses.replace(spec, adapter=dataclasses.replace(spec.adapter, rank=rank))
+
+    layers = network(spec.model, laboratory.data(spec.data).facts).layers
+    widest = max(min(layer.outputs, layer.inputs) for layer in layers)
+    above = 1 + bisect.bisect_left(range(1, widest), size, key=lambda rank: _parameters(laboratory, at(rank)))
+    rank = min((max(1, above - 1), above), key=lambda one: abs(math.log(_parameters(laboratory, at(one)) / size)))
+    return (*overrides, f"adapter.rank={rank}"), at(rank)

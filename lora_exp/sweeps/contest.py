@@ -5,20 +5,20 @@ What is run follows from the protocol, which is written first, and from results:
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from lora_exp.config.compose import one_line_errors
-from lora_exp.contest.protocol import CONTEST, JUDGING, Protocol
-from lora_exp.contest.rounds import Points, judging, rounds, selection
+from lora_exp.contest.protocol import CONTEST, Protocol
+from lora_exp.contest.rounds import FIRST_BASES, Points, judging, rounds, selection
 from lora_exp.contest.scores import Entry, Score, score_of
 from lora_exp.contest.space import FURTHER, first_points
 from lora_exp.errors import JobsFailed, LoraExpError
@@ -30,7 +30,10 @@ from lora_exp.sweeps.job_configs import JobConfigs, job_configs
 from lora_exp.sweeps.search import check_validation
 from lora_exp.sweeps.sweep import MAX_JOBS, open_sweep
 
+WIDTH = 80  # of a plan
+
 if TYPE_CHECKING:
+    from lora_exp.sweeps.plan import Plan
     from lora_exp.training.laboratory import Laboratory
 
 
@@ -47,9 +50,12 @@ def contest(context: HydraContext, config: DictConfig, launcher: Launcher, given
     laboratory = open_laboratory(settings)
     check_validation(laboratory, first.data, "a contest")
     tried = {arm.name: first_points(arm) for arm in protocol.arms}
-    begin, end, widening = _sizes(protocol, tried)
-    if begin + end + protocol.widenings * widening > MAX_JOBS:
-        raise LoraExpError(f"a contest of {begin + end:,} jobs and more: a sweep can have {MAX_JOBS:,}")
+    surely, widening = _sizes(protocol, tried)
+    if (most := surely + protocol.widenings * widening) > MAX_JOBS:
+        raise LoraExpError(
+            f"a contest of up to {most:,} jobs, {surely:,} without contest.widenings={protocol.widenings}: a sweep can "
+            f"have {MAX_JOBS:,}"
+        )
     if settings.sweep.plan:
         print("\n".join(_plan(laboratory, configs, protocol, places, tried)))
         return []
@@ -75,11 +81,9 @@ def _run(
             raise LoraExpError(f"{folder}: holds jobs that do not follow from its {CONTEST}; choose another folder")
         if len(recorded) < len(jobs):
             note(folder, jobs=jobs)
-        for own in _launches(protocol, batch):
-            at = begin + own.start
-            returns += launcher.launch(jobs[at : begin + own.stop], initial_job_idx=at)
+        returns += launcher.launch(jobs[begin:], initial_job_idx=begin)
         results = [finished_run(folder / str(at), configs.read(jobs[at])[0]) for at in range(begin, len(jobs))]
-        _check_failures(folder, protocol, batch, results, returns[begin:])
+        _check_failures(folder, batch, results, returns[begin:])
         for entry, result in zip(batch, results, strict=True):
             score = None if result is None else score_of(result, protocol.measure)
             if score is not None:
@@ -87,31 +91,14 @@ def _run(
     return returns
 
 
-def _launches(protocol: Protocol, batch: Sequence[Entry]) -> Iterator[range]:
-    """The jobs of a round that are launched together: all, or with halving those of an arm, which compete."""
-    if not protocol.halving:
-        yield range(len(batch))
-        return
-    begin = 0
-    for _, own in groupby(batch, key=lambda entry: entry.arm):
-        end = begin + len(list(own))
-        yield range(begin, end)
-        begin = end
-
-
 def _check_failures(
     folder: Path,
-    protocol: Protocol,
     batch: Sequence[Entry],
     results: Sequence[RunResult | None],
     returns: Sequence[JobReturn],
 ) -> None:
-    """Raise JobsFailed for jobs without a result, unless halving stopped them: those returned an error rate."""
-    reasons = [
-        str(returned._return_value)
-        for returned, result in zip(returns, results, strict=True)
-        if result is None and returned.status is not JobStatus.COMPLETED
-    ]
+    """Raise JobsFailed for jobs without a result; one that diverged has one."""
+    reasons = [str(returned._return_value) for returned, result in zip(returns, results, strict=True) if result is None]
     if reasons:
         phase = batch[0].phase
         raise JobsFailed(
@@ -120,11 +107,12 @@ def _check_failures(
         )
 
 
-def _sizes(protocol: Protocol, tried: Points) -> tuple[int, int, int]:
-    """How many jobs the first selection, judging and a widening have."""
+def _sizes(protocol: Protocol, tried: Points) -> tuple[int, int]:
+    """How many jobs a contest has without widenings, and how many a widening has."""
     cells = len(protocol.targets) * protocol.seeds
     per_point, arms = cells * len(protocol.selection), len(protocol.arms)
-    return sum(map(len, tried.values())) * per_point, arms * cells * len(protocol.judging), arms * FURTHER * per_point
+    first = sum(map(len, tried.values())) * per_point
+    return first + arms * cells * len(protocol.judging), arms * FURTHER * per_point
 
 
 def _plan(
@@ -133,24 +121,26 @@ def _plan(
     """The plan of a contest as lines of text: jobs, time and memory of each phase."""
     from lora_exp.sweeps.plan import duration, planned
 
-    _, _, widening = _sizes(protocol, tried)
-    middle = {name: points[len(points) // 2] for name, points in tried.items()}
+    def plan_of(entries: Sequence[Entry]) -> Plan:
+        return planned(laboratory, [configs.read([*places, *entry.overrides(protocol)])[0] for entry in entries])
+
     points = len(next(iter(tried.values())))
-    parts = {
-        f"selection, {points} points an arm on {len(protocol.selection)} bases": selection(protocol, tried),
-        f"{JUDGING} on {len(protocol.judging)} other bases": judging(protocol, middle),
-    }
-    yield f"a contest of {', '.join(arm.name for arm in protocol.arms)}; protocol {protocol.sha256[:12]}"
-    total = rate = 0.0
-    for what, entries in parts.items():
-        plan = planned(laboratory, [configs.read([*places, *entry.overrides(protocol)])[0] for entry in entries])
-        total += plan.seconds
-        if plan.missing:
-            rate = max(rate, plan.seconds / plan.missing)
-        yield f"  {what}: {plan.counts}, about {duration(plan.seconds)}, {plan.memory / 2**20:,.0f} MiB at a time"
+    middle = {name: own[points // 2] for name, own in tried.items()}
+    widening = _sizes(protocol, tried)[1]
+    chosen, judged = plan_of(selection(protocol, tried, protocol.selection)), plan_of(judging(protocol, middle))
+    bases, others = len(protocol.selection), len(protocol.judging)
+    yield from textwrap.wrap(f"a contest of {'; '.join(tried)}; protocol {protocol.sha256[:12]}", WIDTH)
+    for what, plan in (
+        (f"selection of {points} points on {bases} bases", chosen),
+        (f"judging on {others} other bases", judged),
+    ):
+        yield f"{what}: {plan.counts}"
+        yield f"  about {duration(plan.seconds)}, {plan.memory / 2**20:,.0f} MiB at a time"
+    if protocol.halving and bases > FIRST_BASES:
+        yield f"  half of the points run on {FIRST_BASES} of the bases only, which saves time"
     if protocol.widenings:
-        yield (
-            f"  each widening, of at most {protocol.widenings}: {widening:,} jobs, at most {duration(rate * widening)}"
-        )
-    workers = laboratory.executor.workers
+        each = (chosen.seconds - chosen.base_seconds) * widening / max(1, chosen.missing)
+        time = f", about {duration(each)} each" if chosen.missing else ""
+        yield f"at most {protocol.widenings} widenings of {widening:,} jobs{time}"
+    total, workers = chosen.seconds + judged.seconds, laboratory.executor.workers
     yield f"expected time: about {duration(total)}, without widenings, with {workers} packs at a time"

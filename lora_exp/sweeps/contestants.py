@@ -18,7 +18,7 @@ from lora_exp.config.spec import NOT_SPEC, RunSpec
 from lora_exp.contest.protocol import Protocol
 from lora_exp.contest.space import first_points
 from lora_exp.errors import LoraExpError
-from lora_exp.sweeps.arms import arms_of, reference_of
+from lora_exp.sweeps.arms import arms_of, check_distinct, reference_of
 from lora_exp.sweeps.job import open_laboratory
 from lora_exp.sweeps.job_configs import job_configs
 from lora_exp.sweeps.sweep import read_jobs
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
 TARGETS = ("finetune.target", "finetune.digit")
 # Overrides that say where something is, or is computed: they are no part of what is compared.
-PLACES = {*SETTINGS, "hydra"} - {"halving", "contest"}
+PLACES = {*SETTINGS, "hydra"}
 HELD_OUT = 0.1  # share of the training images, where the config holds none out
 # Keys that the contest itself sets, and what to set instead.
 OWN = {
     RATE: "every arm tries the rates of contest.rates",
-    "base.seed": "contest.selection and contest.judging say how many bases there are; a single value is the first",
+    "base.seed": "contest.selection and contest.judging say how many bases there are, a single value which is the "
+    "first, and a preset that varies it can't be used",
     "finetune.seed": "contest.seeds says how many orders of images there are on each base",
 }
 
@@ -82,11 +83,19 @@ def contest_of(
     Raises LoraExpError for what can't be compared fairly, and for the first job that is not valid.
     """
     # Keys of `contest` are no part of a job, so that each can be run alone by its overrides.
-    of_contest = [one.input_line or "" for one in overrides if one.key_or_group.startswith("contest.")]
+    of_contest = [_of_contest(one) for one in overrides if one.key_or_group.startswith("contest.")]
     asked = _Asked.of([one for one in overrides if not one.key_or_group.startswith("contest.")])
     configs = job_configs(context.config_loader, config)
     first, settings = configs.read([*asked.job(*asked.arms[0], target=asked.targets[0]), *of_contest])
+    if settings.halving.eta is not None:
+        raise LoraExpError(
+            f"halving.eta={settings.halving.eta:g}: compares jobs of different arms; a contest has contest.halving=true"
+        )
     if first.data.validation == 0:
+        if any(line.startswith("data.validation=") for line in asked.fixed):
+            raise LoraExpError(
+                "data.validation=0: a contest chooses on validation images; without this it takes a tenth"
+            )
         asked.fixed.append(f"data.validation={HELD_OUT}")
     if first.base.epochs == 0:
         raise LoraExpError("base.epochs=0: makes one base, and a contest needs several; use base.epochs=1 or more")
@@ -100,7 +109,7 @@ def contest_of(
         for arm in arms
         for point in first_points(arm)
     ]
-    read_jobs(context, config, points, numbered=False)
+    check_distinct(arms, read_jobs(context, config, points, numbered=False)[0])
     data, seed = laboratory.data(specs[0].data), first.base.seed
     classes = [data.facts.named(data.target(spec.finetune)) for spec in specs[: len(asked.targets)]]
     protocol = Protocol(
@@ -117,21 +126,31 @@ def contest_of(
         judging=tuple(range(seed + chosen.selection, seed + chosen.selection + chosen.judging)),
         seeds=chosen.seeds,
         steps=None if first.finetune.epochs is not None else first.finetune.steps,
-        halving=settings.halving.eta is not None,
+        halving=chosen.halving,
         data_sha256=data.sha256,
-        settings=_shared(specs[0], settings, {part.partition("=")[0] for part in asked.arms[0]}),
+        settings=_shared(specs[0], {part.partition("=")[0] for part in asked.arms[0]}),
     )
     return protocol, asked.places, specs[0], settings
 
 
-def _shared(spec: RunSpec, settings: Settings, swept: set[str]) -> dict[str, dict[str, Any]]:
+def _shared(spec: RunSpec, swept: set[str]) -> dict[str, dict[str, Any]]:
     """The settings that all jobs share, by group: not what the arms differ in, nor what the contest sets."""
-    groups = dataclasses.asdict(spec) | {"halving": dataclasses.asdict(settings.halving)}
+    groups = dataclasses.asdict(spec)
     own = {*OWN, *TARGETS, *swept, *(["adapter.method"] if "adapter" in swept else [])}
     return {
         group: {key: value for key, value in values.items() if f"{group}.{key}" not in own}
         for group, values in groups.items()
     }
+
+
+def _of_contest(override: Override) -> str:
+    """The text of a key of `contest`. Raises LoraExpError where Hydra takes it for several values."""
+    line = override.input_line or ""
+    if override.is_sweep_override():
+        key = override.key_or_group
+        form = f"'{key}=[1e-4,1e-3,1e-2]'" if key == "contest.rates" else f"""'{key}="lora, rank 4"'"""
+        raise LoraExpError(f"{line}: must be one value; one with commas is written {form}")
+    return line
 
 
 def _is_place(override: Override) -> bool:
@@ -143,6 +162,8 @@ def _check_keys(overrides: Sequence[Override], swept: dict[str, list[str]]) -> N
     """Raise LoraExpError for keys that a contest sets itself, and for those that can't vary in it."""
     for one in overrides:
         key, line = one.get_key_element(), one.input_line
+        if key == "adapter.method" and "adapter" in swept:
+            raise LoraExpError(f"{line}: would make all arms of adapter={','.join(swept['adapter'])} one method")
         if key in OWN and (one.is_sweep_override() or key != "base.seed"):
             raise LoraExpError(f"{line}: a contest sets this itself; {OWN[key]}")
         if key in swept and key not in TARGETS and key.partition(".")[0] != "adapter":

@@ -23,13 +23,14 @@ TRIAL_BATCHES, TRIALS = 25, 3
 @dataclass(frozen=True)
 class Plan:
     """What jobs would take: how many there are, are different, and are not in the store yet; a line for each base and
-    pack; the seconds in all, and the bytes of the packs that train at a time."""
+    pack; the seconds in all, and those of training bases; and the bytes of the packs that train at a time."""
 
     jobs: int
     different: int
     missing: int
     lines: list[str]
     seconds: float
+    base_seconds: float
     memory: float
 
     @property
@@ -52,52 +53,66 @@ def planned(laboratory: Laboratory, specs: Sequence[RunSpec]) -> Plan:
     unique = list(dict.fromkeys(specs))
     missing = [spec for spec in unique if not laboratory.store.has("results", laboratory.result_key(spec))]
     rate = _product_rate(laboratory) if missing else 1.0
-    lines: list[str] = []
-    total, packs = 0.0, [0.0]
     by_base: dict[str, list[RunSpec]] = {}
     for spec in missing:
         by_base.setdefault(spec.base_spec_key, []).append(spec)
     base_seconds = functools.cache(functools.partial(_base_seconds, laboratory))
-    for jobs in by_base.values():
-        seconds, more, memory = _base_lines(laboratory, jobs, rate, base_seconds)
-        total += seconds
-        lines += more
-        packs += memory
-    at_a_time = sum(sorted(packs)[-laboratory.executor.workers :])
-    return Plan(len(specs), len(unique), len(missing), lines, total, at_a_time)
+    parts = [_of_base(laboratory, jobs, rate, base_seconds) for jobs in by_base.values()]
+    largest = sorted(memory for part in parts for memory in part.memories)[-laboratory.executor.workers :]
+    of_bases = sum(part.base_seconds for part in parts)
+    return Plan(
+        jobs=len(specs),
+        different=len(unique),
+        missing=len(missing),
+        lines=[line for part in parts for line in part.lines],
+        seconds=of_bases + sum(part.pack_seconds for part in parts),
+        base_seconds=of_bases,
+        memory=sum(largest),
+    )
 
 
-def _base_lines(
+@dataclass(frozen=True)
+class _OfBase:
+    """The plan of the jobs of a base: lines for it and for each pack, seconds, and the bytes of each pack."""
+
+    lines: list[str]
+    base_seconds: float
+    pack_seconds: float
+    memories: list[float]
+
+
+def _of_base(
     laboratory: Laboratory,
     jobs: list[RunSpec],
     rate: float,
     base_seconds: Callable[[ModelSpec, DataSpec, BaseSpec], float],
-) -> tuple[float, list[str], list[float]]:
-    """The expected seconds for one base and its jobs, a line for the base and for each pack, and each pack's bytes."""
+) -> _OfBase:
+    """Plan the jobs of a base; `rate` is that of products, and `base_seconds` measures an epoch of a base."""
     first = jobs[0]
-    total, state = 0.0, "in the store already"
+    training, state = 0.0, "in the store already"
     if not laboratory.store.has("bases", laboratory.base_key(first)):
         # Bases that differ in seed or learning rate take equally long, so they are measured once.
         alike = BaseSpec(batch_size=first.base.batch_size, classes=first.base.classes)
-        total = first.base.epochs * base_seconds(first.model, first.data, alike) if first.base.epochs else 0.0
-        state = f"to be trained, about {duration(total)}" if first.base.epochs else "from its file of weights"
+        training = first.base.epochs * base_seconds(first.model, first.data, alike) if first.base.epochs else 0.0
+        state = f"to be trained, about {duration(training)}" if first.base.epochs else "from its file of weights"
     own = plan_jobs(jobs, laboratory.data(first.data))
     facts = laboratory.data(first.data).facts
     layers = "-".join(filter(None, (str(facts.pixels), first.model.label, str(len(facts.classes)))))
     lines = [f"base {layers} on {first.data.name}, seed {first.base.seed}: {state}", *_kept_line(laboratory, own)]
     memories: list[float] = []
+    of_packs = 0.0
     for number, pack in enumerate(laboratory.packs(jobs, own), 1):
         sizes = [own[spec].size for spec in pack]
         methods = ", ".join(sorted({spec.adapter.method for spec in pack}))
         ranks, steps = [spec.adapter.rank for spec in pack], [size.steps for size in sizes]
         seconds = sum(size.cost for size in sizes) / rate
-        total += seconds / laboratory.executor.workers
+        of_packs += seconds / laboratory.executor.workers
         memories.append(sum(size.memory for size in sizes))
         lines.append(
             f"  pack {number}: {len(pack)} jobs, {methods}, {_range('rank', ranks)}, {_range('steps', steps)}, "
             f"{memories[-1] / 2**20:,.0f} MiB, about {duration(seconds)}"
         )
-    return total, lines, memories
+    return _OfBase(lines, training, of_packs, memories)
 
 
 def _kept_line(laboratory: Laboratory, jobs: Mapping[RunSpec, PlannedJob]) -> list[str]:
