@@ -47,7 +47,7 @@ def latex_table(verdict: Verdict) -> str:
     lines = [
         r"% Needs \usepackage{booktabs}.",
         r"\begin{table}",
-        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{6pt}",
+        r"\centering\scriptsize\setlength{\tabcolsep}{2pt}\setlength{\belowcaptionskip}{6pt}",
         rf"\caption{{{_caption(verdict)}}}",
         r"\label{tab:contest}",
         rf"\begin{{tabular}}{{@{{}}{arms}rr{'l' * len(verdict.opponents)}@{{}}}}",
@@ -68,12 +68,12 @@ def escaped(text: str) -> str:
 
 
 def _cell(one: Comparison | None) -> str:
-    r"""`$-1.20^\mathrm{b}$ {\scriptsize[$-1.42$, $-0.98$]}`."""
+    r"""`$-1.20^\mathrm{b}$ {\tiny[$-1.42$, $-0.98$]}`."""
     if one is None or not one.differences:
         return "--"
     sign, _ = SIGNS.get(one.outcome, ("", ""))
     mean, low, high = map(difference, (one.interval.mean, one.interval.low, one.interval.high))
-    limits = rf" {{\scriptsize[${low}$, ${high}$]}}" if math.isfinite(one.interval.low) else ""
+    limits = rf" {{\tiny[${low}$, ${high}$]}}" if math.isfinite(one.interval.low) else ""
     return f"${mean}{sign}${limits}"
 
 

@@ -82,8 +82,8 @@ class Verdict:
 
     @property
     def opponents(self) -> tuple[str, ...]:
-        """What every arm is compared with."""
-        return BASE, THRESHOLD, self.protocol.reference
+        """What the arms are compared with; one arm alone has no other as reference."""
+        return BASE, THRESHOLD, *([self.protocol.reference] if len(self.protocol.arms) > 1 else [])
 
 
 def verdict_of(sweep: Sweep) -> Verdict:
