@@ -1,7 +1,7 @@
-"""python docs/screenshots.py SWEEP REPORT: take the pictures of docs/ from a sweep and its report, with Chromium.
+"""python docs/screenshots.py SWEEP REPORT [CONTEST]: take the pictures of docs/ from a sweep and reports, in Chromium.
 
-SWEEP is a folder like runs/DATE/TIME, REPORT one like multirun_reports/example. Needs the libraries of the tests.
-The UI is served on 127.0.0.1 meanwhile.
+SWEEP is a folder like runs/DATE/TIME, REPORT one like multirun_reports/example, CONTEST the report of a contest. Needs
+the libraries of the tests. The UI is served on 127.0.0.1 meanwhile.
 """
 
 from __future__ import annotations
@@ -56,6 +56,14 @@ def report_pictures(browser: Browser, report: Path) -> None:
     page.close()
 
 
+def contest_picture(browser: Browser, report: Path) -> None:
+    """Take the forest plot of a contest."""
+    page = browser.new_page(viewport={"width": 1000, "height": 800}, device_scale_factor=1.5)
+    page.goto((report / "contest.html").as_uri())
+    page.locator("figure").first.screenshot(path=PICTURES / "contest_forest.png")
+    page.close()
+
+
 @contextmanager
 def ui(folder: Path) -> Iterator[Addresses]:
     """Run `lora-exp ui` in a folder, and yield the addresses that it prints."""
@@ -76,6 +84,8 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
         mlflow_pictures(browser, Path(sys.argv[1]).absolute())
         report_pictures(browser, Path(sys.argv[2]).absolute())
+        for report in sys.argv[3:]:
+            contest_picture(browser, Path(report).absolute())
         browser.close()
 
 

@@ -20,6 +20,7 @@ import yaml
 from places import QUICK, Place, prepared, same
 from scipy.stats import ttest_1samp
 
+import lora_exp
 from lora_exp.contest.comparison import BASE, THRESHOLD
 from lora_exp.contest.protocol import CONTEST
 from lora_exp.contest.verdict import Verdict, verdict_of
@@ -220,6 +221,13 @@ def test_nothing_is_decided_while_jobs_fail_and_resuming_tries_them_again(place:
     place.run("resume", str(folder))
     assert verdict_of(read_sweep(folder)).standings
     place.made_once()
+
+
+def test_a_contest_read_in_python_has_its_verdict_and_another_sweep_has_none(whole: Path) -> None:
+    read = lora_exp.load_sweep(whole)
+    assert read.verdict is not None and [one.arm.name for one in read.verdict.standings] == ["lora", "dora", "shift"]
+    assert "compared with the base" in read._repr_html_() and "recommended" not in read._repr_html_()
+    assert lora_exp.load_sweep(whole / "0").verdict is None
 
 
 def test_mlflow_says_what_the_contest_found(lab: Place, whole: Path, found: Verdict) -> None:

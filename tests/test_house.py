@@ -54,7 +54,7 @@ FACES = {
     "executors": "choice",
     "report": "write verdict terminal next_steps figures search_section document gained recommended sweep_figures "
     "tables statistics",
-    "contest": "protocol space scores rounds words write next_steps",
+    "contest": "protocol space scores rounds verdict words write next_steps",
     "tracking": "connection recorder reader delivery registry",
     "sweeps": "job sweep search launcher recording application",
     "api": "listing run session sweep",

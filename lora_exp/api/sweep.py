@@ -12,6 +12,8 @@ import pandas as pd
 
 from lora_exp.api.run import Run
 from lora_exp.api.shown import for_notebooks, page
+from lora_exp.contest.verdict import Verdict, verdict_of
+from lora_exp.contest.words import sentences
 from lora_exp.errors import LoraExpError
 from lora_exp.report.recommended import headline, recommended_table
 from lora_exp.report.tables import runs_table, setting_labels
@@ -110,12 +112,21 @@ class Sweep:
         [chosen] = first.values()
         return self[chosen.jobs[0]]
 
+    @functools.cached_property
+    def verdict(self) -> Verdict | None:
+        """What a contest found (docs/contest.md): `standings`, each with its `comparisons`; None for another sweep.
+
+        Raises LoraExpError when its protocol was changed, or its jobs hold results of others.
+        """
+        return None if self._stored.contest is None else verdict_of(self._stored)
+
     @property
     def recommended(self) -> pd.DataFrame:
         """What is recommended for all classes and for each: the setting, its gain and its price, one a row.
 
         The setting is chosen on the images of `chosen_on`; `gained` (balanced accuracy) and `forgetting` are of others.
         `low` to `high` is a 95 % interval over bases or seeds. Where nothing gains, `gains` is false: keep the base.
+        A contest has a `verdict` instead: here its runs of selection and of judging would count together.
         """
         found = recommendations(self._stored.frame)
         return pd.DataFrame(
@@ -169,6 +180,8 @@ class Sweep:
 
     def _repr_html_(self) -> str:
         frame = self._stored.frame
+        if self.verdict is not None:  # which recommends nothing by the runs that led to it
+            return page(self.name, [self._said(), str(self.folder), *sentences(self.verdict)], runs_table(frame))
         if not (found := recommendations(frame)):
             return page(self.name, [self._said(), str(self.folder)])
         lines = [self._said(), str(self.folder), headline(found)]
