@@ -34,10 +34,10 @@ def unspecified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VersionBase.instance(), "version_base", _UNSPECIFIED_)
 
 
-def test_hydra_finds_the_launcher_and_the_two_sweepers() -> None:
+def test_hydra_finds_the_launcher_and_the_three_sweepers() -> None:
     found = [cls for kind in (Launcher, Sweeper) for cls in Plugins.instance().discover(kind)]
     own = {cls.__name__ for cls in found if cls.__module__.startswith("hydra_plugins.lora_exp_launcher")}
-    assert own == {"PackedLauncher", "GridSweeper", "OptunaSweeper"}
+    assert own == {"PackedLauncher", "GridSweeper", "OptunaSweeper", "ContestSweeper"}
 
 
 @pytest.mark.parametrize("logging", ["default", "disabled", "none", "stdout"])

@@ -39,7 +39,7 @@ def _bases(least: int, default: int) -> Any:
 
 def _is_space(value: Any) -> bool:
     """Whether `value` maps methods to their keys, and these to lists of values; or is None."""
-    return value is None or (
+    return value in (None, ()) or (
         isinstance(value, Mapping)
         and all(
             method in METHODS
