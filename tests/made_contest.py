@@ -99,7 +99,6 @@ def verdict(
         command,
         "runs/2026-11-27/20-27-38",
         VERSIONS,
-        widened=1,
         base=interval(opposing[BASE].tolist()),
         standings=standings,
         tried=tried,

@@ -183,6 +183,7 @@ def test_halving_saves_work_in_selection_alone_and_drops_as_many_points_of_each_
     assert set(chosen[chosen["base_seed"] < 2].groupby("method")["learning_rate"].nunique()) == {RATES + 2}
     last = chosen[chosen["base_seed"] == 2].groupby("method")["learning_rate"].nunique()
     assert set(last) == {3 + 2} and len(last) == 3  # the better half of five, and the widening
+    assert verdict_of(read_sweep(folder)).widened == 1  # the second stage of halving is none
     assert frame[frame["base_seed"] >= 3].groupby("method").size().tolist() == [3 * TARGETS] * 3
     found = verdict_of(read_sweep(folder))
     for standing in found.standings:
@@ -241,7 +242,7 @@ def test_mlflow_says_what_the_contest_found(lab: Place, whole: Path, found: Verd
 def test_a_plan_says_jobs_time_and_memory_and_writes_nothing(place: Place) -> None:
     out, _ = place.run("contest", "--plan", ARMS, *TASK, *SIZE)
     assert "60 jobs: 0 in the store already, 60 to run" in out and "18 jobs" in out
-    assert "MiB at a time" in out and "expected time: about" in out and "at most 1 widenings of 24 jobs" in out
+    assert "MiB at a time" in out and "expected time: about" in out and "at most 1 widening of 24 jobs" in out
     assert max(map(len, out.splitlines())) <= 80
     assert not (place.folder / "runs").exists() and not (place.folder / "mlflow.db").exists()
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_exp.config.contest import RATE, RATES
-from lora_exp.contest.protocol import CONTEST, JUDGING, SELECTION, Arm, Protocol, rates_of, read_protocol, state
+from lora_exp.contest.protocol import CONTEST, JUDGING, SELECTION, Arm, Protocol, read_protocol, state
 from lora_exp.contest.rounds import best_point, cells, rounds
 from lora_exp.contest.scores import Entry, Score
 from lora_exp.contest.space import FURTHER, HIGHEST, LOWEST, Point, end_of, first_points, further_points
@@ -110,7 +110,7 @@ def test_an_arm_tries_first_every_combination_of_its_values() -> None:
     ]
     assert (points(1e-3)[0].label, found[1].label) == ("0.001", "0.0001, learning rate ratio 16")
     assert found[1].overrides == [f"{RATE}=0.0001", f"{RATIO}=16"]
-    assert rates_of(PLUS) == (1e-4, 1e-3, 1e-2)
+    assert tuple(dict(PLUS.space)[RATE]) == (1e-4, 1e-3, 1e-2)
 
 
 def test_a_best_rate_is_at_an_end_or_between_others_whatever_other_keys_are() -> None:

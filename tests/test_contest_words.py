@@ -1,6 +1,6 @@
 """python -m pytest tests/test_contest_words.py
 
-What is said of a contest: nothing wider than a terminal, every arm under its outcome, no loser among those not tuned.
+What a contest prints: nothing wider than a terminal, every arm under its outcome, no loser among those not tuned.
 """
 
 from __future__ import annotations

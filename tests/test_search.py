@@ -25,7 +25,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 from optuna.trial import FrozenTrial, TrialState
-from places import QUICK, Place
+from places import QUICK, Place, prepared
 from scipy.stats import norm
 
 from lora_exp.__main__ import main
@@ -47,21 +47,15 @@ SPACE = (f"adapter.rank=choice({RANKS})", f"finetune.learning_rate=choice({RATES
 OPEN = ("adapter.rank=choice(1,2,4,8)", "finetune.learning_rate=tag(log,interval(1e-5,1e-3))")
 
 
-def new_place(folder: Path, data_root: Path) -> Place:
-    (folder / "cache").mkdir()
-    (folder / "cache" / "data").symlink_to(data_root)
-    return Place(folder)
-
-
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, data_root: Path, mnist: ImageData) -> Place:
     """One store for all tests that only look at what a search finds."""
-    return new_place(tmp_path_factory.mktemp("lab"), data_root)
+    return prepared(tmp_path_factory.mktemp("lab"), data_root)
 
 
 @pytest.fixture
 def place(tmp_path: Path, data_root: Path, mnist: ImageData) -> Place:
-    return new_place(tmp_path, data_root)
+    return prepared(tmp_path, data_root)
 
 
 def run(place: Place, name: str, *arguments: str, code: int = 0) -> tuple[Path, str]:

@@ -13,7 +13,6 @@ import pandas as pd
 from lora_exp.api.run import Run
 from lora_exp.api.shown import for_notebooks, page
 from lora_exp.contest.verdict import Verdict, verdict_of
-from lora_exp.contest.words import sentences
 from lora_exp.errors import LoraExpError
 from lora_exp.report.recommended import headline, recommended_table
 from lora_exp.report.tables import runs_table, setting_labels
@@ -181,6 +180,8 @@ class Sweep:
     def _repr_html_(self) -> str:
         frame = self._stored.frame
         if self.verdict is not None:  # which recommends nothing by the runs that led to it
+            from lora_exp.contest.words import sentences
+
             return page(self.name, [self._said(), str(self.folder), *sentences(self.verdict)], runs_table(frame))
         if not (found := recommendations(frame)):
             return page(self.name, [self._said(), str(self.folder)])

@@ -61,8 +61,6 @@ class Comparison:
     @property
     def interval(self) -> Interval:
         """The mean difference in points, and its 95 % interval, not corrected; NaN without runs."""
-        if not self.differences:
-            return Interval(math.nan, math.nan, math.nan)
         found = interval(self.differences)
         if self.luck == 0:
             return found
@@ -83,7 +81,7 @@ class Comparison:
         """
         if not self.is_tested:
             return NOTHING
-        is_called, is_below = self.chance < CHANCE, self.interval.mean < 0
+        is_called, is_below = self.chance < CHANCE, math.fsum(self.differences) < 0
         if is_called and is_below and self.opponent_tuned and not self.lost:
             return BETTER
         if is_called and not is_below and self.is_tuned and not self.opponent_lost:

@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from lora_exp.config.contest import RATE
 from lora_exp.errors import LoraExpError, in_words
 from lora_exp.storage.sweep_file import write_whole
 
@@ -124,11 +123,6 @@ def read_protocol(folder: Path) -> Protocol:
     if protocol.text != text:
         raise LoraExpError(f"{path}: was changed after it was written")
     return protocol
-
-
-def rates_of(arm: Arm) -> tuple[float, ...]:
-    """The learning rates that an arm tries first, ascending."""
-    return tuple(dict(arm.space)[RATE])
 
 
 def _space(values: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -13,7 +13,7 @@ from lora_exp.contest.luck import luck
 from lora_exp.contest.protocol import CONTEST, JUDGING, SELECTION, Arm, Protocol, read_protocol
 from lora_exp.contest.rounds import best_point, rounds
 from lora_exp.contest.scores import Entry, Score, score_of
-from lora_exp.contest.space import Point, end_of
+from lora_exp.contest.space import FURTHER, Point, end_of, first_points
 from lora_exp.errors import LoraExpError
 from lora_exp.report.statistics import Interval, interval
 from lora_exp.storage.sweep_folder import Sweep
@@ -30,7 +30,7 @@ class Tried:
     @property
     def interval(self) -> Interval:
         """The mean over bases and its 95 % interval, in percent; NaN where no run ended."""
-        return interval(list(self.by_base.values())) if self.by_base else Interval(math.nan, math.nan, math.nan)
+        return interval(list(self.by_base.values()))
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,23 @@ class Verdict:
     """What a contest found. Without judging there are no `standings`, and `why_not` says why.
 
     `tried` holds the points of each arm, by its name. `base` is the measure of the untouched bases, in percent.
-    `command` repeats the contest, `folder` holds its runs, `versions` are of the libraries and the machine. `widened`
-    counts how often the range of rates was widened.
+    `command` repeats the contest, `folder` holds its runs, `versions` are of the libraries and the machine.
     """
 
     protocol: Protocol
     command: str
     folder: str
     versions: dict[str, str]
-    widened: int
     base: Interval | None
     standings: tuple[Standing, ...]
     tried: dict[str, tuple[Tried, ...]]
     why_not: str = ""
+
+    @property
+    def widened(self) -> int:
+        """How often the range of rates was widened."""
+        first = self.protocol.arms[0]
+        return max(0, len(self.tried[first.name]) - len(first_points(first))) // FURTHER
 
     @property
     def opponents(self) -> tuple[str, ...]:
@@ -104,8 +108,7 @@ def verdict_of(sweep: Sweep) -> Verdict:
         folder=str(sweep.folder),
         versions={str(name): str(text) for name, text in facts.get("versions", {}).items()}
         | {name: str(facts[name]) for name in ("processor", "device", "kernels", "commit") if facts.get(name)},
-        widened=max(0, ran.rounds - 1),
-        base=None if ran.why_not else _percent(ran.untouched().values()),
+        base=None if ran.why_not else interval(list(ran.untouched().values())),
         standings=tuple(standings),
         tried={arm.name: ran.tried(arm) for arm in protocol.arms},
         why_not=ran.why_not,
@@ -114,16 +117,12 @@ def verdict_of(sweep: Sweep) -> Verdict:
 
 @dataclass(frozen=True)
 class _Ran:
-    """The jobs of a contest so far, in order, with the scores of those that have one and the steps that each made.
-
-    `rounds` counts those of selection.
-    """
+    """The jobs of a contest so far, in order, with the scores of those that have one and the steps that each made."""
 
     protocol: Protocol
     entries: list[Entry]
     scores: dict[Entry, Score]
     steps: dict[Entry, int]
-    rounds: int
     why_not: str
 
     @staticmethod
@@ -132,14 +131,13 @@ class _Ran:
         entries: list[Entry] = []
         scores: dict[Entry, Score] = {}
         steps: dict[Entry, int] = {}
-        selections, why_not = 0, "the contest has not begun"
+        why_not = "the contest has not begun"
         status = sweep.frame["status"].tolist()
         for batch in rounds(protocol, scores):
             numbers = range(len(entries), len(entries) + len(batch))
             if numbers.stop > len(status):
                 break
             phase = batch[0].phase
-            selections += phase == SELECTION
             for number, entry in zip(numbers, batch, strict=True):
                 given = shlex.split(sweep.frame["overrides"].iloc[number])
                 if given[-len(entry.overrides(protocol)) :] != entry.overrides(protocol):
@@ -159,7 +157,7 @@ class _Ran:
                 why_not = f"{len(lost)} of {len(batch)} jobs of {phase} {have} no result, the first is {lost[0]}"
                 break
             why_not = "" if phase == JUDGING else "judging has not begun"
-        return _Ran(protocol, entries, scores, steps, selections, why_not)
+        return _Ran(protocol, entries, scores, steps, why_not)
 
     def of_phase(self, phase: str, arm: str | None = None) -> list[Entry]:
         """The jobs of a phase, of one arm or of all."""
@@ -201,9 +199,9 @@ class _Ran:
             arm=arm,
             best=best,
             end=end_of(best, points),
-            measure=_percent(self.by_base(judged, lambda score: score.test).values()),
-            forgetting=_percent(self.by_base(judged, lambda score: score.forgetting).values()),
-            balanced_accuracy=_percent(self.by_base(judged, lambda score: score.balanced_accuracy).values()),
+            measure=interval(list(self.by_base(judged, lambda score: score.test).values())),
+            forgetting=interval(list(self.by_base(judged, lambda score: score.forgetting).values())),
+            balanced_accuracy=interval(list(self.by_base(judged, lambda score: score.balanced_accuracy).values())),
             jobs=len(every),
             steps=sum(self.steps[entry] for entry in every),
             seconds=math.fsum(self.scores[entry].seconds for entry in every if entry in self.scores),
@@ -255,8 +253,3 @@ def _candidates(tried: Sequence[Tried]) -> list[dict[int, float]]:
     """The measures by base of the points that `best_point` chooses among: those that lost the fewest runs."""
     least = min(one.lost for one in tried)
     return [one.by_base for one in tried if one.lost == least]
-
-
-def _percent(values: Iterable[float]) -> Interval:
-    found = list(values)
-    return interval(found) if found else Interval(math.nan, math.nan, math.nan)

@@ -94,7 +94,7 @@ def answers(questions: Sequence[Question]) -> tuple[Answer, ...]:
 
 
 def interval(values: Sequence[float], confidence: float = 1 - CHANCE) -> Interval:
-    """Compute the mean of independent values and its confidence interval."""
+    """Compute the mean of independent values and its confidence interval; NaN without values."""
     return _mean_test(values, 0.0, confidence)[1]
 
 
@@ -129,7 +129,9 @@ def in_unit(value: float, unit: str, signed: bool = True) -> str:
 
 
 def _mean_test(values: Sequence[float], margin: float, confidence: float) -> tuple[float, Interval]:
-    """The p value of a t test of the mean against `margin`, and the interval of the mean."""
+    """The p value of a t test of the mean against `margin`, and the interval of the mean; NaN without values."""
+    if not values:
+        return 1.0, Interval(math.nan, math.nan, math.nan, confidence)
     mean = math.fsum(values) / len(values)
     if len(values) < 2:  # has no spread, and scipy takes a second to import
         return 1.0, Interval(mean, math.nan, math.nan, confidence)

@@ -141,6 +141,6 @@ def _plan(
     if protocol.widenings:
         each = (chosen.seconds - chosen.base_seconds) * widening / max(1, chosen.missing)
         time = f", about {duration(each)} each" if chosen.missing else ""
-        yield f"at most {protocol.widenings} widenings of {widening:,} jobs{time}"
+        yield f"at most {protocol.widenings} widening{'s' * (protocol.widenings > 1)} of {widening:,} jobs{time}"
     total, workers = chosen.seconds + judged.seconds, laboratory.executor.workers
     yield f"expected time: about {duration(total)}, without widenings, with {workers} packs at a time"
